@@ -1,0 +1,50 @@
+# Two commands do everything on a fresh clone: make repro, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two processes of one thread each: two threads that share a core with another process wait for each other.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro ui test test-full check lock clean
+.DEFAULT_GOAL := repro
+
+repro: .venv/installed  ## set up, check params.yaml, run the pipeline
+	python -m reprogpt check
+	dvc repro
+
+ui: .venv/installed  ## MLflow on this repository's runs, whatever folder or store the shell points at
+	@echo "MLflow: http://127.0.0.1:$${PORT:-5000}   (another port: make ui PORT=5001)"
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
+
+test: .venv/installed-dev  ## the tests, under six minutes on two cores
+	$(PYTEST) -m "not slow"
+
+test-full: .venv/installed-dev  ## all tests
+	$(PYTEST)
+
+check: .venv/installed-dev  ## linter, formatter, types
+	ruff check .
+	ruff format --check .
+	mypy
+
+.venv/installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reprogpt needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.lock
+	python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
+	touch $@
+
+clean:  ## remove the environment; data, runs and cache stay
+	rm -rf .venv
+
+lock:  ## renew requirements*.lock from pyproject.toml: the newest versions that fit
+	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet . && .venv-lock/bin/python -m pip freeze --all > .venv-lock/run
+	.venv-lock/bin/python -m pip install --quiet ".[dev]" && .venv-lock/bin/python -m pip freeze --all > .venv-lock/dev
+	grep -vE '^(pip|reprogpt)[ =]' .venv-lock/run | sed 's/+cpu//' > requirements.lock
+	grep -vxFf .venv-lock/run .venv-lock/dev > requirements-dev.lock
+	rm -rf .venv-lock

@@ -1,0 +1,58 @@
+"""Writing files so that a reader sees all of one or none, and telling files apart by digest."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what the block writes there replaces `path` when it ends.
+
+    If the block raises, `path` stays as it was and the temporary file is removed. The contents are
+    on disk (fsync) before the name is, so a power cut leaves the old file or the new one.
+    Replacing also keeps read-only hard links into DVC's cache intact: writing in place would not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """Write `content` to `path` whole or not at all, making parent folders."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, newlines untouched, whole or not at all."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_json_atomic(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline. Raises ValueError on NaN and infinities."""
+    write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def file_digest(path: Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def cache_folder() -> Path:
+    """The user's folder for downloads, shared by all clones: $REPROGPT_CACHE, else the platform's own place."""
+    moved = os.environ.get("REPROGPT_CACHE")
+    return Path(moved).expanduser().resolve() if moved else platformdirs.user_cache_path("reprogpt", appauthor=False)

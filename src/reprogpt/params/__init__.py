@@ -1,0 +1,122 @@
+"""The strict loader of params.yaml: every problem at once, in a person's words.
+
+params.yaml is the one place where a value is written, so parameter classes have no defaults.
+Each stage has a class of its own in this folder and validates only that; a new key of one stage
+then reruns no other.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reprogpt.errors import ParamsError
+
+PARAMS_FILE = Path("params.yaml")
+DVC_FILE = Path("dvc.yaml")
+WAY_BACK = (
+    "Put the value back and run `dvc repro`: DVC restores every output from its cache, byte for byte,\n"
+    "without training again. A new value is used from the next `dvc repro` on."
+)
+_TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BOUND_WORDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
+
+
+class Params(BaseModel):
+    """Base of the stages' parameter classes: frozen, no unknown key, no conversion, no NaN."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Params)
+
+
+def load_params(cls: type[P]) -> P:
+    """Read from params.yaml in the current folder what `cls` declares.
+
+    Raises ParamsError listing every problem: unknown keys of the file, and each missing, mistyped
+    or out-of-range key of `cls` with its value and what is allowed.
+    """
+    values = read_mapping(PARAMS_FILE)
+    raise_problems(unknown_keys(values) + problems_of(cls, values))
+    return cls(**_own(cls, values))
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raise one ParamsError with all `problems`, or do nothing if there are none."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise ParamsError(f"{count} in {PARAMS_FILE}\n{listing}\n{WAY_BACK}")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    YAML 1.2, as DVC writes it: to a YAML 1.1 reader, DVC's `1e-05` is a string.
+    Raises ParamsError if the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}\n{WAY_BACK}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}\n{WAY_BACK}")
+    return values
+
+
+def known_keys() -> set[str]:
+    """Every key that some stage of dvc.yaml lists under `params:`."""
+    stages = read_mapping(DVC_FILE)["stages"].values()
+    return {key for stage in stages for key in stage.get("params", [])}
+
+
+def unknown_keys(values: dict[str, Any]) -> list[str]:
+    """A problem for each key of `values` that no stage knows."""
+    known = known_keys()
+    return [f"{key}: unknown key; no stage in {DVC_FILE} reads it" for key in values if key not in known]
+
+
+def problems_of(cls: type[Params], values: dict[str, Any]) -> list[str]:
+    """A problem for each key of `cls` that is missing from `values` or not allowed."""
+    try:
+        cls(**_own(cls, values))
+    except ValidationError as error:
+        return [_in_words(cls, problem) for problem in error.errors()]
+    return []
+
+
+def _own(cls: type[Params], values: dict[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in cls.model_fields if key in values}
+
+
+def _in_words(cls: type[Params], problem: Any) -> str:
+    key = str(problem["loc"][0])
+    allowed = _allowed(cls.model_fields[key])
+    if problem["type"] == "missing":
+        return f"{key}: missing; allowed: {allowed}"
+    if problem["type"] == "secret":  # whatever the value is, it is not printed
+        return f"{key}: {problem['msg']}"
+    if problem["type"] == "value_error":  # raised by a validator of ours, which says the bound itself
+        return f"{key}: {problem['input']!r} {problem['ctx']['error']}"
+    return f"{key}: {problem['input']!r} is not allowed; allowed: {allowed}"
+
+
+def _allowed(field: FieldInfo) -> str:
+    if field.description:
+        return field.description
+    kind: Any = field.annotation
+    if get_origin(kind) is Literal:
+        return " or ".join(str(choice) for choice in get_args(kind))
+    bounds = [
+        f"{word} {getattr(constraint, name)}"
+        for constraint in field.metadata
+        for name, word in _BOUND_WORDS
+        if getattr(constraint, name, None) is not None
+    ]
+    return " ".join([_TYPE_WORDS[kind], " and ".join(bounds)]).strip()

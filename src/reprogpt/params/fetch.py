@@ -1,0 +1,33 @@
+"""What the `fetch` stage reads from params.yaml."""
+
+import re
+
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
+
+from reprogpt.params import Params
+
+
+class FetchParams(Params):
+    """Where the corpus comes from, and how much of it is accepted."""
+
+    corpus_url: str = Field(description="an https, http or file URL")
+    corpus_sha256: str = Field(
+        pattern=r"^([0-9a-f]{64})?$", description='64 hexadecimal digits in lower case, or "" to accept any text'
+    )
+    offline_corpus: str = Field(description='the path of a text in the repository, or "" for no fallback')
+    max_corpus_bytes: int = Field(ge=1)
+
+    @field_validator("corpus_url")
+    @classmethod
+    def _is_a_url_without_a_password(cls, url: str) -> str:
+        # Looked for first and anywhere before the path ends: even a malformed URL must not be printed with it.
+        if re.search(r"://[^?#\s]*@", url):
+            raise PydanticCustomError(
+                "secret",
+                "holds a user name or password (something before an @), which dvc.lock would record; "
+                "put it into ~/.netrc, and write an @ that belongs to the path as %40",
+            )
+        if not re.match(r"(?i:https?|file)://.", url):
+            raise ValueError("is not allowed; allowed: an https, http or file URL")
+        return url

@@ -1,0 +1,12 @@
+"""What the `tokenize` stage reads from params.yaml."""
+
+from typing import Literal
+
+from reprogpt.params import Params
+
+
+class TokenizeParams(Params):
+    """How text becomes token ids."""
+
+    # The one encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
+    encoding: Literal["gpt2"]

@@ -1,0 +1,68 @@
+"""What the `train` stage reads from params.yaml."""
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from reprogpt.params.shared import SharedParams
+
+
+class TrainParams(SharedParams):
+    """Model, schedule, optimiser, cadence.
+
+    A validator sees the keys declared above its own (those that are valid), hence the order:
+    bounds first, then what they bound.
+    """
+
+    vocab_size: int = Field(ge=1)
+    context_length: int = Field(ge=1)
+    emb_dim: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    n_layers: int = Field(ge=1)
+    drop_rate: float = Field(ge=0, lt=1)
+    qkv_bias: bool
+    stride: int = Field(ge=1)
+    n_epochs: int = Field(ge=1)
+    initial_lr: float = Field(ge=0)
+    min_lr: float = Field(ge=0)
+    peak_lr: float = Field(gt=0)
+    warmup_ratio: float = Field(ge=0, lt=1)
+    lr_decay: Literal["cosine", "none"]
+    weight_decay: float = Field(ge=0)
+    max_norm: float = Field(gt=0)
+    orig_book_version: bool
+    eval_freq: int = Field(ge=0)
+    eval_iter: int = Field(ge=1)
+    sample_freq: int = Field(ge=0)
+    random_order: Literal["independent", "book"]
+
+    @field_validator("n_heads")
+    @classmethod
+    def _heads_divide_the_embedding(cls, n_heads: int, info: ValidationInfo) -> int:
+        emb_dim = info.data.get("emb_dim", n_heads)
+        if emb_dim % n_heads:
+            raise ValueError(f"must divide emb_dim={emb_dim} without remainder")
+        return n_heads
+
+    @field_validator("stride")
+    @classmethod
+    def _stride_skips_no_token(cls, stride: int, info: ValidationInfo) -> int:
+        context_length = info.data.get("context_length", stride)
+        if stride > context_length:
+            raise ValueError(f"must be at most context_length={context_length}, or tokens are never trained on")
+        return stride
+
+    @field_validator("peak_lr")
+    @classmethod
+    def _peak_is_the_highest_rate(cls, peak_lr: float, info: ValidationInfo) -> float:
+        for key in ("initial_lr", "min_lr"):
+            if peak_lr < info.data.get(key, 0):
+                raise ValueError(f"must be at least {key}={info.data[key]}")
+        return peak_lr
+
+    @field_validator("random_order")
+    @classmethod
+    def _book_needs_torch_products(cls, random_order: str, info: ValidationInfo) -> str:
+        if random_order == "book" and info.data.get("matmul", "torch") != "torch":
+            raise ValueError(f"needs matmul: torch (now {info.data['matmul']}), whose products gave the book's numbers")
+        return random_order

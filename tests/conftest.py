@@ -1,0 +1,42 @@
+"""Downloads, vocabulary and DVC's variables of the machine stay out of the tests."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reprogpt.files import cache_folder
+
+REAL_DOWNLOAD_CACHE = cache_folder()  # read before any fixture moves it
+REMOVED = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "MLFLOW_TRACKING_URI")
+
+
+@pytest.fixture(scope="session")
+def real_download_cache() -> Path:
+    """The person's own folder of downloads: where a text fetched earlier may lie. For reading only."""
+    return REAL_DOWNLOAD_CACHE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A download cache of the session's own, no settings of other tools; for module fixtures, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REPROGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name in [name for name in os.environ if name in REMOVED or name.startswith("DVC_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def tiktoken_variable_put_back(own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load_encoding sets TIKTOKEN_CACHE_DIR for its process: the next test must not see it."""
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that monkeypatch knows to remove it afterwards
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first, so that two processes end at about the same time; order within a file stays."""
+    slowest = ["test_golden", "test_experiments", "test_repro", "test_endings"]
+    ranks = {name: rank for rank, name in enumerate(slowest)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(slowest)))

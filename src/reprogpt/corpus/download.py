@@ -1,0 +1,176 @@
+"""The bytes behind an http, https or file URL. The only file that imports requests."""
+
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from http.client import responses as status_phrases
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
+
+from reprogpt.errors import FetchError, UnreachableError
+
+if TYPE_CHECKING:
+    import requests
+
+CONNECT_SECONDS = 10.0  # per address of the host
+READ_SECONDS = 30.0  # without a byte from the host
+ATTEMPTS = 3
+BACKOFF_SECONDS = 0.5  # before the second attempt; doubled before each further one
+PIECE_BYTES = 1 << 16
+WEB_SCHEMES = ("http", "https")
+FILE_PREFIX = "file://"
+
+# What stands before the @ of a host. The second form is a password with a bare slash in it: such a
+# URL can't be used, but the message that says so must not show the password either.
+_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
+
+
+class _PassingError(Exception):
+    """One attempt failed in a way that may pass; `error` is what to raise if it does not."""
+
+    def __init__(self, error: FetchError) -> None:
+        self.error = error
+
+
+def without_user(text: str) -> str:
+    """`text`, a URL or a message with URLs in it, less every `user:password@`."""
+    return _USER_INFO.sub("", text)
+
+
+def download(url: str, *, max_bytes: int) -> bytes:
+    """The bytes at `url`, as its owner wrote them: a compression of the transfer is undone.
+
+    Follows redirects between http and https. Makes up to ATTEMPTS attempts where the server is busy
+    or broken (429, 5xx), the body breaks off, or there is no connection; after a time-out only one.
+    Raises UnreachableError if the host can't be reached. Raises FetchError for any other status than
+    200, another redirect, TLS trouble, more than max_bytes, and a file: URL that names no file of
+    this machine. No message shows the user or password in `url`.
+    """
+    if url.lower().startswith(FILE_PREFIX):
+        return _read_file_url(url, max_bytes)
+    attempt = 1
+    while True:  # urllib3's own Retry ends where the body begins, and would obey a Retry-After of hours
+        try:
+            return _attempt(url, max_bytes)
+        except _PassingError as failure:
+            if attempt == ATTEMPTS:
+                raise type(failure.error)(f"{failure.error} (gave up after {ATTEMPTS} attempts)") from None
+        time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
+        attempt += 1
+
+
+def read_file(path: Path, *, name: str, max_bytes: int) -> bytes:
+    """The bytes of a regular file. `name` is what messages call it.
+
+    Raises FetchError if it is missing, no regular file, not readable, or larger than max_bytes.
+    """
+    try:
+        if not path.is_file():  # a pipe or a device would never end
+            raise FetchError(f"{name}: {path.absolute()} is {'not a file' if path.exists() else 'missing'}")
+        num_bytes = path.stat().st_size
+        if num_bytes > max_bytes:
+            raise _too_large(name, f"{num_bytes} bytes", max_bytes)
+        return path.read_bytes()
+    except OSError as error:
+        raise FetchError(f"{name}: {path.absolute()} can't be read: {error.strerror or error}") from None
+
+
+def _read_file_url(url: str, max_bytes: int) -> bytes:
+    name = f"corpus_url={without_user(url)}"
+    path = url[len(FILE_PREFIX) :]
+    if not path.startswith("/"):
+        raise FetchError(f"{name} names a host; for a file of this machine write file:///absolute/path")
+    return read_file(Path(url2pathname(path)), name=name, max_bytes=max_bytes)
+
+
+def _attempt(url: str, max_bytes: int) -> bytes:
+    name = f"corpus_url={without_user(url)}"
+    with _request(url, name) as response:
+        status = response.status_code
+        answer = f"{name} answered {status} {status_phrases.get(status, '')}".rstrip()
+        if status == 429 or status >= 500:
+            raise _PassingError(FetchError(f"{answer}; try again later"))
+        if status != 200:
+            raise FetchError(f"{answer}; open it in a browser, and put the right address into corpus_url")
+        return _body(response, name, max_bytes)
+
+
+def _request(url: str, name: str) -> "requests.Response":
+    """The answer to one GET, its body still unread."""
+    # Imported here, not above: they take 0.15 s, and neither `split` nor a text that is already at
+    # hand needs them.
+    import requests
+    from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
+
+    try:
+        wait = (CONNECT_SECONDS, READ_SECONDS)
+        return requests.get(url, stream=True, timeout=wait, hooks={"response": _check_redirect})
+    except (OSError, ValueError, HTTPError) as error:  # requests' own are OSErrors; urllib3's slip through
+        causes = list(_causes(error))
+        reason = without_user(_reason(causes[-1]))
+        # A ProxyError may come from TLS, a ConnectionError from nearly anything: the causes decide.
+        if any(isinstance(cause, (ssl.SSLError, SSLError)) for cause in causes):
+            raise FetchError(
+                f"{name}: no trustworthy TLS connection: {reason}; check the machine's clock and REQUESTS_CA_BUNDLE"
+            ) from None
+        if any(isinstance(cause, TimeoutError) for cause in causes):
+            raise UnreachableError(f"{name} can't be reached: {reason}") from None
+        no_connection = (ConnectionError, socket.gaierror, NewConnectionError, requests.exceptions.ProxyError)
+        if any(isinstance(cause, no_connection) for cause in causes):
+            raise _PassingError(UnreachableError(f"{name} can't be reached: {reason}")) from None
+        if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidSchema):
+            reason = "not a valid URL"  # the libraries' own words quote pieces of it, a password among them
+        raise FetchError(
+            f"{name} can't be downloaded: {reason}; check the address and the proxy (HTTPS_PROXY)"
+        ) from None
+
+
+def _check_redirect(response: "requests.Response", **_: Any) -> None:
+    """Called by requests with each answer, before it follows a redirect."""
+    if not response.is_redirect:
+        return
+    response.close()  # requests would read the redirect's own body first, however long it is
+    scheme = urlsplit(urljoin(response.url, response.headers["location"])).scheme
+    if scheme not in WEB_SCHEMES:
+        raise FetchError(
+            f"{without_user(response.url)} redirects to a {scheme}: address; only http and https are followed.\n"
+            "Put the address of the text itself into corpus_url"
+        )
+
+
+def _body(response: "requests.Response", name: str, max_bytes: int) -> bytes:
+    """The decoded body. The server may lie about its length, or not tell it: the bound holds while reading."""
+    on_the_wire = response.raw.length_remaining  # Content-Length, None if unknown
+    if on_the_wire is not None and on_the_wire > max_bytes and "Content-Encoding" not in response.headers:
+        raise _too_large(name, f"{on_the_wire} bytes", max_bytes)
+    content = bytearray()
+    try:
+        for piece in response.iter_content(PIECE_BYTES):
+            content += piece
+            if len(content) > max_bytes:
+                raise _too_large(name, f"at least {len(content)} bytes", max_bytes)
+    except OSError as error:  # whatever requests raises here; the host did answer, so it is not unreachable
+        expected = "an unknown number of" if on_the_wire is None else on_the_wire
+        reason = without_user(_reason(list(_causes(error))[-1]))
+        got = f"got {response.raw.tell()} of {expected} bytes"
+        raise _PassingError(FetchError(f"{name} broke off: {got} ({reason}); try again later")) from None
+    return bytes(content)
+
+
+def _too_large(name: str, size: str, max_bytes: int) -> FetchError:
+    return FetchError(f"{name} has {size}, above max_corpus_bytes={max_bytes}; raise that if the text is wanted")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, then what it arose from, down to the first cause."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

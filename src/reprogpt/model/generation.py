@@ -1,0 +1,54 @@
+"""Sampling text from a model, token by token."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from reprogpt.model.gpt import GPTModel
+
+
+def generate(
+    model: GPTModel,
+    prompt: list[int],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    stream: torch.Generator | None = None,
+) -> Iterator[int]:
+    """Yield max_new_tokens token ids that continue prompt; the model's mode is as before afterwards.
+
+    prompt: one id or more; the model sees the last context_length of prompt and continuation.
+    temperature: 0 takes the likeliest token (and draws nothing); above 0 draws from
+    softmax(logits / temperature), among the top_k likeliest where that is given.
+    stream: a CPU generator to draw from, needed when temperature is above 0.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.tok_emb.weight.device
+    ids = list(prompt)
+    try:
+        for _ in range(max_new_tokens):
+            ids.append(_next_token(_last_logits(model, ids, device), temperature, top_k, stream))
+            yield ids[-1]
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def _last_logits(model: GPTModel, ids: list[int], device: torch.device) -> Tensor:
+    """Logits of the token after ids: (V,) float32 on the CPU. Only the last position meets the output head."""
+    window = torch.tensor([ids[-model.config.context_length :]], device=device)
+    logits: Tensor = model.out_head(model.features(window)[0, -1])
+    return logits.float().cpu()
+
+
+def _next_token(logits: Tensor, temperature: float, top_k: int | None, stream: torch.Generator | None) -> int:
+    if temperature == 0:
+        return int(logits.argmax().item())
+    if top_k is not None and top_k < len(logits):
+        floor = logits.topk(top_k).values[-1]
+        logits = logits.masked_fill(logits < floor, -torch.inf)
+    probabilities = torch.softmax(logits / temperature, dim=-1)
+    return int(torch.multinomial(probabilities, 1, generator=stream).item())

@@ -1,0 +1,33 @@
+"""The record of a training in full, as the text of history.csv, and its summary for train.json."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from reprogpt.training.loop import StepRecord
+from reprogpt.training.schedule import Plan
+
+
+def history_csv(records: Sequence[StepRecord]) -> str:
+    """One line a step under a header of StepRecord's field names.
+
+    Numbers are written so that reading them gives the same bits; a loss that was not evaluated is empty.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(StepRecord)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(record) for record in records)
+    return text.getvalue()
+
+
+def summary(records: Sequence[StepRecord], plan: Plan) -> dict[str, Any]:
+    """Length of the training, and where its evaluations ended and were best (absent without evaluations)."""
+    facts: dict[str, Any] = asdict(plan)
+    evaluated = [(record.val_loss, record) for record in records if record.val_loss is not None]
+    if evaluated:
+        last, (best_val_loss, best) = evaluated[-1][1], min(evaluated, key=lambda pair: pair[0])
+        facts |= {"last_train_loss": last.train_loss, "last_val_loss": last.val_loss}
+        facts |= {"best_val_loss": best_val_loss, "best_step": best.step}
+    return facts

@@ -1,0 +1,172 @@
+"""The model: shapes, causality, dropout, and the book's formulas."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reprogpt.model.gpt import GPTConfig, GPTModel
+from tests.tiny import CONFIG, tiny_model
+
+IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [60, 61, 62, 63, 0, 0, 0, 0]])
+
+
+def unchanged(values: Tensor, rate: float) -> Tensor:
+    return values
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = np.exp(x) / np.exp(x).sum()
+    return shares
+
+
+def normed(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """The book's LayerNorm of one vector."""
+    centred = x - x.mean()
+    scaled = weights[f"{name}.weight"] * centred / np.sqrt((centred**2).mean() + 1e-5)
+    result: np.ndarray = scaled + weights[f"{name}.bias"]
+    return result
+
+
+def linear(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarray:
+    result: np.ndarray = weights[f"{name}.weight"] @ x + weights.get(f"{name}.bias", 0)
+    return result
+
+
+def book_logits(ids: list[int], weights: dict[str, np.ndarray], config: GPTConfig) -> np.ndarray:
+    """Chapters 3 and 4 of the book for one row of ids, (T, V), vector by vector."""
+    xs = [weights["tok_emb.weight"][token] + weights["pos_emb.weight"][i] for i, token in enumerate(ids)]
+    size = config.emb_dim // config.n_heads
+    for block in (f"trf_blocks.{i}" for i in range(config.n_layers)):
+        inputs = [normed(x, weights, f"{block}.norm1") for x in xs]
+        queries, keys, values = (
+            [linear(x, weights, f"{block}.att.W_{kind}") for x in inputs] for kind in ("query", "key", "value")
+        )
+        for i in range(len(ids)):
+            context = []
+            for head in (slice(h * size, (h + 1) * size) for h in range(config.n_heads)):
+                scores = np.array([queries[i][head] @ keys[j][head] / math.sqrt(size) for j in range(i + 1)])
+                context.append(sum(share * values[j][head] for j, share in enumerate(softmax(scores))))
+            xs[i] = xs[i] + linear(np.concatenate(context), weights, f"{block}.att.out_proj")
+        for i, x in enumerate(xs):
+            inner = linear(normed(x, weights, f"{block}.norm2"), weights, f"{block}.ff.layers.0")
+            gelu = 0.5 * inner * (1 + np.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+            xs[i] = x + linear(gelu, weights, f"{block}.ff.layers.2")
+    return np.stack([weights["out_head.weight"] @ normed(x, weights, "final_norm") for x in xs])
+
+
+def shaken_model(**changes: bool) -> GPTModel:
+    """A double-precision model whose norms and biases are not at their plain initial values."""
+    model = tiny_model(**changes).double().eval()
+    for parameter in model.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_logits_are_those_of_the_books_formulas(qkv_bias: bool) -> None:
+    model = shaken_model(qkv_bias=qkv_bias)
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    wanted = np.stack([book_logits(row, weights, model.config) for row in IDS.tolist()])
+    np.testing.assert_allclose(model(IDS).detach().numpy(), wanted, rtol=0, atol=1e-10)
+
+
+def test_a_row_of_ids_becomes_a_row_of_logits() -> None:
+    logits = tiny_model()(IDS)
+    assert (logits.shape, logits.dtype) == ((2, 8, 64), torch.float32)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 5])
+def test_a_row_may_be_shorter_than_the_context(num_tokens: int) -> None:
+    model = tiny_model().eval()
+    assert torch.allclose(model(IDS[:, :num_tokens]), model(IDS)[:, :num_tokens], atol=1e-6)
+
+
+def test_features_are_what_the_output_head_reads() -> None:
+    model = tiny_model().eval()
+    assert model.features(IDS).shape == (2, 8, 32)
+    assert torch.equal(model.out_head(model.features(IDS)), model(IDS))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_later_token_changes_no_earlier_logit(training: bool) -> None:
+    model = GPTModel(CONFIG, unchanged).train(training)
+    other = IDS.clone()
+    other[:, 5] = 9
+    before, after = model(IDS), model(other)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.isclose(before[:, 5:], after[:, 5:]).all(dim=-1).any()
+
+
+def test_rows_of_a_batch_do_not_see_each_other() -> None:
+    model = tiny_model().eval()
+    assert torch.allclose(model(IDS)[1], model(IDS[1:])[0], atol=1e-6)
+
+
+def test_fused_attention_of_evaluation_equals_the_explicit_one_of_training() -> None:
+    torch.manual_seed(0)
+    model = GPTModel(CONFIG, unchanged)
+    explicit = model.train()(IDS)
+    assert torch.allclose(model.eval()(IDS), explicit, rtol=0, atol=1e-6)
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
+    model = tiny_model(drop_rate=0.5)
+    assert torch.equal(model.eval()(IDS), model(IDS))
+    assert not torch.equal(model.train()(IDS), model(IDS))
+
+
+def test_dropout_draws_in_the_books_order_at_the_configs_rate() -> None:
+    drawn: list[tuple[tuple[int, ...], float]] = []
+
+    def recorded(values: Tensor, rate: float) -> Tensor:
+        drawn.append((tuple(values.shape), rate))
+        return values
+
+    GPTModel(CONFIG, recorded)(IDS)
+    embedding, attention, branch = ((2, 8, 32), 0.1), ((2, 4, 8, 8), 0.1), ((2, 8, 32), 0.1)
+    assert drawn == [embedding, attention, branch, branch, attention, branch, branch]
+
+
+def test_no_dropout_is_drawn_in_evaluation() -> None:
+    def refused(values: Tensor, rate: float) -> Tensor:
+        raise AssertionError("drawn")
+
+    GPTModel(CONFIG, refused).eval()(IDS)
+
+
+def test_dropout_of_attention_falls_on_normalised_weights() -> None:
+    sums: list[Tensor] = []
+
+    def recorded(values: Tensor, rate: float) -> Tensor:
+        sums.append(values.sum(dim=-1))
+        return values
+
+    GPTModel(CONFIG, recorded)(IDS)
+    assert torch.allclose(sums[1], torch.ones(2, 4, 8)) and torch.allclose(sums[4], torch.ones(2, 4, 8))
+
+
+def test_gpt_124m_has_162_419_712_parameters() -> None:
+    with torch.device("meta"):
+        model = GPTModel(GPTConfig(50257, 256, 768, 12, 12, 0.1, False))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 162_419_712
+
+
+def test_biases_of_query_key_and_value_are_the_only_ones_that_qkv_bias_adds() -> None:
+    without, with_bias = (set(tiny_model(qkv_bias=flag).state_dict()) for flag in (False, True))
+    added = {f"trf_blocks.{i}.att.W_{kind}.bias" for i in (0, 1) for kind in ("query", "key", "value")}
+    assert with_bias - without == added and without < with_bias
+
+
+def test_output_head_has_weights_of_its_own() -> None:
+    model = tiny_model()
+    assert model.out_head.weight.data_ptr() != model.tok_emb.weight.data_ptr()
+    assert model.out_head.bias is None
+
+
+def test_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CONFIG.n_heads = 8  # type: ignore[misc]

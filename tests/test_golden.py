@@ -1,0 +1,193 @@
+"""Golden numbers of the full-size model: those of the book's own code, and our own on the bundled text.
+
+Where a number depends on the processor, its tolerance is that of another processor's rounding. The
+book's text is not part of the repository: its tests run where an earlier `dvc repro` has downloaded it.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiktoken
+import torch
+from torch.nn import functional
+
+from reprogpt.corpus.text import split_text
+from reprogpt.corpus.tokens import encode, load_encoding
+from reprogpt.corpus.windows import windows
+from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.numerics import Numerics, set_up_numerics
+from reprogpt.params import read_mapping
+from reprogpt.params.train import TrainParams
+from reprogpt.training.gradients import measure_and_clip
+from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.schedule import Plan, plan_training
+from reprogpt.training.state import prepare_training
+from tests.tiny import PARAMS, USUAL_NUM_THREADS
+
+ROOT = Path(__file__).parents[1]
+THE_VERDICT = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
+GPT_124M: dict[str, Any] = {
+    "vocab_size": 50257,
+    "context_length": 256,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
+    "qkv_bias": False,
+}
+
+# Of the untrained model on the bundled text's training windows 0 and 1, dropout off. Made by
+#   PYTHONPATH=src:. python -m tests.test_golden
+# (Python 3.11, torch 2.13.0, CPU).
+BUNDLED_LOSS = 10.96527
+
+Ids = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Iterator[Numerics]:
+    """torch's own products, which the book's numbers come from, on all cores."""
+    before, setting = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    torch.set_num_threads(USUAL_NUM_THREADS)
+    yield set_up_numerics(device="cpu", precision="fp32", matmul="torch")
+    torch.set_num_threads(before)
+    torch.backends.mkldnn.matmul.fp32_precision = setting  # type: ignore[attr-defined]
+
+
+def untrained_model() -> GPTModel:
+    torch.manual_seed(123)
+    return GPTModel(GPTConfig(**GPT_124M)).eval()
+
+
+@pytest.fixture(scope="module")
+def model(cpu: Numerics) -> GPTModel:
+    """The untrained model; no test changes its weights."""
+    return untrained_model()
+
+
+@pytest.fixture(scope="module")
+def encoding(own_environment: None) -> tiktoken.Encoding:
+    return load_encoding("gpt2")
+
+
+@pytest.fixture(scope="module")
+def verdict(real_download_cache: Path) -> str:
+    """The book's text."""
+    path = real_download_cache / "corpora" / THE_VERDICT
+    if not path.is_file():
+        pytest.skip(f"The Verdict is not in the download cache ({path}); `dvc repro` puts it there")
+    return path.read_bytes().decode()
+
+
+@pytest.fixture(scope="module")
+def verdict_ids(verdict: str, encoding: tiktoken.Encoding) -> Ids:
+    return ids_of(verdict, encoding)
+
+
+def bundled_text() -> str:
+    path = ROOT / str(read_mapping(ROOT / "params.yaml")["offline_corpus"])
+    return path.read_bytes().decode()
+
+
+def ids_of(text: str, encoding: tiktoken.Encoding) -> Ids:
+    """Training and validation ids."""
+    train_text, val_text = split_text(text, 0.9)
+    return encode(encoding, train_text), encode(encoding, val_text)
+
+
+def loss_on_windows_0_and_1(model: GPTModel, ids: np.ndarray) -> torch.Tensor:
+    inputs, targets = (torch.from_numpy(rows[:2]) for rows in windows(ids, context_length=256, stride=256))
+    return functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+def num_rows(ids: np.ndarray) -> int:
+    return len(windows(ids, context_length=256, stride=256)[0])
+
+
+def digest(ids: np.ndarray) -> str:
+    return hashlib.sha256(ids.astype("<u2").tobytes()).hexdigest()
+
+
+def test_untrained_weights_are_the_books(model: GPTModel) -> None:
+    query = model.get_parameter("trf_blocks.0.att.W_query.weight")
+    assert model.tok_emb.weight[0, :3].tolist() == [0.3373701870441437, -0.1777772158384323, -0.3035275936126709]
+    assert query[0, :3].tolist() == [0.02834736742079258, -0.03321906924247742, 0.01250658929347992]
+    assert model.out_head.weight[0, :3].tolist() == [
+        -0.028531109914183617,
+        -0.0213463231921196,
+        -0.0034006601199507713,
+    ]
+
+
+def test_the_verdict_is_cut_and_tokenized_as_in_the_book(verdict: str, encoding: tiktoken.Encoding) -> None:
+    assert (len(verdict), *map(len, split_text(verdict, 0.9))) == (20479, 18431, 2048)
+    assert len(encode(encoding, verdict)) == 5145
+
+
+def test_ids_of_the_verdict_are_the_books(verdict_ids: Ids) -> None:
+    train_ids, val_ids = verdict_ids
+    assert (len(train_ids), len(val_ids)) == (4612, 534)
+    assert train_ids[:8].tolist() == [40, 367, 2885, 1464, 1807, 3619, 402, 271]
+    assert digest(train_ids) == "c26a996810fe9514eab9d7cb07bf4426a0a52cafbc30874e5b442a66dcd9d39f"
+    assert digest(val_ids) == "bc505f933197b4ae839357954a0ec7ef21c7c8c75d55e940ac9a629e75758719"
+
+
+def test_the_verdict_gives_the_books_rows_and_steps(verdict_ids: Ids) -> None:
+    assert [num_rows(ids) for ids in verdict_ids] == [18, 2]
+    assert plan_training(18, batch_size=2, n_epochs=15, warmup_ratio=0.2) == Plan(9, 135, 27)
+
+
+def test_loss_and_gradients_of_the_untrained_model_are_the_books(model: GPTModel, verdict_ids: Ids) -> None:
+    loss = loss_on_windows_0_and_1(model, verdict_ids[0])
+    torch.autograd.backward(loss)
+    max_grad, max_grad_clipped, grad_norm = measure_and_clip(model.parameters(), 1.0).tolist()
+    model.zero_grad()
+    assert loss.item() == pytest.approx(10.99399, abs=5e-6)
+    assert max_grad == pytest.approx(0.041851, abs=2e-6)
+    assert max_grad_clipped == pytest.approx(0.018569, abs=2e-6)
+    assert grad_norm == pytest.approx(2.253754, abs=2e-6)
+
+
+def test_the_bundled_text_takes_as_many_steps_as_the_books(encoding: tiktoken.Encoding) -> None:
+    rows = num_rows(ids_of(bundled_text(), encoding)[0])
+    assert rows == 18
+    assert plan_training(rows, batch_size=2, n_epochs=15, warmup_ratio=0.2) == Plan(9, 135, 27)
+
+
+def test_loss_of_the_untrained_model_on_the_bundled_text(model: GPTModel, encoding: tiktoken.Encoding) -> None:
+    with torch.no_grad():
+        loss = loss_on_windows_0_and_1(model, ids_of(bundled_text(), encoding)[0])
+    assert loss.item() == pytest.approx(BUNDLED_LOSS, abs=5e-6)
+
+
+# Training and validation losses published with the book's code, at steps 0, 5, 10 and 15.
+PUBLISHED = [(0, 10.934, 10.939), (5, 9.151, 9.461), (10, 7.949, 8.184), (15, 6.362, 6.876)]
+
+
+def test_first_two_epochs_in_book_order_are_the_published_table(
+    cpu: Numerics, verdict_ids: Ids, encoding: tiktoken.Encoding
+) -> None:
+    lengths = {"batch_size": 2, "stride": 256, "n_epochs": 15, "eval_freq": 5, "eval_iter": 1, "sample_freq": 0}
+    rates = {"initial_lr": 0.00001, "peak_lr": 0.001, "min_lr": 0.00001, "warmup_ratio": 0.2, "lr_decay": "cosine"}
+    rest = {"seed": 123, "weight_decay": 0.1, "max_norm": 1.0, "orig_book_version": False, "random_order": "book"}
+    params = TrainParams(**PARAMS | GPT_124M | lengths | rates | rest)
+    prompt = encoding.encode_ordinary("Every effort moves you")
+    records = train(prepare_training(*verdict_ids, prompt=prompt, params=params, numerics=cpu))
+    for _, record in zip(range(16), records, strict=False):
+        assert isinstance(record, StepRecord)
+        if record.train_loss is not None:
+            step, train_loss, val_loss = PUBLISHED[record.step // 5]
+            assert record.step == step
+            assert (record.train_loss, record.val_loss) == pytest.approx((train_loss, val_loss), abs=0.001)
+    assert record.step == 15
+
+
+if __name__ == "__main__":
+    set_up_numerics(device="cpu", precision="fp32", matmul="torch")
+    with torch.no_grad():
+        ids = ids_of(bundled_text(), load_encoding("gpt2"))[0]
+        print(f"{loss_on_windows_0_and_1(untrained_model(), ids).item():.5f}")

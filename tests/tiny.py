@@ -1,0 +1,61 @@
+"""A tiny model and a tiny training, for the tests of model and training."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.numerics import Numerics
+from reprogpt.params.train import TrainParams
+from reprogpt.training.state import Training, prepare_training
+
+# A model this small takes longer on two threads than on one, and far longer on a busy machine.
+USUAL_NUM_THREADS = torch.get_num_threads()
+torch.set_num_threads(1)
+
+CPU = Numerics(torch.device("cpu"), "fp32", "torch")
+CONFIG = GPTConfig(vocab_size=64, context_length=8, emb_dim=32, n_heads=4, n_layers=2, drop_rate=0.1, qkv_bias=False)
+PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
+    "encoding": "gpt2",
+    "seed": 123,
+    "batch_size": 2,
+    "device": "cpu",
+    "precision": "fp32",
+    "matmul": "torch",
+    "start_context": "a",
+    "max_new_tokens": 3,
+    "stride": 8,
+    "n_epochs": 2,
+    "initial_lr": 0.0001,
+    "min_lr": 0.0001,
+    "peak_lr": 0.001,
+    "warmup_ratio": 0.2,
+    "lr_decay": "cosine",
+    "weight_decay": 0.1,
+    "max_norm": 1.0,
+    "orig_book_version": False,
+    "eval_freq": 5,
+    "eval_iter": 1,
+    "sample_freq": 1,
+    "random_order": "independent",
+}
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> GPTModel:
+    """An untrained model of CONFIG with changes, in train mode."""
+    torch.manual_seed(seed)
+    return GPTModel(dataclasses.replace(CONFIG, **changes))
+
+
+def tiny_training(num_rows: int = 11, **changes: Any) -> Training:
+    """A training of PARAMS with changes on num_rows rows of 8 random tokens; three rows to validate on."""
+    ids = np.random.default_rng(0).integers(0, 64, 8 * (num_rows + 3) + 2).astype(np.uint16)
+    cut = 8 * num_rows + 1
+    return prepare_training(ids[:cut], ids[cut:], prompt=[1, 2], params=TrainParams(**PARAMS | changes), numerics=CPU)
+
+
+def weights_of(model: GPTModel) -> list[bytes]:
+    """The bits of all weights, in order."""
+    return [tensor.detach().numpy().tobytes() for tensor in model.state_dict().values()]

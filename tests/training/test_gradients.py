@@ -1,0 +1,85 @@
+"""Sizes of a step's gradients, and their clipping."""
+
+import pytest
+import torch
+from torch import nn
+
+from reprogpt.training.gradients import measure_and_clip
+
+
+def with_grads(*grads: list[float]) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(len(grad))) for grad in grads]
+    for parameter, grad in zip(parameters, grads, strict=True):
+        parameter.grad = torch.tensor(grad)
+    return parameters
+
+
+def grads_of(parameters: list[nn.Parameter]) -> list[list[float]]:
+    return [parameter.grad.tolist() for parameter in parameters if parameter.grad is not None]
+
+
+def random_parameters(seed: int, scale: float) -> list[nn.Parameter]:
+    """Two parameters with normal gradients; every third seed gives negative ones only."""
+    stream = torch.Generator().manual_seed(seed)
+    parameters = [nn.Parameter(torch.zeros(7, 5)), nn.Parameter(torch.zeros(11))]
+    for parameter in parameters:
+        grad = scale * torch.randn(parameter.shape, generator=stream)
+        parameter.grad = -grad.abs() if seed % 3 == 0 else grad
+    return parameters
+
+
+def test_three_and_four_have_norm_five_and_are_scaled_by_a_fifth() -> None:
+    parameters = with_grads([-3.0, 0.0], [4.0])
+    measured = measure_and_clip(parameters, 1.0)
+    assert (measured.shape, measured.dtype) == ((3,), torch.float32)
+    assert measured.tolist() == pytest.approx([4.0, 0.8, 5.0])
+    assert grads_of(parameters) == [pytest.approx([-0.6, 0.0]), pytest.approx([0.8])]
+
+
+def test_max_grad_is_the_largest_signed_entry_not_the_largest_size() -> None:
+    assert measure_and_clip(with_grads([-3.0, 2.0], [1.0]), None)[0] == 2
+    assert measure_and_clip(with_grads([-3.0, -2.0], [-4.0]), None)[0] == -2
+
+
+def test_none_leaves_the_gradients_and_measures_the_same_twice() -> None:
+    parameters = with_grads([-3.0, 0.0], [4.0])
+    assert measure_and_clip(parameters, None).tolist() == [4.0, 4.0, 5.0]
+    assert grads_of(parameters) == [[-3.0, 0.0], [4.0]]
+
+
+def test_gradients_below_the_bound_stay() -> None:
+    parameters = with_grads([-3.0, 0.0], [4.0])
+    assert measure_and_clip(parameters, 6.0).tolist() == [4.0, 4.0, 5.0]
+    assert grads_of(parameters) == [[-3.0, 0.0], [4.0]]
+
+
+def test_a_parameter_without_gradient_is_passed_over() -> None:
+    parameters = [nn.Parameter(torch.ones(3)), *with_grads([-3.0, 4.0])]
+    assert measure_and_clip(parameters, 1.0).tolist() == pytest.approx([4.0, 0.8, 5.0])
+    assert parameters[0].grad is None
+
+
+def test_parameters_may_come_from_a_generator() -> None:
+    assert measure_and_clip((p for p in with_grads([-3.0, 4.0])), 1.0)[2] == 5
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
+def test_max_grad_clipped_is_what_a_second_scan_finds_to_the_bit(seed: int, scale: float) -> None:
+    parameters = random_parameters(seed, scale)
+    largest = max(entry for grad in grads_of(parameters) for entry in torch.tensor(grad).flatten().tolist())
+    measured = measure_and_clip(parameters, 0.5)
+    second_scan = max(parameter.grad.max() for parameter in parameters if parameter.grad is not None)
+    assert measured[0] == largest
+    assert measured[1] == second_scan
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
+def test_norm_and_clipped_gradients_are_torchs_to_the_bit(scale: float) -> None:
+    ours, theirs = random_parameters(1, scale), random_parameters(1, scale)
+    assert measure_and_clip(ours, 0.5)[2] == nn.utils.clip_grad_norm_(theirs, 0.5)
+    assert grads_of(ours) == grads_of(theirs)
+
+
+def test_nan_is_measured_not_hidden() -> None:
+    assert measure_and_clip(with_grads([1.0, torch.nan]), 1.0).isnan().tolist() == [True, True, True]

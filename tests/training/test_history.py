@@ -1,0 +1,57 @@
+"""The record of a training as text, and its summary."""
+
+import csv
+import io
+
+from reprogpt.training.history import history_csv, summary
+from reprogpt.training.loop import StepRecord
+from reprogpt.training.schedule import Plan
+
+PLAN = Plan(steps_per_epoch=2, total_steps=4, warmup_steps=1)
+
+
+def record(step: int, val_loss: float | None = None, loss: float = 3.0) -> StepRecord:
+    train_loss = None if val_loss is None else val_loss / 2
+    return StepRecord(step, step // 2, 16 * (step + 1), 0.1, loss, 0.5, 0.25, 2.0, train_loss, val_loss)
+
+
+def test_a_line_a_step_under_the_names_of_the_record() -> None:
+    assert history_csv([record(0, 4.0), record(1)]) == (
+        "step,epoch,tokens_seen,lr,loss,max_grad,max_grad_clipped,grad_norm,train_loss,val_loss\n"
+        "0,0,16,0.1,3.0,0.5,0.25,2.0,2.0,4.0\n"
+        "1,0,32,0.1,3.0,0.5,0.25,2.0,,\n"
+    )
+
+
+def test_numbers_come_back_bit_for_bit() -> None:
+    losses = [1 / 3, 1e-320, 0.1 + 0.2, 123456789.123456789, 5e-324]
+    text = history_csv([record(step, loss=loss) for step, loss in enumerate(losses)])
+    assert [float(row["loss"]) for row in csv.DictReader(io.StringIO(text))] == losses
+
+
+def test_no_steps_leave_the_header_alone() -> None:
+    assert history_csv([]).count("\n") == 1
+
+
+def test_summary_says_how_long_and_where_it_ended_and_was_best() -> None:
+    assert summary([record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0)], PLAN) == {
+        "steps_per_epoch": 2,
+        "total_steps": 4,
+        "warmup_steps": 1,
+        "last_train_loss": 4.0,
+        "last_val_loss": 8.0,
+        "best_val_loss": 6.0,
+        "best_step": 2,
+    }
+
+
+def test_the_last_losses_are_those_of_the_last_evaluation_not_of_the_last_step() -> None:
+    assert summary([record(0, 9.0), record(1)], PLAN)["last_val_loss"] == 9.0
+
+
+def test_the_first_of_equally_good_steps_is_the_best() -> None:
+    assert summary([record(0, 6.0), record(1, 6.0)], PLAN)["best_step"] == 0
+
+
+def test_summary_without_evaluations_is_the_plan() -> None:
+    assert summary([record(0), record(1)], PLAN) == {"steps_per_epoch": 2, "total_steps": 4, "warmup_steps": 1}

@@ -1,0 +1,248 @@
+"""The training loop: what it computes, and what does not change it."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from reprogpt.errors import NonFiniteError
+from reprogpt.model.generation import generate
+from reprogpt.model.gpt import GPTModel
+from reprogpt.training.evaluation import score
+from reprogpt.training.loop import SampleRecord, StepRecord, train
+from reprogpt.training.schedule import learning_rate_at
+from reprogpt.training.state import Training
+from tests.tiny import CPU, tiny_model, tiny_training, weights_of
+
+ORDERS = ["independent", "book"]
+
+# tiny_training: 11 rows in batches of 2 are 5 steps an epoch, 10 in all, of which 2 are warmup.
+
+
+def run(training: Training) -> tuple[list[StepRecord], list[SampleRecord]]:
+    records = list(train(training))
+    return (
+        [record for record in records if isinstance(record, StepRecord)],
+        [record for record in records if isinstance(record, SampleRecord)],
+    )
+
+
+def trained(**changes: Any) -> list[bytes]:
+    """The weights that a whole training ends in."""
+    training = tiny_training(**changes)
+    run(training)
+    return weights_of(training.model)
+
+
+def steps(**changes: Any) -> list[StepRecord]:
+    return run(tiny_training(**changes))[0]
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_two_runs_end_in_the_same_bits_with_the_same_record(random_order: str) -> None:
+    first = tiny_training(random_order=random_order)
+    records = run(first)
+    second = tiny_training(random_order=random_order)
+    assert run(second) == records
+    assert weights_of(second.model) == weights_of(first.model)
+
+
+def test_another_seed_ends_in_other_bits() -> None:
+    assert trained(seed=123) != trained(seed=124)
+
+
+@pytest.mark.parametrize("watching", [{"eval_freq": 1}, {"eval_freq": 0}, {"eval_freq": 1, "eval_iter": 3}])
+@pytest.mark.parametrize("sample_freq", [0, 1, 2])
+def test_evaluating_and_sampling_change_no_bit_of_the_weights(watching: dict[str, int], sample_freq: int) -> None:
+    assert trained(**watching, sample_freq=sample_freq) == trained(eval_freq=5, sample_freq=1)
+
+
+def test_sampling_changes_no_bit_in_book_order_but_evaluating_does() -> None:
+    weights = trained(random_order="book", sample_freq=0)
+    assert trained(random_order="book", sample_freq=1) == weights
+    assert trained(random_order="book", eval_freq=1) != weights
+
+
+def test_the_global_streams_change_no_bit_in_independent_order() -> None:
+    training = tiny_training()
+    for _ in train(training):
+        torch.rand(5)
+        np.random.random(5)
+    assert weights_of(training.model) == trained()
+
+
+@pytest.mark.parametrize("orig_book_version", [False, True])
+def test_loop_equals_the_books_written_out(orig_book_version: bool) -> None:
+    """Without dropout, with the rows' order taken from the record of the loop's own stream."""
+    changes: dict[str, Any] = {"drop_rate": 0.0, "max_norm": 0.5, "orig_book_version": orig_book_version}
+    training = tiny_training(**changes)
+    rows, order = training.train_rows, training.order
+    model = tiny_model(seed=123, drop_rate=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
+    for step, record in enumerate(run(training)[0]):
+        lr = (
+            0.0001 + step * (0.0009 / 2) if step < 2 else 0.0001 + 0.0009 * (1 + math.cos(math.pi * (step - 2) / 8)) / 2
+        )
+        chosen = order.training_rows(step // 5, 11)[2 * (step % 5) : 2 * (step % 5) + 2]
+        optimizer.param_groups[0]["lr"] = record.lr
+        optimizer.zero_grad()
+        logits = model(torch.from_numpy(rows.inputs[chosen]))
+        loss = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.targets[chosen]).flatten())
+        torch.autograd.backward(loss)
+        max_grad = max(p.grad.max().item() for p in model.parameters() if p.grad is not None)
+        if step > 2 or (step == 2 and not orig_book_version):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        assert record.lr == pytest.approx(lr)
+        assert (record.loss, record.max_grad) == (loss.item(), max_grad)
+    assert weights_of(training.model) == weights_of(model)
+
+
+def test_records_count_steps_epochs_and_tokens() -> None:
+    records = steps()
+    assert [record.step for record in records] == list(range(10))
+    assert [record.epoch for record in records] == [0] * 5 + [1] * 5
+    assert [record.tokens_seen for record in records] == [16 * (step + 1) for step in range(10)]
+
+
+def test_rates_are_those_of_the_schedule() -> None:
+    rates: dict[str, Any] = {"initial_lr": 0.0002, "peak_lr": 0.002, "min_lr": 0.0001}
+    for lr_decay in ("cosine", "none"):
+        wanted = [
+            learning_rate_at(step, **rates, warmup_steps=2, total_steps=10, lr_decay=lr_decay) for step in range(10)
+        ]
+        assert [record.lr for record in steps(**rates, lr_decay=lr_decay)] == wanted
+    assert wanted[2:] == [0.002] * 8
+
+
+def test_the_rate_is_the_one_the_optimizer_uses() -> None:
+    assert trained(peak_lr=0.002) != trained(peak_lr=0.001)
+    training = tiny_training(initial_lr=0.0, min_lr=0.0)
+    before = weights_of(training.model)
+    records = train(training)
+    assert next(records).lr == 0  # type: ignore[union-attr]
+    assert weights_of(training.model) == before
+    next(records)
+    assert weights_of(training.model) != before
+
+
+@pytest.mark.parametrize(("orig_book_version", "first_clipped"), [(False, 2), (True, 3)])
+def test_clipping_starts_after_warmup(orig_book_version: bool, first_clipped: int) -> None:
+    records = steps(max_norm=0.001, orig_book_version=orig_book_version)
+    assert [record.step for record in records if record.max_grad_clipped != record.max_grad] == list(
+        range(first_clipped, 10)
+    )
+    assert all(record.grad_norm > 0.1 for record in records)
+
+
+def test_clipping_starts_at_once_without_warmup() -> None:
+    assert all(record.max_grad_clipped < record.max_grad for record in steps(max_norm=0.001, warmup_ratio=0.0))
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_an_epoch_visits_each_row_at_most_once(random_order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+    forward = GPTModel.forward
+
+    def watched(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
+        seen.extend(ids.tolist())
+        return forward(model, ids)
+
+    training = tiny_training(random_order=random_order, eval_freq=0, sample_freq=0)
+    rows = training.train_rows.inputs.tolist()
+    monkeypatch.setattr(GPTModel, "forward", watched)
+    run(training)
+    visited = [rows.index(row) for row in seen]
+    assert len(set(visited[:10])) == len(set(visited[10:])) == 10
+    assert visited[:10] != visited[10:]
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_dropout_is_on_in_training(random_order: str) -> None:
+    dropped, whole = (steps(random_order=random_order, drop_rate=rate)[0].loss for rate in (0.5, 0.0))
+    assert dropped != whole
+
+
+@pytest.mark.parametrize(("eval_freq", "evaluated"), [(5, [0, 5]), (3, [0, 3, 6, 9]), (1, list(range(10))), (0, [])])
+def test_evaluations_come_every_eval_freq_steps_from_the_first(eval_freq: int, evaluated: list[int]) -> None:
+    records = steps(eval_freq=eval_freq)
+    assert [record.step for record in records if record.train_loss is not None] == evaluated
+    assert [record.step for record in records if record.val_loss is not None] == evaluated
+
+
+@pytest.mark.parametrize(("eval_iter", "num_val"), [(1, 2), (2, 3), (100, 3)])
+def test_an_evaluation_scores_the_updated_weights_on_the_first_batches(eval_iter: int, num_val: int) -> None:
+    training = tiny_training(eval_iter=eval_iter)
+    record = next(train(training))
+    assert isinstance(record, StepRecord)
+    for rows, num_rows, loss in (
+        (training.train_rows, 2 * eval_iter, record.train_loss),
+        (training.val_rows, num_val, record.val_loss),
+    ):
+        inputs, targets = rows.inputs[:num_rows], rows.targets[:num_rows]
+        assert loss == score(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
+
+
+@pytest.mark.parametrize(("sample_freq", "sampled"), [(1, [(4, 0), (9, 1)]), (2, [(9, 1)]), (3, []), (0, [])])
+def test_samples_come_after_the_last_step_of_their_epochs(sample_freq: int, sampled: list[tuple[int, int]]) -> None:
+    training = tiny_training(sample_freq=sample_freq)
+    _, samples = run(training)
+    assert [(sample.step, sample.epoch) for sample in samples] == sampled
+
+
+def test_a_sample_is_the_prompt_and_its_greedy_continuation() -> None:
+    training = tiny_training()
+    *_, last = train(training)
+    assert isinstance(last, SampleRecord)
+    assert last.ids == [1, 2, *generate(training.model, [1, 2], 3)]
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_training_is_up_to_date_whenever_a_record_is_yielded(random_order: str) -> None:
+    training = tiny_training(random_order=random_order)
+    for record in train(training):
+        assert training.step == record.step + 1
+
+
+def test_a_training_stopped_between_records_goes_on_to_the_same_bits() -> None:
+    training = tiny_training()
+    for record in train(training):
+        if record.step == 6:
+            break
+    rest = [record.step for record in run(training)[0]]
+    assert rest == [7, 8, 9]
+    assert weights_of(training.model) == trained()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_its_step_and_updates_nothing(bad: float) -> None:
+    training = tiny_training()
+    records = train(training)
+    next(records)
+    next(records)
+    training.model.final_norm.bias.data[0] = bad
+    before = weights_of(training.model)
+    with pytest.raises(NonFiniteError, match=r"^step 2: loss is nan, not a finite number.*peak_lr"):
+        next(records)
+    assert weights_of(training.model) == before
+    assert training.step == 2
+
+
+def test_a_gradient_that_is_not_finite_names_its_step() -> None:
+    training = tiny_training()
+    training.model.tok_emb.weight.register_hook(lambda grad: grad * math.inf)  # type: ignore[no-untyped-call]
+    with pytest.raises(NonFiniteError, match=r"^step 0: max_grad is (nan|inf)"):
+        run(training)
+
+
+def test_an_evaluation_that_is_not_finite_names_its_step() -> None:
+    with pytest.raises(NonFiniteError, match=r"^step 0: train_loss is (nan|inf)"):
+        run(tiny_training(initial_lr=1e38, min_lr=1e38, peak_lr=1e38))
+
+
+def test_loss_falls() -> None:
+    records = steps(n_epochs=20, drop_rate=0.0, peak_lr=0.01)
+    assert records[-1].loss < 0.5 * records[0].loss

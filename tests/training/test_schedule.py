@@ -1,0 +1,101 @@
+"""How many steps, and the learning rate of each."""
+
+import math
+from typing import Any
+
+import pytest
+
+from reprogpt.errors import DataError, ScheduleError
+from reprogpt.training.schedule import Plan, learning_rate_at, plan_training
+
+# 3 steps of warmup from 1 to 10, then 4 of cosine fall towards 2
+SHORT: dict[str, Any] = {"initial_lr": 1, "peak_lr": 10, "min_lr": 2, "warmup_steps": 3, "total_steps": 7}
+
+
+@pytest.mark.parametrize(("step", "lr"), [(0, 1.0), (1, 4.0), (2, 7.0), (3, 10.0), (5, 6.0), (6, 6 - 4 / math.sqrt(2))])
+def test_rate_rises_linearly_then_falls_on_a_cosine(step: int, lr: float) -> None:
+    assert learning_rate_at(step, **SHORT) == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(("step", "lr"), [(0, 1.0), (2, 7.0), (3, 10.0), (4, 10.0), (6, 10.0)])
+def test_rate_stays_at_its_peak_without_decay(step: int, lr: float) -> None:
+    assert learning_rate_at(step, **SHORT, lr_decay="none") == pytest.approx(lr)
+
+
+def test_last_step_stays_above_the_minimum() -> None:
+    assert learning_rate_at(6, **SHORT) > 2
+
+
+@pytest.mark.parametrize("lr_decay", ["cosine", "none"])
+def test_without_warmup_the_first_step_has_the_peak_rate(lr_decay: str) -> None:
+    assert learning_rate_at(0, **SHORT | {"warmup_steps": 0}, lr_decay=lr_decay) == 10
+
+
+def test_warmup_may_take_all_steps_but_one() -> None:
+    rates = [learning_rate_at(step, **SHORT | {"warmup_steps": 3, "total_steps": 4}) for step in range(4)]
+    assert rates == [1, 4, 7, 10]
+
+
+@pytest.mark.parametrize(
+    ("initial_lr", "peak_lr", "min_lr", "lr_decay"),
+    [(0.0001, 0.01, 0.0, "none"), (0.0001, 0.01, 0.00001, "cosine"), (0.00001, 0.001, 0.00001, "cosine")],
+)
+def test_the_books_three_schedules_to_the_bit(initial_lr: float, peak_lr: float, min_lr: float, lr_decay: str) -> None:
+    total_steps, warmup_steps = 135, 27
+    increment = (peak_lr - initial_lr) / warmup_steps
+    for step in range(total_steps):
+        if step < warmup_steps:
+            lr = initial_lr + step * increment
+        elif lr_decay == "none":
+            lr = peak_lr
+        else:
+            progress = (step - warmup_steps) / (total_steps - warmup_steps)
+            lr = min_lr + (peak_lr - min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+        found = learning_rate_at(
+            step,
+            initial_lr=initial_lr,
+            peak_lr=peak_lr,
+            min_lr=min_lr,
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            lr_decay=lr_decay,
+        )
+        assert found == lr, f"step {step}"
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "message"),
+    [
+        (-1, {}, "step=-1 must be at least 0 and below total_steps=7"),
+        (7, {}, "step=7 must be at least 0 and below total_steps=7"),
+        (0, {"warmup_steps": -1}, "warmup_steps=-1 must be at least 0 and below total_steps=7"),
+        (0, {"warmup_steps": 7}, "warmup_steps=7 must be at least 0 and below total_steps=7"),
+        (0, {"initial_lr": -1}, "initial_lr=-1 and min_lr=2 must lie between 0 and peak_lr=10"),
+        (0, {"initial_lr": 11}, "initial_lr=11 and min_lr=2 must lie between 0 and peak_lr=10"),
+        (0, {"min_lr": -1}, "initial_lr=1 and min_lr=-1 must lie between 0 and peak_lr=10"),
+        (0, {"min_lr": 11}, "initial_lr=1 and min_lr=11 must lie between 0 and peak_lr=10"),
+    ],
+)
+def test_a_value_out_of_bounds_is_named_with_its_bound(step: int, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ScheduleError, match=f"^{message}$"):
+        learning_rate_at(step, **SHORT | changes)
+
+
+def test_rates_may_lie_on_their_bounds() -> None:
+    assert learning_rate_at(0, **SHORT | {"initial_lr": 10, "min_lr": 10}) == 10
+    assert learning_rate_at(0, **SHORT | {"initial_lr": 0, "min_lr": 0}) == 0
+
+
+def test_a_short_last_batch_is_no_step_and_warmup_rounds_down() -> None:
+    assert plan_training(7, batch_size=2, n_epochs=5, warmup_ratio=0.2) == Plan(3, 15, 3)
+    assert plan_training(7, batch_size=2, n_epochs=3, warmup_ratio=0.2) == Plan(3, 9, 1)
+    assert plan_training(2, batch_size=2, n_epochs=1, warmup_ratio=0.2) == Plan(1, 1, 0)
+
+
+def test_the_books_plan() -> None:
+    assert plan_training(18, batch_size=2, n_epochs=15, warmup_ratio=0.2) == Plan(9, 135, 27)
+
+
+def test_too_few_rows_for_one_batch_are_refused() -> None:
+    with pytest.raises(DataError, match=r"gives 3 rows, fewer than batch_size=4.*smaller batch_size"):
+        plan_training(3, batch_size=4, n_epochs=1, warmup_ratio=0)

@@ -1,0 +1,67 @@
+"""The command line: python -m reprogpt COMMAND. A command's module is imported only when it runs."""
+
+import argparse
+
+from reprogpt.errors import run_program
+
+RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
+COMPARE = """\
+Print what differs between two runs: inputs, code and environment, the first step whose recorded values are
+not the same bits and how the losses part from there on, results, weights."""
+COMPARE_CODES = """\
+exit code: 0 if parameters, text, tokens, every recorded step, results and weights are identical to the bit
+(code and environment may differ), 1 if not, 2 if a run can't be found"""
+LINEAGE = """\
+Print the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as dvc.lock
+records it, whether each link holds, the MLflow runs it belongs to, and the commands that bring it back."""
+LINEAGE_CODES = """\
+exit code: 0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found"""
+
+
+def run() -> int | None:
+    """Run the command that the arguments name; its exit code, None for success."""
+    parser = argparse.ArgumentParser(prog="reprogpt", description="Run from the root of a clone of the repository.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("check", help="report every problem of params.yaml").set_defaults(run=_check)
+    compare = commands.add_parser(
+        "compare", help="what differs between two runs", description=COMPARE, epilog=COMPARE_CODES
+    )
+    compare.add_argument("a", metavar="A", help=RUN)
+    compare.add_argument("b", metavar="B", help="the other one, named in the same ways")
+    compare.set_defaults(run=_compare)
+    lineage = commands.add_parser(
+        "lineage", help="where a result comes from, and whether that holds", description=LINEAGE, epilog=LINEAGE_CODES
+    )
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
+    lineage.add_argument("what", metavar="WHAT", nargs="?", help=words)
+    lineage.set_defaults(run=_lineage)
+    arguments = parser.parse_args()
+    code: int | None = arguments.run(arguments)
+    return code
+
+
+# The imports wait inside: MLflow takes seconds to load, and `--help` should not.
+def _check(arguments: argparse.Namespace) -> None:
+    from reprogpt.commands.check import check
+
+    check()
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from reprogpt.commands.compare import compare
+
+    return compare(arguments.a, arguments.b)
+
+
+def _lineage(arguments: argparse.Namespace) -> int:
+    from reprogpt.commands.lineage import lineage
+
+    return lineage(arguments.what)
+
+
+def main() -> None:
+    run_program(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Which run a person means. No side effects."""
+
+import re
+from collections.abc import Sequence
+
+from reprogpt.errors import PipelineError
+from reprogpt.record.runs import RecordedRun
+
+MAX_LISTED = 10
+
+
+def find_run(what: str, runs: Sequence[RecordedRun]) -> tuple[RecordedRun, str] | None:
+    """The run that `what` means, and a remark for the person ("" mostly); None if it means none.
+
+    what: a run's id, or its first 6 or more hex digits, or a name (the run's own, or of its DVC experiment).
+    runs: newest first; of several with one name the first is taken, and the remark says so.
+    Raises PipelineError for digits that several ids start with.
+    """
+    if re.fullmatch("[0-9a-fA-F]{6,32}", what):
+        found = [run for run in runs if run.id.startswith(what.lower())]
+        if len(found) > 1:
+            raise PipelineError(f"{what} begins the ids of {len(found)} runs; give more digits:{listing(found)}")
+        if found:
+            return found[0], ""
+    found = named(what, runs)
+    if not found:
+        return None
+    others = f"{len(found)} runs are named {what}; this is the newest:{listing(found)}"
+    return found[0], others if len(found) > 1 else ""
+
+
+def require_run(what: str, runs: Sequence[RecordedRun]) -> tuple[RecordedRun, str]:
+    """find_run, where finding none is a PipelineError that lists what is known."""
+    found = find_run(what, runs)
+    if found is None:
+        raise PipelineError(
+            f"no MLflow run has the id or name {what}, nor an id that begins with it (6 digits at least).\n"
+            f"Known:{listing(runs)}\n"
+            "A DVC experiment taken from DVC's cache has no run of its own name: `reprogpt lineage NAME` names the\n"
+            "one that trained it"
+        )
+    return found
+
+
+def named(name: str, runs: Sequence[RecordedRun]) -> list[RecordedRun]:
+    """The runs of that name, or that DVC experiment, in the order given."""
+    return [run for run in runs if name in (run.name, run.tags.get("dvc.experiment"))]
+
+
+def listing(runs: Sequence[RecordedRun]) -> str:
+    """Names with the start of the id, a line each, at most MAX_LISTED of them; to follow a colon."""
+    if not runs:
+        return " none; `dvc repro` makes one"
+    words = "".join(f"\n  {run.id[:8]}  {run.name}" for run in runs[:MAX_LISTED])
+    return words + (f"\n  … and {len(runs) - MAX_LISTED} older" if len(runs) > MAX_LISTED else "")

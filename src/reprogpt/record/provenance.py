@@ -1,0 +1,71 @@
+"""Where a run comes from: commit, DVC experiment, corpus, and the numerical environment."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reprogpt.numerics import Numerics
+from reprogpt.params import DVC_FILE, PARAMS_FILE, read_mapping
+from reprogpt.pipeline import LOCK_FILE, out_paths
+from reprogpt.record.git import git
+
+SOURCE_FILE = Path("data/corpus/source.json")
+
+
+def git_facts() -> dict[str, str]:
+    """commit and dirty ("true" or "false"), {} outside a git repository.
+
+    dirty looks at tracked files other than params.yaml, dvc.lock and the pipeline's outs: those are
+    recorded by value, and every experiment changes them.
+    """
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    stages = read_mapping(DVC_FILE)["stages"].values()
+    recorded = [str(PARAMS_FILE), str(LOCK_FILE), *(path for stage in stages for path in out_paths(stage))]
+    excluded = [f":(exclude){path}" for path in recorded]
+    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
+    return {"commit": commit, "dirty": "true" if status else "false", "mlflow.source.git.commit": commit}
+
+
+def experiment_facts() -> dict[str, str]:
+    """The DVC experiment's name and the commit it was made from, {} under plain `dvc repro`."""
+    names = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
+    return {tag: os.environ[variable] for tag, variable in names.items() if os.environ.get(variable)}
+
+
+def read_source() -> dict[str, Any]:
+    """What fetch wrote of the corpus (url or path, sha256, bytes, characters), {} if there is nothing."""
+    try:
+        source: dict[str, Any] = json.loads(SOURCE_FILE.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return source
+
+
+def corpus_facts(source: dict[str, Any]) -> dict[str, str]:
+    """Tags that say which text was trained on."""
+    return {f"corpus.{key}": str(source[key]) for key in ("url", "path", "sha256") if key in source}
+
+
+def environment_facts(numerics: Numerics) -> dict[str, str]:
+    """Versions and arithmetic that the bits depend on."""
+    cuda = torch.cuda.get_device_name() if numerics.device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "tiktoken": version("tiktoken"),
+        "device": cuda or numerics.device.type,
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "matmul": numerics.matmul,
+        "command": f"python {' '.join(sys.orig_argv[1:])}",
+    }

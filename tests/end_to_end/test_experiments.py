@@ -1,0 +1,81 @@
+"""Experiments in copies of the workspace, on a store that does not exist yet. Tests run in their order."""
+
+import time
+from pathlib import Path
+
+import pytest
+from workspace import STEPS, Workspace, make_workspace
+
+EVALUATE = "src/reprogpt/training/samples.py"
+
+
+@pytest.fixture(scope="module")
+def queued(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two experiments queued, then the workspace's code edited, then run by two workers; no store before.
+
+    The number of drawn samples tells whose code ran: 3 in the installed project, 2 when queued, 1 edited later.
+    """
+    workspace = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), sample_freq=0)
+    source = workspace.path / EVALUATE
+    source.write_text(source.read_text("utf-8").replace("NUM_DRAWN = 3", "NUM_DRAWN = 2"), "utf-8")
+    workspace.commit("two samples")
+    workspace.succeed("dvc", "exp", "run", "--queue", "-S", "peak_lr=0.002", "--name", "slower")
+    workspace.succeed("dvc", "exp", "run", "--queue", "-S", "peak_lr=0.003", "--name", "faster")
+    committed = source.read_text("utf-8")
+    source.write_text(committed.replace("NUM_DRAWN = 2", "NUM_DRAWN = 1"), "utf-8")
+    assert not workspace.runs()
+    workspace.succeed("dvc", "queue", "start", "-j", "2")
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        tasks = [line for line in workspace.succeed("dvc", "queue", "status").splitlines() if "er " in line]
+        if tasks and not any(state in line for line in tasks for state in ("Queued", "Running")):
+            break
+        time.sleep(1)
+    workspace.succeed("dvc", "queue", "stop")
+    source.write_text(committed, "utf-8")
+    return workspace
+
+
+def drawn_samples(workspace: Workspace, name: str) -> int:
+    (run,) = [run for run in workspace.runs() if run.info.run_name == name]
+    folder = Path(run.info.artifact_uri.removeprefix("file://"))
+    return (folder / "samples/samples.txt").read_text("utf-8").count("top_k")
+
+
+def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace):
+    runs = {run.info.run_name: run for run in queued.runs()}
+    assert set(runs) == {"slower", "faster"}
+    for name, rate in (("slower", "0.002"), ("faster", "0.003")):
+        run = runs[name]
+        assert run.info.status == "FINISHED"
+        assert run.data.params["peak_lr"] == rate
+        assert len(queued.client().get_metric_history(run.info.run_id, "loss")) == STEPS
+        assert {"final_val_loss", "val_accuracy"} <= set(run.data.metrics)
+        assert {"checkpoint/model.safetensors", "plots/losses.png", "samples/samples.txt"} <= queued.artifacts(run)
+        assert Path(run.info.artifact_uri.removeprefix("file://")).parent.parent == queued.path / "mlruns"
+
+
+def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace):
+    assert drawn_samples(queued, "slower") == 2
+    assert drawn_samples(queued, "faster") == 2
+
+
+def test_an_edit_of_the_code_does_not_make_the_store_or_copies_dirty(queued: Workspace):
+    assert not list((queued.path / ".dvc/tmp/exps").glob("*/mlflow.db"))
+    assert [run.data.tags["dirty"] for run in queued.runs()] == ["false", "false"]
+
+
+@pytest.mark.parametrize(("mode", "name"), [("--temp", "in-a-copy"), ("--force", "in-place")])
+def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace, mode: str, name: str):
+    queued.succeed("dvc", "exp", "run", mode, "--name", name, "-S", "peak_lr=0.0005")
+    run = queued.runs()[-1]
+    assert (run.info.run_name, run.info.status) == (name, "FINISHED")
+    assert run.data.tags["dvc.experiment"] == name
+    assert run.data.tags["dvc.baseline"] == queued.succeed("git", "rev-parse", "HEAD").strip()
+    assert {"checkpoint/model.safetensors", "plots/losses.png"} <= queued.artifacts(run)
+
+
+def test_copy_and_workspace_give_the_same_bits(queued: Workspace):
+    runs = {run.info.run_name: run.data.tags["weights.sha256"] for run in queued.runs()}
+    assert runs["in-a-copy"] == runs["in-place"]
+    assert runs["slower"] != runs["faster"]

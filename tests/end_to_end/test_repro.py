@@ -1,0 +1,145 @@
+"""`dvc repro` on a fresh clone: what a user gets, and what a second one does. Tests run in their order."""
+
+import csv
+import json
+
+import torch
+from transformers import GPT2LMHeadModel
+from workspace import STEPS, Workspace
+
+from reprogpt.model.checkpoint import load_model
+
+ARTIFACTS = {
+    "checkpoint/config.json",
+    "checkpoint/merges.txt",
+    "checkpoint/model.safetensors",
+    "checkpoint/tokenizer_config.json",
+    "checkpoint/vocab.json",
+    "params.yaml",
+    "samples/samples.txt",
+    "samples/training.txt",
+    *(f"plots/{name}.{kind}" for name in ("learning_rate", "losses", "gradients") for kind in ("png", "pdf")),
+}
+FINAL = {"final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
+
+
+def test_one_finished_run_holds_every_step_result_and_artifact(finished: Workspace):
+    (run,) = finished.runs()
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == f"repro-{run.data.tags['run_key'][:8]}"
+    for key in ("loss", "lr", "max_grad", "max_grad_clipped", "grad_norm"):
+        points = finished.client().get_metric_history(run.info.run_id, key)
+        assert [point.step for point in points] == list(range(STEPS)), key
+    for key in ("train_loss", "val_loss"):
+        points = finished.client().get_metric_history(run.info.run_id, key)
+        assert [point.step for point in points] == [0, 5, 10, 15], key
+    assert set(run.data.metrics) >= FINAL
+    assert finished.artifacts(run) == ARTIFACTS
+
+
+def test_the_run_has_every_parameter_of_train_and_evaluate(finished: Workspace):
+    (run,) = finished.runs()
+    locked = finished.lock()
+    recorded = {**locked["train"]["params"]["params.yaml"], **locked["evaluate"]["params"]["params.yaml"]}
+    assert run.data.params == {key: str(value) for key, value in recorded.items()}
+
+
+def test_the_run_names_its_digests_as_dvc_does(finished: Workspace):
+    (run,) = finished.runs()
+    digests = finished.out_digests()
+    for out in ("data/model", "data/metrics/history.csv", "data/metrics/train.json"):
+        assert run.data.tags[f"dvc.{out}.md5"] == digests[out]
+    named = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert named == {
+        "corpus-train": digests["data/tokens/train.npy"],
+        "corpus-val": digests["data/tokens/val.npy"],
+    }
+    assert run.data.tags["dirty"] == "false"
+    assert run.data.tags["commit"] == finished.succeed("git", "rev-parse", "HEAD").strip()
+
+
+def test_history_csv_holds_what_mlflow_holds(finished: Workspace):
+    (run,) = finished.runs()
+    with (finished.path / "data/metrics/history.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for key in ("loss", "lr", "max_grad"):
+        points = finished.client().get_metric_history(run.info.run_id, key)
+        assert [point.value for point in points] == [float(row[key]) for row in rows]
+
+
+def test_transformers_loads_the_model_with_our_logits(finished: Workspace):
+    folder = finished.path / "data/model"
+    theirs = GPT2LMHeadModel.from_pretrained(folder).eval()
+    ids = torch.arange(0, 50000, 1000).view(1, 50)
+    with torch.no_grad():
+        assert (theirs(ids).logits - load_model(folder)(ids)).abs().max() < 1e-4
+
+
+def test_a_second_repro_runs_nothing(finished: Workspace):
+    output = finished.succeed("dvc", "repro")
+    assert finished.stages_run(output) == []
+    assert len(finished.runs()) == 1
+
+
+def test_force_gives_the_same_lock_file_and_a_second_complete_run(finished: Workspace):
+    before = (finished.path / "dvc.lock").read_bytes()
+    finished.succeed("dvc", "repro", "--force")
+    assert (finished.path / "dvc.lock").read_bytes() == before
+    first, second = finished.runs()
+    assert first.data.tags["weights.sha256"] == second.data.tags["weights.sha256"]
+    assert finished.artifacts(second) == ARTIFACTS
+    assert set(second.data.metrics) >= FINAL
+
+
+def test_training_again_alone_still_gives_a_complete_run(finished: Workspace):
+    """DVC then skips evaluate and plot, whose inputs are the same bits."""
+    output = finished.succeed("dvc", "repro", "--force", "--single-item", "train")
+    assert finished.stages_run(output) == ["train"]
+    run = finished.runs()[-1]
+    assert finished.artifacts(run) == ARTIFACTS
+    assert set(run.data.metrics) >= FINAL
+
+
+def test_other_sampling_keys_evaluate_in_a_child_run(finished: Workspace):
+    parent = finished.runs()[-1]
+    finished.set_params(temperature=0.5)
+    output = finished.succeed("dvc", "repro")
+    assert finished.stages_run(output) == ["evaluate"]
+    child = finished.runs()[-1]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert child.data.params["temperature"] == "0.5"
+    assert child.info.status == "FINISHED"
+    assert set(child.data.metrics) == FINAL
+    finished.set_params(temperature=1.0)
+    finished.succeed("dvc", "repro")
+
+
+def test_a_changed_rate_reruns_train_evaluate_and_plot(finished: Workspace):
+    finished.set_params(peak_lr=0.002)
+    assert finished.stages_run(finished.succeed("dvc", "repro")) == ["train", "evaluate", "plot"]
+
+
+def test_a_refused_value_loses_nothing(finished: Workspace):
+    """Nor does it train: put back, every out comes from the cache, byte for byte."""
+    before = {
+        path: (finished.path / path).read_bytes() for path in finished.out_digests() if "." in path.split("/")[-1]
+    }
+    num_runs = len(finished.runs())
+    finished.set_params(peak_lr="fast")
+    failed = finished.run("dvc", "repro")
+    assert failed.returncode != 0
+    assert "peak_lr: 'fast' is not allowed; allowed: a number above 0" in failed.stderr
+    assert "restores every output from its cache" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    finished.set_params(peak_lr=0.002)
+    output = finished.succeed("dvc", "repro")
+    assert finished.stages_run(output) == []
+    assert {path: (finished.path / path).read_bytes() for path in before} == before
+    assert finished.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
+    assert len(finished.runs()) == num_runs
+
+
+def test_metrics_and_plots_are_declared(finished: Workspace):
+    shown = json.loads(finished.succeed("dvc", "metrics", "show", "--json"))
+    assert set(shown[""]["data"]) == {f"data/metrics/{name}.json" for name in ("tokens", "train", "eval")}
+    assert "file://" in finished.succeed("dvc", "plots", "show")

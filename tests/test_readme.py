@@ -1,0 +1,35 @@
+"""What the README says of parameters and commands is so."""
+
+import re
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+
+
+def test_the_table_has_every_parameter_with_its_default():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", README, flags=re.MULTILINE))
+    table = {key: value.strip("` ") for key, value in rows.items() if key in PARAMS}
+    assert list(table) == list(PARAMS)
+    for key, value in PARAMS.items():
+        if key == "corpus_url":
+            assert table[key] == "The Verdict"
+        elif key == "corpus_sha256":
+            assert value.startswith(table[key].rstrip("…"))
+        else:
+            assert YAML(typ="safe", pure=True).load(table[key]) == value, key
+
+
+def test_every_make_target_named_exists():
+    targets = set(re.findall(r"^([\w-]+):.*##", (ROOT / "Makefile").read_text("utf-8"), flags=re.MULTILINE))
+    text = README + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    named = set(re.findall(r"(?:`|^)make ([a-z][\w-]*)", text, flags=re.MULTILINE))
+    assert named and named <= targets
+
+
+def test_every_file_linked_exists():
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link

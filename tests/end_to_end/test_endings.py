@@ -154,6 +154,7 @@ def test_ctrl_c_in_a_stage_is_130_and_leaves_no_half_written_file(trained: Works
     process = trained.start("python", "-m", f"stages.{stage}")
     try:
         writer = os.open(path, os.O_WRONLY)  # waits until the stage has opened the pipe
+        time.sleep(0.5)  # and is in the midst of reading, where a library may swallow the signal
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
         os.close(writer)

@@ -4,6 +4,7 @@ The only file that imports matplotlib. Colours are Okabe and Ito's, and every li
 dash, marker or darkness, so that a reader without colour, or a copy in black and white, loses nothing.
 """
 
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -60,7 +61,9 @@ def read_history(path: Path) -> pd.DataFrame:
     dtypes = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(MEASURED + EVALUATED, "float64")
     again = "run `dvc repro train` to write it again"
     try:
-        cells = pd.read_csv(path, dtype=str)  # pandas before 3.1 rounds floats; Python, which astype asks, does not
+        # Read here, not by pandas: its parser turns a Ctrl-C during the read into an error of its own.
+        text = io.StringIO(path.read_text("utf-8"))
+        cells = pd.read_csv(text, dtype=str)  # pandas before 3.1 rounds floats; Python, which astype asks, does not
         if absent := [name for name in dtypes if name not in cells.columns]:
             raise DataError(f"{path} lacks the columns {', '.join(absent)}; {again}")
         history = cells.astype(dtypes)

@@ -1,10 +1,13 @@
 """How a program ends."""
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from reprogpt.errors import WAY_BACK
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -49,6 +52,28 @@ def test_sigterm_passes_ordinary_handlers_and_runs_cleanup() -> None:
         "\n    finally: print('cleaned up')"
     )
     assert (done.returncode, done.stdout) == (143, "cleaned up\n")
+
+
+@pytest.mark.parametrize(("stage", "said"), [("train", True), (None, False)])
+def test_under_dvc_the_way_back_is_said_since_outs_are_removed(
+    monkeypatch: pytest.MonkeyPatch, stage: str | None, said: bool
+) -> None:
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    if stage:
+        monkeypatch.setenv("DVC_STAGE", stage)
+    assert (WAY_BACK in ends("raise ParamsError('seed: -1 is not allowed')").stderr) is said
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_a_stage_is_loading_leaves_no_traceback(number: int, code: int) -> None:
+    """Before run_program: in the imports, which take seconds."""
+    program = (
+        "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"import stages; os.kill(os.getpid(), {int(number)}); time.sleep(30)"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_a_bug_keeps_its_traceback() -> None:

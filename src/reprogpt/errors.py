@@ -1,5 +1,6 @@
 """The errors a user can cause or meet, and how a program ends on them."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -47,8 +48,27 @@ class TrackingError(PipelineError):
     """The MLflow store can't be used."""
 
 
+class OrphanedError(PipelineError):
+    """The DVC process that started a stage is gone."""
+
+
 class Terminated(BaseException):
     """SIGTERM arrived. Like KeyboardInterrupt, no ordinary `except` swallows it."""
+
+
+# What a value in params.yaml can lead to. DVC has removed the stage's outs before it ran.
+_OF_A_VALUE = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, NonFiniteError)
+WAY_BACK = (
+    "Nothing is lost: put the former value back and run `dvc repro`, which restores every output, byte for byte,\n"
+    "without training."
+)
+
+
+def end_quietly_while_loading() -> None:
+    """From here until run_program, Ctrl-C and SIGTERM end the program at once, with no traceback out of an import."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is default:  # a shell's background job has Ctrl-C ignored
+            signal.signal(number, _exit_at_once)
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
@@ -58,10 +78,13 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     is the exit code.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if signal.getsignal(signal.SIGINT) is _exit_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         result = main()
     except PipelineError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
+        in_dvc = isinstance(error, _OF_A_VALUE) and "DVC_STAGE" in os.environ
+        print(f"\nerror: {error}" + (f"\n{WAY_BACK}" if in_dvc else ""), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -74,3 +97,7 @@ def run_program(main: Callable[[], object]) -> NoReturn:
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
+
+
+def _exit_at_once(signum: int, frame: FrameType | None) -> NoReturn:
+    os._exit(128 + signum)

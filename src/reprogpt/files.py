@@ -10,13 +10,16 @@ from typing import Any
 
 import platformdirs
 
+from reprogpt.errors import DataError
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what the block writes there replaces `path` when it ends.
 
     If the block raises, `path` stays as it was and the temporary file is removed. The contents are
-    on disk (fsync) before the name is, so a power cut leaves the old file or the new one.
+    on disk (fsync) before the name is, so a power cut leaves the old file or the new one; afterwards
+    the name is on disk, too.
     Replacing also keeps read-only hard links into DVC's cache intact: writing in place would not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,8 +29,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Bring a folder's list of names to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
@@ -44,6 +57,18 @@ def write_text_atomic(path: Path, text: str) -> None:
 def write_json_atomic(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with a final newline. Raises ValueError on NaN and infinities."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *, needs: str, remedy: str) -> dict[str, Any]:
+    """What a JSON file of ours holds. Raises DataError, ending in `remedy`, if it is unreadable or lacks `needs`."""
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        fault = "" if isinstance(values, dict) and needs in values else f"it has no {needs}"
+    except (OSError, ValueError) as error:
+        fault = str(error)
+    if fault:
+        raise DataError(f"{path} can't be used: {fault}; {remedy}")
+    return dict(values)
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

@@ -17,10 +17,6 @@ from reprogpt.errors import ParamsError
 
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
-WAY_BACK = (
-    "Put the value back and run `dvc repro`: DVC restores every output from its cache, byte for byte,\n"
-    "without training again. A new value is used from the next `dvc repro` on."
-)
 _TYPE_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _BOUND_WORDS = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
@@ -50,7 +46,7 @@ def raise_problems(problems: list[str]) -> None:
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         listing = "\n".join(f"  {problem}" for problem in problems)
-        raise ParamsError(f"{count} in {PARAMS_FILE}\n{listing}\n{WAY_BACK}")
+        raise ParamsError(f"{count} in {PARAMS_FILE}\n{listing}")
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -64,9 +60,9 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
     except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}\n{WAY_BACK}") from None
+        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}\n{WAY_BACK}")
+        raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
     return values
 
 

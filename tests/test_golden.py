@@ -23,7 +23,7 @@ from reprogpt.numerics import Numerics, set_up_numerics
 from reprogpt.params import read_mapping
 from reprogpt.params.train import TrainParams
 from reprogpt.training.gradients import measure_and_clip
-from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.loop import train
 from reprogpt.training.schedule import Plan, plan_training
 from reprogpt.training.state import prepare_training
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
@@ -178,7 +178,6 @@ def test_first_two_epochs_in_book_order_are_the_published_table(
     prompt = encoding.encode_ordinary("Every effort moves you")
     records = train(prepare_training(*verdict_ids, prompt=prompt, params=params, numerics=cpu))
     for _, record in zip(range(16), records, strict=False):
-        assert isinstance(record, StepRecord)
         if record.train_loss is not None:
             step, train_loss, val_loss = PUBLISHED[record.step // 5]
             assert record.step == step

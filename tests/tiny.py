@@ -39,6 +39,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "eval_freq": 5,
     "eval_iter": 1,
     "sample_freq": 1,
+    "save_seconds": 0.0,
     "random_order": "independent",
 }
 

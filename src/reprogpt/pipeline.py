@@ -7,6 +7,7 @@ experiment's copy of it.
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def repository_root() -> Path:
     DVC sets DVC_ROOT for every stage it runs; without DVC it is the current folder.
     """
     return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
+
+
+def private_folder() -> Path:
+    """What we keep for ourselves between commands, in the main repository; git and DVC ignore it."""
+    return repository_root() / ".reprogpt"
 
 
 def dvc_md5(path: Path) -> str:
@@ -57,11 +63,16 @@ def stage_inputs(stage: str) -> dict[str, Any]:
 
 
 def run_key(stage: str = "train") -> str:
-    """32 hex digits that stand for everything the stage is made from: its stage_inputs.
+    """32 hex digits that stand for everything the stage is made from: the key_of its stage_inputs.
 
     It joins DVC and MLflow: the same under `dvc repro --force`, another whenever an input is.
     """
-    canonical = json.dumps(stage_inputs(stage), sort_keys=True, separators=(",", ":"))
+    return key_of(stage_inputs(stage))
+
+
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """The run key that stands for these inputs of a stage, in the form of stage_inputs."""
+    canonical = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
@@ -73,15 +84,24 @@ def locked_stage(stage: str) -> dict[str, Any]:
     return entry
 
 
+def recorded_inputs(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs in a stage's dvc.lock entry, in the form of stage_inputs."""
+    return {
+        "cmd": entry["cmd"],
+        "deps": {dep["path"]: dep["md5"] for dep in entry.get("deps", [])},
+        "params": entry.get("params", {}).get(PARAMS_FILE.name, {}),
+    }
+
+
+def recorded_outs(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Path -> digest of the outs in a stage's dvc.lock entry."""
+    return {out["path"]: out["md5"] for out in entry.get("outs", [])}
+
+
 def is_up_to_date(stage: str) -> bool:
     """Whether DVC would skip the stage now: inputs and outs are those that dvc.lock records."""
     locked = locked_stage(stage)
-    outs = {Path(out["path"]): out["md5"] for out in locked.get("outs", [])}
+    outs = {Path(path): md5 for path, md5 in recorded_outs(locked).items()}
     if not locked or not all(path.exists() and dvc_md5(path) == md5 for path, md5 in outs.items()):
         return False
-    recorded = {
-        "cmd": locked["cmd"],
-        "deps": {dep["path"]: dep["md5"] for dep in locked.get("deps", [])},
-        "params": locked.get("params", {}).get(PARAMS_FILE.name, {}),
-    }
-    return recorded == stage_inputs(stage)
+    return recorded_inputs(locked) == stage_inputs(stage)

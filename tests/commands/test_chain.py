@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from reprogpt.commands.chain import UNLISTED, Link, check_chain, key_of, recorded_inputs
-from reprogpt.pipeline import run_key
+from reprogpt.commands.chain import UNLISTED, Link, check_chain
+from reprogpt.pipeline import key_of, recorded_inputs, run_key
 
 FILES = {"code.py": "c0", "raw.txt": "r0", "ids.npy": "i0", "model": "m0.dir", "train.json": "j0"}
 STAGES: dict[str, Any] = {

@@ -48,6 +48,7 @@ random_order: independent
 eval_freq: 5
 eval_iter: 1
 sample_freq: 1
+save_seconds: 60.0
 start_context: Every effort moves you
 max_new_tokens: 50
 temperature: 1.0
@@ -129,6 +130,7 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
         ({"peak_lr": math.nan}, "peak_lr: nan is not allowed; allowed: a number above 0"),
         ({"max_norm": math.inf}, "max_norm: inf is not allowed; allowed: a number above 0"),
         ({"stride": 257}, "stride: 257 must be at most context_length=256"),
+        ({"save_seconds": -0.5}, "save_seconds: -0.5 is not allowed; allowed: a number at least 0"),
         ({"eval_freq": -1}, "eval_freq: -1 is not allowed; allowed: a whole number at least 0"),
         ({"seed": True}, "seed: True is not allowed; allowed: a whole number"),
         ({"n_epochs": True}, "n_epochs: True is not allowed; allowed: a whole number"),
@@ -198,12 +200,12 @@ def test_a_refused_bound_hides_no_other_problem_and_invents_none(values: Values)
 def test_an_unknown_key_is_refused_by_every_stage(folder: Path) -> None:
     replace(("seed: 123", "seed: 123\nmax_lr: 0.1"))
     for stage in STAGES:
-        assert "\n  max_lr: unknown key; no stage in dvc.yaml reads it\n" in refusal(stage)
+        assert "  max_lr: unknown key; no stage in dvc.yaml reads it" in refusal(stage).splitlines()
 
 
 def test_a_missing_key_is_named_with_what_is_allowed(folder: Path) -> None:
     replace(("batch_size:", "# batch_size:"))
-    assert "\n  batch_size: missing; allowed: a whole number at least 1\n" in refusal()
+    assert "  batch_size: missing; allowed: a whole number at least 1" in refusal().splitlines()
 
 
 def test_all_problems_of_a_stage_come_in_one_message(folder: Path) -> None:
@@ -218,10 +220,9 @@ def test_a_stage_does_not_mind_another_ones_value(folder: Path) -> None:
     assert load_params(SplitParams).train_ratio == 0.9
 
 
-def test_a_refusal_says_the_way_back(folder: Path) -> None:
+def test_a_refusal_counts_its_problems(folder: Path) -> None:
     replace(("batch_size: 2", "batch_size: 0"))
     assert refusal().startswith("1 problem in params.yaml\n")
-    assert "Put the value back and run `dvc repro`" in refusal()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,7 @@ def test_check_reports_problems_of_several_stages_in_one_message_without_traceba
 def test_check_passes_valid_parameters(folder: Path) -> None:
     done = run_check(folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "params.yaml: 36 keys, all within their ranges\n"
+    assert done.stdout == f"params.yaml: {len(TEXT.splitlines())} keys, all within their ranges\n"
 
 
 @pytest.mark.parametrize("url", ["https://me:hush@host/text", "http://me:hu/sh@host/", "https://hush@host/x"])

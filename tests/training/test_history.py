@@ -12,7 +12,7 @@ PLAN = Plan(steps_per_epoch=2, total_steps=4, warmup_steps=1)
 
 def record(step: int, val_loss: float | None = None, loss: float = 3.0) -> StepRecord:
     train_loss = None if val_loss is None else val_loss / 2
-    return StepRecord(step, step // 2, 16 * (step + 1), 0.1, loss, 0.5, 0.25, 2.0, train_loss, val_loss)
+    return StepRecord(step, step // 2, 16 * (step + 1), 0.1, loss, 0.5, 0.25, 2.0, train_loss, val_loss, sample=[1, 2])
 
 
 def test_a_line_a_step_under_the_names_of_the_record() -> None:

@@ -12,7 +12,7 @@ from reprogpt.errors import NonFiniteError
 from reprogpt.model.generation import generate
 from reprogpt.model.gpt import GPTModel
 from reprogpt.training.evaluation import score
-from reprogpt.training.loop import SampleRecord, StepRecord, train
+from reprogpt.training.loop import StepRecord, train
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Training
 from tests.tiny import CPU, tiny_model, tiny_training, weights_of
@@ -22,12 +22,8 @@ ORDERS = ["independent", "book"]
 # tiny_training: 11 rows in batches of 2 are 5 steps an epoch, 10 in all, of which 2 are warmup.
 
 
-def run(training: Training) -> tuple[list[StepRecord], list[SampleRecord]]:
-    records = list(train(training))
-    return (
-        [record for record in records if isinstance(record, StepRecord)],
-        [record for record in records if isinstance(record, SampleRecord)],
-    )
+def run(training: Training) -> list[StepRecord]:
+    return list(train(training))
 
 
 def trained(**changes: Any) -> list[bytes]:
@@ -38,7 +34,7 @@ def trained(**changes: Any) -> list[bytes]:
 
 
 def steps(**changes: Any) -> list[StepRecord]:
-    return run(tiny_training(**changes))[0]
+    return run(tiny_training(**changes))
 
 
 @pytest.mark.parametrize("random_order", ORDERS)
@@ -82,7 +78,7 @@ def test_loop_equals_the_books_written_out(orig_book_version: bool) -> None:
     rows, order = training.train_rows, training.order
     model = tiny_model(seed=123, drop_rate=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
-    for step, record in enumerate(run(training)[0]):
+    for step, record in enumerate(run(training)):
         lr = (
             0.0001 + step * (0.0009 / 2) if step < 2 else 0.0001 + 0.0009 * (1 + math.cos(math.pi * (step - 2) / 8)) / 2
         )
@@ -123,7 +119,7 @@ def test_the_rate_is_the_one_the_optimizer_uses() -> None:
     training = tiny_training(initial_lr=0.0, min_lr=0.0)
     before = weights_of(training.model)
     records = train(training)
-    assert next(records).lr == 0  # type: ignore[union-attr]
+    assert next(records).lr == 0
     assert weights_of(training.model) == before
     next(records)
     assert weights_of(training.model) != before
@@ -177,7 +173,6 @@ def test_evaluations_come_every_eval_freq_steps_from_the_first(eval_freq: int, e
 def test_an_evaluation_scores_the_updated_weights_on_the_first_batches(eval_iter: int, num_val: int) -> None:
     training = tiny_training(eval_iter=eval_iter)
     record = next(train(training))
-    assert isinstance(record, StepRecord)
     for rows, num_rows, loss in (
         (training.train_rows, 2 * eval_iter, record.train_loss),
         (training.val_rows, num_val, record.val_loss),
@@ -189,15 +184,14 @@ def test_an_evaluation_scores_the_updated_weights_on_the_first_batches(eval_iter
 @pytest.mark.parametrize(("sample_freq", "sampled"), [(1, [(4, 0), (9, 1)]), (2, [(9, 1)]), (3, []), (0, [])])
 def test_samples_come_after_the_last_step_of_their_epochs(sample_freq: int, sampled: list[tuple[int, int]]) -> None:
     training = tiny_training(sample_freq=sample_freq)
-    _, samples = run(training)
-    assert [(sample.step, sample.epoch) for sample in samples] == sampled
+    records = run(training)
+    assert [(record.step, record.epoch) for record in records if record.sample] == sampled
 
 
 def test_a_sample_is_the_prompt_and_its_greedy_continuation() -> None:
     training = tiny_training()
     *_, last = train(training)
-    assert isinstance(last, SampleRecord)
-    assert last.ids == [1, 2, *generate(training.model, [1, 2], 3)]
+    assert last.sample == [1, 2, *generate(training.model, [1, 2], 3)]
 
 
 @pytest.mark.parametrize("random_order", ORDERS)
@@ -212,7 +206,7 @@ def test_a_training_stopped_between_records_goes_on_to_the_same_bits() -> None:
     for record in train(training):
         if record.step == 6:
             break
-    rest = [record.step for record in run(training)[0]]
+    rest = [record.step for record in run(training)]
     assert rest == [7, 8, 9]
     assert weights_of(training.model) == trained()
 

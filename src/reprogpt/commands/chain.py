@@ -1,13 +1,11 @@
 """Whether what dvc.lock records of each stage is what is there. Values in, values out."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reprogpt.params import PARAMS_FILE
-from reprogpt.pipeline import out_paths
+from reprogpt.pipeline import out_paths, recorded_inputs, recorded_outs
 
 HOLDS, DIFFERS, NOT_HERE = "holds", "DIFFERS", "not here"
 UNLISTED = "no longer listed in dvc.yaml"
@@ -38,21 +36,6 @@ class StageLinks:
     outs: list[Link]
 
 
-def recorded_inputs(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs in a stage's dvc.lock entry, in the form of pipeline.stage_inputs."""
-    return {
-        "cmd": entry["cmd"],
-        "deps": {dep["path"]: dep["md5"] for dep in entry.get("deps", [])},
-        "params": entry.get("params", {}).get(PARAMS_FILE.name, {}),
-    }
-
-
-def key_of(inputs: Mapping[str, Any]) -> str:
-    """The run key that stands for these inputs of a stage. pipeline.run_key's is that of the present ones."""
-    canonical = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
-
-
 def check_chain(
     lock: Mapping[str, Any], stages: Mapping[str, Any], params: Mapping[str, Any], digest: Callable[[str], str | None]
 ) -> list[StageLinks]:
@@ -61,7 +44,7 @@ def check_chain(
     lock, stages: the `stages` of dvc.lock and of dvc.yaml. digest: path -> digest of what is there, or None.
     A dep that is not there and that another stage makes is held against that stage's own record of it.
     """
-    made = {out["path"]: out["md5"] for entry in lock.values() for out in entry.get("outs", [])}
+    made = {path: md5 for entry in lock.values() for path, md5 in recorded_outs(entry).items()}
 
     def present(path: str) -> str | None:
         return digest(path) or made.get(path)
@@ -93,7 +76,7 @@ def _input_links(
 
 
 def _out_links(entry: Mapping[str, Any], definition: dict[str, Any], digest: Callable[[str], str | None]) -> list[Link]:
-    recorded = {out["path"]: out["md5"] for out in entry.get("outs", [])}
+    recorded = recorded_outs(entry)
     defined = out_paths(definition)
     links = [Link(path, md5, digest(path) if path in defined else UNLISTED) for path, md5 in recorded.items()]
     return links + [Link(path, None, digest(path)) for path in defined if path not in recorded]

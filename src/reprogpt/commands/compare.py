@@ -3,7 +3,7 @@
 from reprogpt.commands.choosing import listing, named, require_run
 from reprogpt.commands.differences import STEP_METRICS, Change, Comparison, Divergence, compare_runs
 from reprogpt.errors import PipelineError
-from reprogpt.record.tracking import metric_histories, recorded_runs
+from reprogpt.record.store import metric_histories, recorded_runs
 
 WIDTH = 80
 

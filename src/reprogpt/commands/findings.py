@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
-from reprogpt.commands.chain import DIFFERS, HOLDS, Link, StageLinks, check_chain, key_of, recorded_inputs
+from reprogpt.commands.chain import DIFFERS, HOLDS, Link, StageLinks, check_chain
 from reprogpt.commands.states import SUMMARY, State, commit_named, experiments
+from reprogpt.pipeline import key_of, recorded_inputs
 from reprogpt.record.runs import RecordedRun
 
 MODEL, RESULTS = "data/model", "data/metrics/eval.json"

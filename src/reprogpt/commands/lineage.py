@@ -8,7 +8,7 @@ from reprogpt.commands.findings import Findings, add_run, add_state, lock_key
 from reprogpt.commands.states import Revision, State, Workspace, commit_named, commits_with_key, experiments
 from reprogpt.errors import PipelineError
 from reprogpt.record.runs import RecordedRun
-from reprogpt.record.tracking import recorded_runs
+from reprogpt.record.store import recorded_runs
 
 PARENT = "mlflow.parentRunId"
 

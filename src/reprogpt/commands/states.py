@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from reprogpt.errors import PipelineError
 from reprogpt.params import DVC_FILE, PARAMS_FILE
-from reprogpt.pipeline import LOCK_FILE, dvc_md5
+from reprogpt.pipeline import LOCK_FILE, dvc_md5, recorded_outs
 from reprogpt.record.git import git, git_bytes
 
 SUMMARY = "data/metrics/train.json"
@@ -52,7 +52,7 @@ class State(ABC):
     @cached_property
     def recorded_outs(self) -> dict[str, str]:
         """Path -> digest of every out in dvc.lock."""
-        return {out["path"]: out["md5"] for entry in self.lock.values() for out in entry.get("outs", [])}
+        return {path: md5 for entry in self.lock.values() for path, md5 in recorded_outs(entry).items()}
 
     @property
     def summary_key(self) -> str | None:

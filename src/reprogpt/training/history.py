@@ -9,14 +9,16 @@ from typing import Any
 from reprogpt.training.loop import StepRecord
 from reprogpt.training.schedule import Plan
 
+COLUMNS = [field.name for field in fields(StepRecord) if field.name != "sample"]
+
 
 def history_csv(records: Sequence[StepRecord]) -> str:
-    """One line a step under a header of StepRecord's field names.
+    """One line a step under a header of StepRecord's field names; samples are left out.
 
     Numbers are written so that reading them gives the same bits; a loss that was not evaluated is empty.
     """
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(StepRecord)], lineterminator="\n")
+    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(record) for record in records)
     return text.getvalue()

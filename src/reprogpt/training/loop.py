@@ -15,10 +15,11 @@ from reprogpt.training.state import Rows, Training
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimizer step leaves; field names are the columns of history.csv.
+    """What one optimizer step leaves; field names, but for sample, are the columns of history.csv.
 
     step and epoch are 0-based; tokens_seen counts inputs up to and including this step; losses are in
-    nats per token. train_loss and val_loss are set on evaluation steps only.
+    nats per token. train_loss and val_loss are set on evaluation steps only. sample, on the last step
+    of a sampled epoch, is the prompt's token ids and their greedy continuation.
     """
 
     step: int
@@ -31,22 +32,14 @@ class StepRecord:
     grad_norm: float
     train_loss: float | None = None
     val_loss: float | None = None
+    sample: list[int] | None = None
 
 
-@dataclass(frozen=True)
-class SampleRecord:
-    """The greedy continuation of the prompt after an epoch: prompt and new token ids."""
+def train(training: Training) -> Iterator[StepRecord]:
+    """Train from training.step to the end of the plan, yielding a record per step.
 
-    step: int
-    epoch: int
-    ids: list[int]
-
-
-def train(training: Training) -> Iterator[StepRecord | SampleRecord]:
-    """Train from training.step to the end of the plan, yielding a record per step and per sampled epoch.
-
-    training is up to date whenever a record is yielded. Raises NonFiniteError at the step whose loss
-    or gradient is not finite.
+    Between two records a training is at rest: what is saved then is all that the rest needs.
+    Raises NonFiniteError at the step whose loss or gradient is not finite.
     """
     params, plan = training.params, training.plan
     while training.step < plan.total_steps:
@@ -59,10 +52,9 @@ def train(training: Training) -> Iterator[StepRecord | SampleRecord]:
         _descend(training, lr)
         losses = _evaluate(training) if params.eval_freq and step % params.eval_freq == 0 else {}
         training.step += 1
-        yield StepRecord(step, epoch, training.step * batch.inputs.size, lr, **measured, **losses)
         is_last = position == plan.steps_per_epoch - 1
-        if is_last and params.sample_freq and (epoch + 1) % params.sample_freq == 0:
-            yield SampleRecord(step, epoch, _sample(training))
+        sample = _sample(training) if is_last and params.sample_freq and (epoch + 1) % params.sample_freq == 0 else None
+        yield StepRecord(step, epoch, training.step * batch.inputs.size, lr, **measured, **losses, sample=sample)
 
 
 def _rate(training: Training) -> float:

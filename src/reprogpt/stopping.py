@@ -1,0 +1,75 @@
+"""Ending at a moment of one's own choosing: after a signal, or when the DVC that started us is gone."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+
+from reprogpt.errors import OrphanedError, Terminated
+
+
+class Stopping:
+    """Whether this process is to stop, and by which exception."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._dvc = _dvc_above()
+
+    def reason(self) -> BaseException | None:
+        """What to raise at the next safe moment: KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM,
+        OrphanedError when DVC is gone; None to go on.
+        """
+        if self.signal is not None:
+            return KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated()
+        if self._dvc is not None and not _lives(self._dvc):
+            return OrphanedError("the dvc that started this stage is gone; run the same command again to go on")
+        return None
+
+
+@contextmanager
+def stop_softly() -> Iterator[Stopping]:
+    """Inside, the first Ctrl-C or SIGTERM only sets reason(); a second one ends at once, as outside."""
+    stopping = Stopping()
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        stopping.signal = number
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield stopping
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _dvc_above() -> psutil.Process | None:
+    """The nearest process above this one that runs DVC; a shell may lie between."""
+    if "DVC_ROOT" not in os.environ:
+        return None
+    try:
+        return next((process for process in psutil.Process().parents() if _runs_dvc(process)), None)
+    except psutil.Error:
+        return None
+
+
+def _runs_dvc(process: psutil.Process) -> bool:
+    try:
+        return any("dvc" in word.rpartition("/")[2].lower() for word in process.cmdline()[:4])
+    except psutil.Error:
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

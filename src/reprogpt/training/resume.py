@@ -1,0 +1,153 @@
+"""Going on with a training that was stopped, from its last resume point, to the same bits.
+
+What is left of a training depends on the weights, AdamW's moments, the number of the step and, in book
+order, the random stream. A resume point holds these, and the records so far, so that none is missing.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from reprogpt.errors import NonFiniteError
+from reprogpt.stopping import Stopping
+from reprogpt.training import points
+from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.resume_folder import Held, discard, interrupted_elsewhere
+from reprogpt.training.state import Training
+
+_WEIGHTS, _ORDER, _MOMENTS = "weights.", "order.", ("exp_avg", "exp_avg_sq")
+
+
+class Resumable:
+    """A training that is saved on its way, into the folder of `held`; made from one that has not begun.
+
+    records: of all steps so far, those of earlier starts included.
+    """
+
+    def __init__(self, training: Training, held: Held) -> None:
+        self._training, self._folder = training, held.folder
+        self.records: list[StepRecord] = []
+        self._sealer = ThreadPoolExecutor(1)
+        self._sealing: Future[None] | None = None
+        self._sound: Path | None = None  # the last sealed point
+        if self._folder is not None:
+            self._restore(self._folder)
+        if not self.records and (other := interrupted_elsewhere(held)):
+            _say("starting afresh: the training that was interrupted was another one\n  " + "\n  ".join(other))
+        self._saved_step, self._saved_at = training.step, time.monotonic()
+
+    def go_on(self, stopping: Stopping) -> Iterator[StepRecord]:
+        """Train to the end, yielding a record per step still to be done; a resume point every save_seconds.
+
+        At the end a last point is left, with which no step need be repeated until the outs are in place.
+        Raises what stopping says, after a save; NonFiniteError, after which there is nothing to go on from.
+        """
+        try:
+            for record in train(self._training):
+                self.records.append(record)
+                yield record
+                self._save_or_stop(stopping)
+            self._save()
+            self._sealed()
+        except NonFiniteError:
+            self._sealed()
+            if self._folder is not None:
+                discard(self._folder)
+            raise
+
+    def _save_or_stop(self, stopping: Stopping) -> None:
+        seconds = self._training.params.save_seconds
+        if (reason := stopping.reason()) is not None:
+            self._save()
+            self._sealed()
+            raise reason
+        due = seconds > 0 and time.monotonic() - self._saved_at >= seconds
+        if due and (self._sealing is None or self._sealing.done()):
+            self._save()
+
+    def _save(self) -> None:
+        """Start a resume point; training may go on when this returns, though the point is not yet sealed."""
+        self._sealed()
+        step = self._training.step
+        if self._folder is None or step == self._saved_step:
+            return
+        point = points.point_path(self._folder, step)
+        self._saved_step, self._saved_at = step, time.monotonic()
+        try:
+            points.copy_out(point, _tensors(self._training))
+        except OSError as error:
+            _say_not_saved(step, error)
+            points.remove_all(self._folder, but=self._sound)
+            return
+        self._sealing = self._sealer.submit(self._seal, point, step, list(self.records))
+
+    def _seal(self, point: Path, step: int, records: list[StepRecord]) -> None:
+        try:
+            points.seal(point, {"step": step, "records": [asdict(record) for record in records]})
+            self._sound = point
+        except OSError as error:
+            _say_not_saved(step, error)
+        points.remove_all(point.parent, but=self._sound)
+
+    def _sealed(self) -> None:
+        if self._sealing is not None:
+            self._sealing.result()
+
+    def _restore(self, folder: Path) -> None:
+        """Take up the newest sound point, if there is one. A damaged one is reported and removed."""
+        for point in points.sealed_points(folder):
+            try:
+                tensors, facts = points.read_point(point)
+            except points.DamagedPointError as error:
+                _say(f"a resume point is not used: {error}")
+                continue
+            _load(self._training, facts["step"], tensors)
+            self.records = [StepRecord(**record) for record in facts["records"]]
+            self._sound = point
+            break
+        points.remove_all(folder, but=self._sound)
+
+
+def _tensors(training: Training) -> dict[str, Tensor]:
+    """All that go on from here takes, by name; after the last step the weights alone."""
+    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in training.model.state_dict().items()}
+    if training.step == training.plan.total_steps:
+        return tensors
+    for name, parameter in training.model.named_parameters():
+        state = training.optimizer.state[parameter]
+        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS}
+    return tensors | {f"{_ORDER}{name}": tensor for name, tensor in training.order.state().items()}
+
+
+def _load(training: Training, step: int, tensors: dict[str, Tensor]) -> None:
+    """The inverse of _tensors."""
+    training.step = step
+    training.model.load_state_dict(_under(_WEIGHTS, tensors))
+    if step == training.plan.total_steps:
+        return
+    state: dict[int, dict[str, Any]] = {}
+    for index, (name, _) in enumerate(training.model.named_parameters()):
+        state[index] = {moment: tensors[f"{moment}.{name}"] for moment in _MOMENTS}
+        state[index]["step"] = torch.tensor(float(step))
+    groups = training.optimizer.state_dict()["param_groups"]
+    training.optimizer.load_state_dict({"state": state, "param_groups": groups})
+    training.order.load_state(_under(_ORDER, tensors))
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _say_not_saved(step: int, error: OSError) -> None:
+    _say(f"no resume point at step {step}: {error.strerror or error}; training goes on, the point before it stays")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

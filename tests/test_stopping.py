@@ -1,0 +1,73 @@
+"""When a stage is to stop, and by which exception."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reprogpt.errors import OrphanedError, Terminated
+from reprogpt.stopping import Stopping, stop_softly
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_the_first_signal_waits_for_a_safe_moment(number: int, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with stop_softly() as stopping:
+        assert stopping.reason() is None
+        os.kill(os.getpid(), number)
+        assert isinstance(stopping.reason(), kind)
+    assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
+
+
+def test_the_second_ctrl_c_does_not_wait() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_softly():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_afterwards_signals_do_what_they_did() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with stop_softly():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_outside_dvc_nobody_is_missed() -> None:
+    assert Stopping().reason() is None
+
+
+CHILD = """
+import sys, time
+from reprogpt.stopping import Stopping
+stopping = Stopping()
+print("ready", stopping.reason(), flush=True)
+deadline = time.monotonic() + 20
+while stopping.reason() is None and time.monotonic() < deadline:
+    time.sleep(0.01)
+print(type(stopping.reason()).__name__, flush=True)
+"""
+# Stands for DVC: has its name, starts the child through a shell as DVC does, and waits.
+PARENT = """
+import subprocess, sys
+subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"; true'])
+"""
+
+
+def test_a_killed_dvc_is_missed(tmp_path: Path) -> None:
+    program = tmp_path / "dvc"
+    program.write_text(PARENT)
+    environment = {**os.environ, "DVC_ROOT": str(tmp_path), "CHILD": CHILD}
+    parent = subprocess.Popen([sys.executable, program, "repro"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    try:
+        assert parent.stdout.readline() == "ready None\n"
+        time.sleep(0.1)
+        parent.kill()
+        assert parent.stdout.readline() == f"{OrphanedError.__name__}\n"
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()

@@ -1,0 +1,188 @@
+"""A training that is stopped goes on to the same bits and the same records."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from reprogpt.errors import NonFiniteError
+from reprogpt.stopping import Stopping
+from reprogpt.training import points
+from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.resume import Resumable
+from reprogpt.training.resume_folder import Held
+from reprogpt.training.state import Training
+from tests.tiny import tiny_training, weights_of
+
+ORDERS = ["independent", "book"]
+# tiny_training: 5 steps an epoch, 10 in all.
+
+
+class StopAfter(Stopping):
+    """Asks to stop when `step` has been done."""
+
+    def __init__(self, training: Training, step: int) -> None:
+        super().__init__()
+        self._training, self._step = training, step
+
+    def reason(self) -> BaseException | None:
+        return KeyboardInterrupt() if self._training.step > self._step else None
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    return Held("0" * 32, tmp_path, {"workspace": False})
+
+
+def start(held: Held, **changes: Any) -> tuple[Training, Resumable]:
+    training = tiny_training(**{"eval_freq": 3, "save_seconds": 1e-9, **changes})
+    return training, Resumable(training, held)
+
+
+def stop_after(step: int, held: Held, **changes: Any) -> None:
+    """A start that ends by Ctrl-C after that step."""
+    training, resumable = start(held, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        list(resumable.go_on(StopAfter(training, step)))
+
+
+def finish(held: Held, **changes: Any) -> tuple[list[bytes], list[StepRecord], list[int]]:
+    """Weights and all records of a start that gets to the end, and the steps that it did itself."""
+    training, resumable = start(held, **changes)
+    done = [record.step for record in resumable.go_on(Stopping())]
+    return weights_of(training.model), resumable.records, done
+
+
+def uninterrupted(**changes: Any) -> tuple[list[bytes], list[StepRecord]]:
+    training = tiny_training(**{"eval_freq": 3, **changes})
+    records = list(train(training))
+    return weights_of(training.model), records
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+@pytest.mark.parametrize("step", [0, 2, 3, 4, 8])
+def test_stopped_and_resumed_it_ends_in_the_same_bits_with_the_same_records(
+    held: Held, random_order: str, step: int
+) -> None:
+    stop_after(step, held, random_order=random_order)
+    torch.rand(7)  # another process has another stream
+    weights, records, done = finish(held, random_order=random_order)
+    assert done == list(range(step + 1, 10))
+    assert (weights, records) == uninterrupted(random_order=random_order)
+
+
+def test_stopped_after_each_step_it_ends_in_the_same_bits(held: Held) -> None:
+    for step in range(9):
+        stop_after(step, held)
+    assert finish(held)[:2] == uninterrupted()
+
+
+@pytest.mark.parametrize("save_seconds", [0.0, 1e-9, 1000.0])
+def test_saving_often_or_never_changes_no_bit(held: Held, save_seconds: float) -> None:
+    assert finish(held, save_seconds=save_seconds)[:2] == uninterrupted()
+
+
+def killed_after(step: int, held: Held, **changes: Any) -> None:
+    """A start that ends without a word: nothing is saved but what was saved on the way."""
+    _, resumable = start(held, **changes)
+    records: Iterator[StepRecord] = resumable.go_on(Stopping())
+    for record in records:
+        if record.step == step:
+            break
+    resumable._sealer.shutdown()
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_killed_it_repeats_the_steps_since_its_last_point(held: Held, random_order: str) -> None:
+    killed_after(6, held, random_order=random_order)
+    weights, records, done = finish(held, random_order=random_order)
+    assert 0 < done[0] <= 6  # it resumed; the step that was killed is done again
+    assert (weights, records) == uninterrupted(random_order=random_order)
+
+
+def test_after_the_last_step_none_is_repeated(held: Held) -> None:
+    first = finish(held)
+    weights, records, done = finish(held)
+    assert done == []
+    assert (weights, records) == first[:2]
+
+
+def test_at_most_one_point_is_left_and_two_are_never_exceeded(held: Held) -> None:
+    assert held.folder is not None
+    _, resumable = start(held)
+    for _ in resumable.go_on(Stopping()):
+        assert len(list(held.folder.glob("*.safetensors"))) <= 2
+    assert len(list(held.folder.glob("*.safetensors"))) == 1
+
+
+def test_a_damaged_point_is_reported_and_the_one_before_it_taken(
+    held: Held, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert held.folder is not None
+    stop_after(3, held)
+    older = {path.name: path.read_bytes() for path in held.folder.iterdir()}
+    stop_after(6, held)
+    for name, content in older.items():
+        (held.folder / name).write_bytes(content)
+    newest = points.point_path(held.folder, 7).with_suffix(".safetensors")
+    newest.write_bytes(newest.read_bytes()[:-1] + b"\x55")
+    weights, records, done = finish(held)
+    assert "a resume point is not used: point-000000007.safetensors is damaged" in capsys.readouterr().err
+    assert done == list(range(4, 10))
+    assert (weights, records) == uninterrupted()
+
+
+def test_where_all_are_damaged_it_starts_from_the_beginning(held: Held) -> None:
+    assert held.folder is not None
+    stop_after(3, held)
+    points.point_path(held.folder, 4).with_suffix(".json").write_text("{}")
+    weights, records, done = finish(held)
+    assert done == list(range(10))
+    assert (weights, records) == uninterrupted()
+
+
+def test_a_loss_that_is_not_finite_leaves_nothing_to_resume(held: Held) -> None:
+    assert held.folder is not None
+    training, resumable = start(held)
+    records = resumable.go_on(Stopping())
+    for _ in range(3):
+        next(records)
+    training.model.final_norm.bias.data[0] = math.nan
+    with pytest.raises(NonFiniteError):
+        next(records)
+    assert not held.folder.exists()
+
+
+def test_a_disk_that_is_full_is_said_and_training_goes_on_with_the_point_before(
+    held: Held, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after(2, held)
+    copy_out = points.copy_out
+
+    def full(point: Path, tensors: dict[str, torch.Tensor]) -> None:
+        copy_out(point, tensors)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(points, "copy_out", full)
+    assert finish(held)[:2] == uninterrupted()
+    assert "no resume point at step 4: No space left on device" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert finish(held)[2] == list(range(3, 10))
+
+
+def test_without_a_folder_nothing_is_kept() -> None:
+    held = Held("0" * 32, None, {"workspace": True})
+    assert finish(held)[:2] == uninterrupted()
+    assert finish(held)[2] == list(range(10))
+
+
+def test_a_point_holds_the_records_to_the_last_bit(held: Held) -> None:
+    assert held.folder is not None
+    stop_after(4, held)
+    _, facts = points.read_point(points.point_path(held.folder, 5))
+    assert facts["records"] == [asdict(record) for record in uninterrupted()[1][:5]]
+    assert facts["records"][4]["sample"]

@@ -1,17 +1,17 @@
 """DVC stage `evaluate`: whole-split losses and text samples. Logic: reprogpt.training.evaluation, .samples."""
 
-import json
 from pathlib import Path
 
 from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.errors import run_program
-from reprogpt.files import write_json_atomic, write_text_atomic
+from reprogpt.files import read_json, write_json_atomic, write_text_atomic
 from reprogpt.model.checkpoint import load_model
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import load_params
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.record.results import follow_results, record_evaluation
 from reprogpt.training.evaluation import final_results
+from reprogpt.training.resume_folder import release_trainings
 from reprogpt.training.samples import sample_text
 
 TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
@@ -20,18 +20,19 @@ RESULTS, SAMPLES = Path("data/metrics/eval.json"), Path("data/samples.txt")
 
 
 def main() -> None:
-    params, facts = load_params(EvaluateParams), json.loads(SUMMARY.read_text("utf-8"))
+    params = load_params(EvaluateParams)
+    facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
     numerics = set_up_numerics(device=params.device, precision=params.precision, matmul=params.matmul)
     encoding = load_encoding(params.encoding)
-    with follow_results(facts["run_key"]) as run:
+    release_trainings()
+    with follow_results(facts["run_key"], adds="samples/samples.txt") as box:
         model = load_model(MODEL).to(numerics.device)
         train, val = (read_tokens(path, vocab_size=model.config.vocab_size) for path in (TRAIN, VAL))
         results = final_results(model, encoding, train, val, batch_size=params.batch_size, numerics=numerics)
         write_json_atomic(RESULTS, results)
         write_text_atomic(SAMPLES, sample_text(model, encoding, params=params, numerics=numerics))
         print(f"evaluate: validation loss {results['final_val_loss']:.3f}, perplexity {results['val_perplexity']:.1f}")
-        if run:
-            record_evaluation(run, params.model_dump(), facts["total_steps"] - 1)
+        record_evaluation(box, params.model_dump(), facts["total_steps"] - 1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """DVC stage `plot`: the training's history -> figures. Logic: reprogpt.record.figures."""
 
-import json
 from pathlib import Path
 
 from reprogpt.errors import run_program
+from reprogpt.files import read_json
 from reprogpt.record.figures import draw_all, read_history, save_figure
 from reprogpt.record.results import follow_results, record_plots
 
@@ -16,12 +16,11 @@ Try a number:   dvc exp run -S peak_lr=0.001"""
 
 
 def main() -> None:
-    facts = json.loads(SUMMARY.read_text("utf-8"))
-    with follow_results(facts["run_key"]) as run:
+    facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
+    with follow_results(facts["run_key"], adds="plots") as box:
         for name, figure in draw_all(read_history(HISTORY), facts).items():
             save_figure(figure, PLOTS, name)
-        if run:
-            record_plots(run)
+        record_plots(box)
     print(NEXT)
 
 

@@ -1,6 +1,7 @@
-"""DVC stage `train`: token ids -> weights, with a record of every step. Logic: reprogpt.training.loop."""
+"""DVC stage `train`: token ids -> weights, with a record of every step. Logic: reprogpt.training.loop, .resume."""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from reprogpt.corpus.tokens import decode, load_encoding, read_tokens, write_tokenizer
@@ -10,10 +11,13 @@ from reprogpt.model.checkpoint import save_model
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import load_params
 from reprogpt.params.train import TrainParams
-from reprogpt.pipeline import run_key
-from reprogpt.record.following import follow_training
+from reprogpt.pipeline import key_of, stage_inputs
+from reprogpt.record.environment import environment_facts
+from reprogpt.record.following import RunIdentity, follow_training
+from reprogpt.stopping import stop_softly
 from reprogpt.training.history import history_csv, summary
-from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.resume import Resumable
+from reprogpt.training.resume_folder import hold_training, mark_made
 from reprogpt.training.state import prepare_training
 
 TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
@@ -21,26 +25,28 @@ MODEL, HISTORY, SUMMARY = Path("data/model"), Path("data/metrics/history.csv"), 
 
 
 def main() -> None:
-    params, key = load_params(TrainParams), run_key("train")
+    params, inputs = load_params(TrainParams), stage_inputs("train")
     numerics = set_up_numerics(device=params.device, precision=params.precision, matmul=params.matmul)
-    encoding = load_encoding(params.encoding)
+    encoding, environment = load_encoding(params.encoding), environment_facts(numerics)
     ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
     prompt = encoding.encode_ordinary(params.start_context)
     training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics)
-    steps: list[StepRecord] = []
-    total = training.plan.total_steps
-    with follow_training(params.model_dump(), run_key=key, total_steps=total, numerics=numerics) as follower:
-        for record in train(training):
-            if isinstance(record, StepRecord):
-                steps.append(record)
-                follower.step(asdict(record))
-            else:
-                follower.sample(record.epoch, decode(encoding, record.ids))
-        save_model(MODEL, training.model)
-        write_tokenizer(MODEL)
-        write_text_atomic(HISTORY, history_csv(steps))
-        write_json_atomic(SUMMARY, {"run_key": key, "max_norm": params.max_norm} | summary(steps, training.plan))
-        follower.finish()
+    key, steps = key_of(inputs), training.plan.total_steps
+    with hold_training(inputs, environment) as held:
+        resumable = Resumable(training, held)
+        identity = RunIdentity(key, held.training_id, kept_for=held.folder)
+        with follow_training(identity, params.model_dump(), environment, steps, partial(decode, encoding)) as follower:
+            follower.resume(asdict(record) for record in resumable.records)
+            with stop_softly() as stopping:
+                for record in resumable.go_on(stopping):
+                    follower.step(asdict(record))
+            save_model(MODEL, training.model)
+            write_tokenizer(MODEL)
+            write_text_atomic(HISTORY, history_csv(resumable.records))
+            facts = summary(resumable.records, training.plan)
+            write_json_atomic(SUMMARY, {"run_key": key, "max_norm": params.max_norm} | facts)
+            follower.finish()
+        mark_made(held)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from mlflow.cli import cli as mlflow_program
 from workspace import Workspace, make_workspace
 
 from reprogpt.__main__ import run
-from reprogpt.commands.chain import key_of, recorded_inputs
 from reprogpt.errors import PipelineError
+from reprogpt.pipeline import key_of, recorded_inputs
 
 pytestmark = pytest.mark.slow  # `make test` has a bound of six minutes; the comparison itself is tested in commands/
 

@@ -129,7 +129,7 @@ def test_a_refused_value_loses_nothing(finished: Workspace):
     failed = finished.run("dvc", "repro")
     assert failed.returncode != 0
     assert "peak_lr: 'fast' is not allowed; allowed: a number above 0" in failed.stderr
-    assert "restores every output from its cache" in failed.stderr
+    assert "restores every output, byte for byte" in failed.stderr
     assert "Traceback" not in failed.stderr
     finished.set_params(peak_lr=0.002)
     output = finished.succeed("dvc", "repro")

@@ -1,84 +1,163 @@
-"""A training's MLflow run and display, from before the first step to after the last."""
+"""A training's MLflow run and display, from before the first step to after the last, over all its starts."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reprogpt.files import file_digest
-from reprogpt.numerics import Numerics
+from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.params import PARAMS_FILE, load_params
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.pipeline import dvc_md5, is_up_to_date, out_paths, stage_definition
+from reprogpt.record.courier import carried
+from reprogpt.record.outbox import Box, open_box
 from reprogpt.record.progress import Progress
-from reprogpt.record.provenance import corpus_facts, environment_facts, experiment_facts, git_facts, read_source
+from reprogpt.record.provenance import corpus_facts, experiment_facts, git_facts, git_patch, read_source
 from reprogpt.record.results import record_evaluation, record_plots
-from reprogpt.record.tracking import TrackedRun, run_status, start_run
+from reprogpt.record.store import store_name
 
 STEP_METRICS = ("loss", "lr", "max_grad", "max_grad_clipped", "grad_norm", "train_loss", "val_loss")
+TEXT = Path("data/corpus/raw.txt")
 TOKENS = {"training": Path("data/tokens/train.npy"), "validation": Path("data/tokens/val.npy")}
 MODEL = Path("data/model")
+PATCH = "uncommitted.patch"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which training a run is of: run_key, what it is made from; training_id, which of several made from the same.
+
+    kept_for: a path; while it is there, the training may be started again.
+    """
+
+    run_key: str
+    training_id: str
+    kept_for: Path | None
+
+    def tags(self) -> dict[str, str]:
+        """What the run is found by."""
+        return {
+            "run_key": self.run_key,
+            "training_id": self.training_id,
+            "mlflow.source.name": "stages.train",
+            "mlflow.source.type": "LOCAL",
+        }
 
 
 class TrainingFollower:
-    """Shows and records a training while it goes on."""
+    """Shows and records a training while it goes on.
 
-    def __init__(self, run: TrackedRun, progress: Progress) -> None:
-        self._run, self._progress = run, progress
+    decode: token ids -> text, for samples.
+    """
+
+    def __init__(self, box: Box, progress: Progress, decode: Callable[[list[int]], str]) -> None:
+        self._box, self._progress, self._decode = box, progress, decode
+        self._recorded = {record["step"] for record in box.records() if record["kind"] == "metrics"}
         self._samples: list[str] = []
-        self._last_step = 0
+        self._last_step = -1
+
+    def resume(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Take the steps of earlier starts, by history.csv's columns and `sample`, and show where this one begins."""
+        for record in records:
+            self._record(record, {})
+        self._progress.resume(self._last_step + 1)
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Take one step's values, by history.csv's columns."""
-        self._last_step = record["step"]
-        points = {key: record[key] for key in STEP_METRICS}
-        if record["val_loss"] is not None:
-            points |= {"tokens_seen": record["tokens_seen"], "tokens_per_second": self._progress.tokens_per_second}
-        self._run.log_metrics(points, record["step"])
+        """Take one step, just done."""
         self._progress.step(record)
-
-    def sample(self, epoch: int, text: str) -> None:
-        """Take the sample after a 0-based epoch."""
-        self._progress.say(" ".join(text.split()))
-        self._samples.append(f"epoch {epoch + 1}\n{text}\n")
+        rate = {"tokens_per_second": self._progress.tokens_per_second} if record["val_loss"] is not None else {}
+        self._record(record, rate)
+        if record["sample"]:
+            self._progress.say(" ".join(self._samples[-1].split("\n", 1)[1].split()))
 
     def finish(self) -> None:
         """Record what training made: checkpoint, digests, samples. Its outs must be in place."""
         if self._samples:
-            self._run.log_text("\n".join(self._samples), "samples/training.txt")
-        self._run.log_folder(MODEL, "checkpoint")
+            text = self._box.folder / "training.txt"
+            write_text_atomic(text, "\n".join(self._samples))
+            self._box.append_file(text, "samples")
+        for path in sorted(MODEL.iterdir()):
+            self._box.append_file(path, "checkpoint")
         digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
-        self._run.set_tags(digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
+        self._box.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
         # The same bits as before: DVC will skip the later stages, and their results are these already.
         if is_up_to_date("evaluate"):
-            record_evaluation(self._run, load_params(EvaluateParams).model_dump(), self._last_step)
+            record_evaluation(self._box, load_params(EvaluateParams).model_dump(), self._last_step)
         if is_up_to_date("plot"):
-            record_plots(self._run)
+            record_plots(self._box)
+
+    def _record(self, record: Mapping[str, Any], more: Mapping[str, float | None]) -> None:
+        """Put a step into the box, unless an earlier start has: a point must keep the time it was first given."""
+        self._last_step = record["step"]
+        if record["sample"]:
+            self._samples.append(f"epoch {record['epoch'] + 1}\n{self._decode(record['sample'])}\n")
+        if record["step"] in self._recorded:
+            return
+        points = {key: record[key] for key in STEP_METRICS} | dict(more)
+        if record["val_loss"] is not None:
+            points["tokens_seen"] = record["tokens_seen"]
+        there = {key: value for key, value in points.items() if value is not None}
+        self._box.append("metrics", step=record["step"], values=there)
 
 
 @contextmanager
 def follow_training(
-    params: Mapping[str, Any], *, run_key: str, total_steps: int, numerics: Numerics
+    identity: RunIdentity,
+    params: Mapping[str, Any],
+    environment: Mapping[str, str],
+    total_steps: int,
+    decode: Callable[[list[int]], str],
 ) -> Iterator[TrainingFollower]:
-    """Make the training's MLflow run and a progress display; the run ends as the block does."""
+    """Make or take up the training's MLflow run and a progress display; the run ends as the block does.
+
+    params: train's. environment: provenance.environment_facts. decode: token ids -> text, for samples.
+    """
     source, experiment = read_source(), experiment_facts()
     if "path" in source:
         warn_of_fallback(source["path"])
-    name = experiment.get("dvc.experiment", f"repro-{run_key[:8]}")
-    tags = {**git_facts(), **experiment, **corpus_facts(source), **environment_facts(numerics), "run_key": run_key}
-    run = start_run(name, {**tags, "mlflow.source.name": "stages.train", "mlflow.source.type": "LOCAL"})
-    progress = Progress(total_steps)
+    name = experiment.get("dvc.experiment", f"repro-{identity.run_key[:8]}")
+    box, progress = open_box(identity.training_id), Progress(total_steps)
+    if next(box.records(), None) is None:
+        tags = {**git_facts(), **experiment, **corpus_facts(source), **environment, **_digests(), **identity.tags()}
+        kept = {"kept_for": str(identity.kept_for)} if identity.kept_for else {}
+        facts = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
+        box.append("training", store=store_name(), **facts, **kept)
+    else:
+        box.append("tags", values=experiment)
+    _append_origin(box)
+    box.append("start", name=name)
     try:
-        with run_status(run):
-            run.log_params(params)
-            run.log_file(PARAMS_FILE)
-            text = Path(source.get("path") or source.get("url") or "unknown").stem
-            for context, path in TOKENS.items():
-                run.log_dataset(f"{text}-{path.stem}", dvc_md5(path), str(path), context)
-            yield TrainingFollower(run, progress)
+        with carried(box):
+            yield TrainingFollower(box, progress, decode)
     finally:
         progress.close()
+
+
+def _digests() -> dict[str, str]:
+    """Tags with the digests of text and tokens, by the names that train's outs get, too."""
+    return {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
+
+
+def _datasets(source: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The training's inputs, named after their text, as MLflow's datasets."""
+    text = Path(source.get("path") or source.get("url") or "unknown").stem
+    return [
+        {"name": f"{text}-{path.stem}", "digest": dvc_md5(path), "path": str(path), "context": context}
+        for context, path in TOKENS.items()
+    ]
+
+
+def _append_origin(box: Box) -> None:
+    """params.yaml, and what the commit lacks of the code, unless an earlier start has added them."""
+    there = {Path(record["kept"]).name for record in box.records() if record["kind"] == "file"}
+    if PARAMS_FILE.name not in there:
+        box.append_file(PARAMS_FILE, "")
+    patch = git_patch()
+    if patch and PATCH not in there:
+        write_bytes_atomic(box.folder / PATCH, patch)
+        box.append_file(box.folder / PATCH, "")
 
 
 def warn_of_fallback(path: str) -> None:

@@ -21,6 +21,14 @@ class Progress:
         self._first: Mapping[str, Any] | None = None
         self.tokens_per_second: float | None = None
 
+    def resume(self, step: int) -> None:
+        """Show that the training goes on with this 0-based step; nothing where that is the first."""
+        if step == 0:
+            return
+        self._bar.initial = self._bar.n = step
+        rest = "" if step < self._total_steps else ": nothing is left to train"
+        self.say(f"resumed at step {step} of {self._total_steps}{rest}")
+
     def step(self, record: Mapping[str, Any]) -> None:
         """Show a step, given by history.csv's columns: on the bar always, as a line where it was evaluated."""
         self._measure(record)

@@ -1,20 +1,13 @@
-"""Where a run comes from: commit, DVC experiment, corpus, and the numerical environment."""
+"""Where a run comes from: commit, DVC experiment and corpus."""
 
 import json
 import os
-import platform
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from reprogpt.numerics import Numerics
 from reprogpt.params import DVC_FILE, PARAMS_FILE, read_mapping
 from reprogpt.pipeline import LOCK_FILE, out_paths
-from reprogpt.record.git import git
+from reprogpt.record.git import git, git_bytes
 
 SOURCE_FILE = Path("data/corpus/source.json")
 
@@ -28,11 +21,19 @@ def git_facts() -> dict[str, str]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
+    status = git("status", "--porcelain", "--untracked-files=no", *_code())
+    return {"commit": commit, "dirty": "true" if status else "false", "mlflow.source.git.commit": commit}
+
+
+def git_patch() -> bytes | None:
+    """What git_facts calls dirty, for `git apply` on the commit; empty where nothing is, None outside a repository."""
+    return git_bytes("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", *_code())
+
+
+def _code() -> list[str]:
     stages = read_mapping(DVC_FILE)["stages"].values()
     recorded = [str(PARAMS_FILE), str(LOCK_FILE), *(path for stage in stages for path in out_paths(stage))]
-    excluded = [f":(exclude){path}" for path in recorded]
-    status = git("status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
-    return {"commit": commit, "dirty": "true" if status else "false", "mlflow.source.git.commit": commit}
+    return ["--", ".", *(f":(exclude){path}" for path in recorded)]
 
 
 def experiment_facts() -> dict[str, str]:
@@ -53,19 +54,3 @@ def read_source() -> dict[str, Any]:
 def corpus_facts(source: dict[str, Any]) -> dict[str, str]:
     """Tags that say which text was trained on."""
     return {f"corpus.{key}": str(source[key]) for key in ("url", "path", "sha256") if key in source}
-
-
-def environment_facts(numerics: Numerics) -> dict[str, str]:
-    """Versions and arithmetic that the bits depend on."""
-    cuda = torch.cuda.get_device_name() if numerics.device.type == "cuda" else None
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "tiktoken": version("tiktoken"),
-        "device": cuda or numerics.device.type,
-        "instruction_set": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
-        "matmul": numerics.matmul,
-        "command": f"python {' '.join(sys.orig_argv[1:])}",
-    }

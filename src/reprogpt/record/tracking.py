@@ -1,211 +1,197 @@
-"""The MLflow record: one store for all workspaces, one run per training. The only file that imports mlflow."""
+"""Delivering the outbox: each record becomes what it says in the MLflow store."""
 
-import logging
-import os
-import re
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Mapping
 from typing import Any
-
-from filelock import FileLock
-
-from reprogpt.errors import PipelineError, Terminated, TrackingError
-from reprogpt.pipeline import repository_root
-from reprogpt.record.runs import RecordedRun
-
-# Set before mlflow is imported; a user's own choice stays.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its 7 take minutes to say that a server is down
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-EXPERIMENT = "reprogpt"
-FLUSH_SECONDS = 5.0  # how old a buffered point may get; a call per step would cost ten times as much
+from reprogpt.errors import TrackingError
+from reprogpt.record.outbox import Box, Pending, Record
+from reprogpt.record.store import in_words, open_store, store_name
+
 MAX_METRICS = 1000  # MLflow's limit for one batch
+# What MLflow will never take, however often it is offered.
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 
 
-def store_uri() -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the main repository, where plain `mlflow ui` looks.
+def is_for_this_store(box: Box) -> bool:
+    """Whether the box's records were made for the present store; true of an empty box."""
+    return bool(next(box.records(), {}).get("store", store_name()) == store_name())
 
-    A relative SQLite path is taken from the main repository too: from a queued experiment's copy it
-    would vanish with the copy.
+
+def deliver(box: Box) -> None:
+    """Deliver all that is pending in the box, in order.
+
+    A record that MLflow refuses for good, such as one of a run that was deleted, is said and left out.
+    Raises TrackingError where the store can't be used: what is not delivered then stays in the box.
     """
-    root, prefix = repository_root(), "sqlite:///"
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{prefix}mlflow.db"
-    return f"{prefix}{root / uri.removeprefix(prefix)}" if uri.startswith(prefix) else uri
-
-
-def open_store() -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of our experiment in it; both are made if they don't exist."""
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    root, uri = repository_root(), store_uri()
-    lock = root / ".reprogpt" / "store.lock"
-    lock.parent.mkdir(exist_ok=True)
-    # Two processes that create the tables of one fresh SQLite file crash each other.
-    with FileLock(lock), _in_words(uri):
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        # MLflow would resolve the default against the current folder and keep it for ever.
-        location = (root / "mlruns").as_uri() if uri.startswith("sqlite:") else None
-        return client, client.create_experiment(EXPERIMENT, artifact_location=location)
-
-
-class TrackedRun:
-    """A run being written to. Points are buffered; flush() or the end of the context sends them."""
-
-    def __init__(self, client: MlflowClient, run: Run) -> None:
-        self._client = client
-        self.run = run
-        self.id: str = run.info.run_id
-        self._points: list[Metric] = []
-        self._flushed = time.monotonic()
-
-    def log_metrics(self, values: Mapping[str, float | None], step: int) -> None:
-        """Record points of one step with the present time; None is skipped."""
-        now = time.time_ns() // 1_000_000
-        self._points += [Metric(key, value, now, step) for key, value in values.items() if value is not None]
-        if time.monotonic() - self._flushed > FLUSH_SECONDS or len(self._points) > MAX_METRICS - 50:
-            self.flush()
-
-    def log_results(self, values: Mapping[str, float], step: int) -> None:
-        """Record final numbers, leaving out those that the run has already: a forced repeat adds no second point."""
-        known = self._client.get_run(self.id).data.metrics
-        self.log_metrics({key: value for key, value in values.items() if known.get(key) != value}, step)
-
-    def log_params(self, values: Mapping[str, Any]) -> None:
-        """Record parameters; MLflow keeps a parameter's first value for ever and refuses another."""
-        self._client.log_batch(self.id, params=[Param(key, str(value)) for key, value in values.items()])
-
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Record or replace tags."""
-        self._client.log_batch(self.id, tags=[RunTag(key, value) for key, value in tags.items()])
-
-    def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts."""
-        self._client.log_artifact(self.id, str(path), folder)
-
-    def log_folder(self, path: Path, folder: str) -> None:
-        """Copy a folder's files into the run's artifacts."""
-        self._client.log_artifacts(self.id, str(path), folder)
-
-    def log_text(self, text: str, name: str) -> None:
-        """Write an artifact."""
-        self._client.log_text(self.id, text, name)
-
-    def log_dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Name an input. digest: at most 36 characters; context: training or validation."""
-        dataset = Dataset(name=name, digest=digest, source_type="local", source=f'{{"uri": "{source}"}}')
-        tag = InputTag("mlflow.data.context", context)
-        self._client.log_inputs(self.id, [DatasetInput(dataset, [tag])])
-
-    def flush(self) -> None:
-        """Send the buffered points."""
-        with _in_words(store_uri()):
-            for start in range(0, len(self._points), MAX_METRICS):
-                self._client.log_batch(self.id, metrics=self._points[start : start + MAX_METRICS])
-        self._points = []
-        self._flushed = time.monotonic()
-
-
-def start_run(name: str, tags: Mapping[str, str], parent: TrackedRun | None = None) -> TrackedRun:
-    """Make a new run in our experiment, of status RUNNING."""
+    pending = box.pending()
+    if not pending:
+        return
+    first = next(box.records())
+    if not is_for_this_store(box):
+        raise TrackingError(f"this run is kept in the MLflow store {first['store']}: set MLFLOW_TRACKING_URI to it")
     client, experiment_id = open_store()
-    family = {"mlflow.parentRunId": parent.id} if parent else {}
-    return TrackedRun(client, client.create_run(experiment_id, run_name=name, tags={**tags, **family}))
+    with in_words():
+        run_id = _run_of(client, experiment_id, first)
+    if run_id is None:
+        print(f"No MLflow run has run_key {first['run_key']} (trained elsewhere?): results go to files only.")
+    for batch in _batches(pending):
+        if run_id is not None:
+            _deliver(client, run_id, box, batch)
+        box.mark_delivered(batch[-1].end)
 
 
-def find_run(run_key: str) -> TrackedRun | None:
-    """The run that trained under run_key: of the present DVC experiment if there is one, else the newest."""
-    client, experiment_id = open_store()
-    found = client.search_runs([experiment_id], f"tags.run_key = '{run_key}'", order_by=["attributes.start_time DESC"])
-    own = [run for run in found if run.data.tags.get("dvc.experiment") == os.environ.get("DVC_EXP_NAME")]
-    return TrackedRun(client, (own or list(found))[0]) if found else None
+def _batches(pending: list[Pending]) -> list[list[Pending]]:
+    """Runs of metrics together, as many as MLflow takes at once; every other record by itself."""
+    batches = []
+    for is_metrics, group in itertools.groupby(pending, key=lambda item: item.record["kind"] == "metrics"):
+        items = list(group)
+        most = MAX_METRICS // max(len(item.record["values"]) for item in items) if is_metrics else 1
+        batches += [items[start : start + most] for start in range(0, len(items), most)]
+    return batches
 
 
-def recorded_runs() -> list[RecordedRun]:
-    """Every run of our experiment, newest first; [] where nothing was ever tracked: asking makes no store."""
-    uri, prefix = store_uri(), "sqlite:///"
-    if uri.startswith(prefix) and not Path(uri.removeprefix(prefix).partition("?")[0]).exists():
-        return []
-    client, experiment_id = open_store()
-    found: list[Run] = []
-    token: str | None = None
-    with _in_words(uri):
-        while True:
-            page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
-            found += page
-            token = page.token
-            if not token:
-                return [_plain(run) for run in found]
+def _deliver(client: MlflowClient, run_id: str, box: Box, batch: list[Pending]) -> None:
+    records = [item.record for item in batch]
+    with in_words():
+        try:
+            if records[0]["kind"] == "metrics":
+                points = [point for record in records for point in _points(record)]
+                client.log_batch(run_id, metrics=points)
+            else:
+                _apply(client, run_id, box, records[0])
+        except MlflowException as error:
+            if error.error_code not in REFUSALS:
+                raise
+            print(f"MLflow refuses a record of kind {records[0]['kind']}: {error}; it is left out", file=sys.stderr)
 
 
-def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:
-    """Metric -> step -> value, exact; a step recorded again counts with its last value. {} for an absent metric."""
-    client, _ = open_store()
-    histories: dict[str, dict[int, float]] = {}
-    with _in_words(store_uri()):
-        for key in keys:
-            points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
-            histories[key] = {point.step: point.value for point in points}
-    return histories
+def _apply(client: MlflowClient, run_id: str, box: Box, record: Record) -> None:
+    match record["kind"]:
+        case "training":
+            client.log_batch(run_id, params=_params(record["params"]))
+            client.log_inputs(run_id, [_dataset(facts) for facts in record["datasets"]])
+        case "start":
+            client.update_run(run_id, status="RUNNING", name=record["name"])
+        case "end":
+            _end(client, client.get_run(run_id), record)
+        case "tags":
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in record["values"].items()])
+        case "file":
+            _send_file(client, _evaluated(client, run_id, record), box, record)
+        case "results":
+            _send_results(client, _evaluated(client, run_id, record), record)
+        case unknown:  # the first record of a box told which run it is for, and that is all
+            assert unknown == "results of", unknown
 
 
-def _plain(run: Run) -> RecordedRun:
-    inputs = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
-    paths = [re.fullmatch(r'\{"uri": "(.*)"\}', dataset.source) for dataset in inputs]  # as log_dataset writes it
-    return RecordedRun(
-        id=run.info.run_id,
-        name=run.info.run_name or "",
-        status=run.info.status,
-        params=run.data.params,
-        tags=run.data.tags,
-        metrics=run.data.metrics,
-        datasets={path[1]: dataset.digest for path, dataset in zip(paths, inputs, strict=True) if path},
-    )
+def _end(client: MlflowClient, run: Run, record: Record) -> None:
+    """Give the run the status that its writer ended with.
 
-
-@contextmanager
-def run_status(run: TrackedRun) -> Iterator[TrackedRun]:
-    """RUNNING inside; afterwards FINISHED, or KILLED by Ctrl-C or SIGTERM, or FAILED by any other error, with a
-    tag `error` where that is a message for a person.
+    Where the writer only added results: the training's own duration stays, and so does FINISHED if the results
+    that the writer was to add (record["adds"], an artifact folder) are there.
     """
-    client = run._client
-    client.update_run(run.id, status="RUNNING")
-    status = "FAILED"
-    try:
-        yield run
-        status = "FINISHED"
-    except (KeyboardInterrupt, Terminated):
-        status = "KILLED"
-        raise
-    except PipelineError as error:  # a queued experiment has no terminal that would still show it
-        run.set_tags({"error": str(error)})
-        raise
-    finally:
-        run.flush()
-        client.set_terminated(run.id, status)
+    run_id, ended_at = run.info.run_id, record["time"]
+    if record["adds"] is not None:
+        ended_at = run.info.end_time or ended_at
+        if run.info.status == "FINISHED" and (
+            record["status"] == "FINISHED" or client.list_artifacts(run_id, record["adds"])
+        ):
+            return
+    if "error" in record:
+        client.set_tag(run_id, "error", record["error"])
+    elif record["status"] == "FINISHED" and "error" in run.data.tags:
+        client.delete_tag(run_id, "error")
+    client.set_terminated(run_id, record["status"], end_time=ended_at)
 
 
-@contextmanager
-def _in_words(uri: str) -> Iterator[None]:
-    """Turn MLflow's failure to reach or read its store into a message for a person."""
-    try:
-        yield
-    except MlflowException as error:
-        reason = re.search(r"\[Errno -?\d+\] ([^'\")]+)", str(error))  # at the end of a chain of causes, else the whole
-        raise TrackingError(
-            f"the MLflow store {_without_password(uri)} can't be used: "
-            f"{reason[1] if reason else str(error).splitlines()[0]}\n"
-            "Start its server again, or unset MLFLOW_TRACKING_URI to use mlflow.db in this repository"
-        ) from None
+def _run_of(client: MlflowClient, experiment_id: str, first: Record) -> str | None:
+    """The run that a box is for, by its first record: a training's, made if it is not there; or one with results,
+    the one of the present DVC experiment if there is one, else the newest. None if it is nowhere.
+    """
+    if first["kind"] == "training":
+        tag = f"tags.training_id = '{first['tags']['training_id']}'"
+        found = list(client.search_runs([experiment_id], tag))
+        if found:
+            return str(found[0].info.run_id)
+        run = client.create_run(experiment_id, first["time"], first["tags"], first["name"])
+        return str(run.info.run_id)
+    tag, newest = f"tags.run_key = '{first['run_key']}'", ["attributes.start_time DESC"]
+    found = [run for run in client.search_runs([experiment_id], tag, order_by=newest) if not _is_child(run)]
+    own = [run for run in found if run.data.tags.get("dvc.experiment") == first["experiment"]]
+    return str((own or found)[0].info.run_id) if found else None
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", uri)
+def _evaluated(client: MlflowClient, run_id: str, record: Record) -> str:
+    """The run for something that was made with record["sampling"], evaluate's parameters, if it was.
+
+    The training's own run, unless that was evaluated with others already: MLflow never changes a
+    parameter, so other values get a child run of their own.
+    """
+    sampling: Mapping[str, Any] | None = record.get("sampling")
+    if sampling is None:
+        return run_id
+    run = client.get_run(run_id)
+    known = run.data.params
+    if any(known.get(key, str(value)) != str(value) for key, value in sampling.items()):
+        return _child_of(client, run, record)
+    client.log_batch(run_id, params=_params({key: value for key, value in sampling.items() if key not in known}))
+    return run_id
+
+
+def _child_of(client: MlflowClient, parent: Run, record: Record) -> str:
+    """The child run for these results, made if it is not there: named after its DVC experiment, if it has one."""
+    origin = json.dumps([record["sampling"], record["tags"]], sort_keys=True)
+    digest = hashlib.sha256(origin.encode()).hexdigest()[:32]
+    same = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}' and tags.evaluation = '{digest}'"
+    found = list(client.search_runs([parent.info.experiment_id], same))
+    if found:
+        return str(found[0].info.run_id)
+    tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id, "evaluation": digest, "mlflow.source.name": "stages.evaluate"}
+    name = record["tags"].get("dvc.experiment", f"{parent.info.run_name}-evaluate")
+    child = client.create_run(parent.info.experiment_id, record["time"], {**record["tags"], **tags}, name)
+    client.log_batch(child.info.run_id, params=_params(record["sampling"]))
+    return str(child.info.run_id)
+
+
+def _send_results(client: MlflowClient, run_id: str, record: Record) -> None:
+    """Final numbers, but for those that the run has already: a forced repeat adds no second point."""
+    known = client.get_run(run_id)
+    new = {key: value for key, value in record["values"].items() if known.data.metrics.get(key) != value}
+    client.log_batch(run_id, metrics=_points({**record, "values": new}))
+    if _is_child(known):
+        client.set_terminated(run_id, "FINISHED", end_time=record["time"])
+
+
+def _send_file(client: MlflowClient, run_id: str, box: Box, record: Record) -> None:
+    kept = box.kept_file(record)
+    if not kept.exists():
+        print(f"{kept} is gone: the MLflow run lacks {kept.name}", file=sys.stderr)
+        return
+    client.log_artifact(run_id, str(kept), record["folder"] or None)
+
+
+def _is_child(run: Run) -> bool:
+    return MLFLOW_PARENT_RUN_ID in run.data.tags
+
+
+def _dataset(facts: Mapping[str, str]) -> DatasetInput:
+    source = json.dumps({"uri": facts["path"]})
+    dataset = Dataset(name=facts["name"], digest=facts["digest"], source_type="local", source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", facts["context"])])
+
+
+def _params(values: Mapping[str, Any]) -> list[Param]:
+    return [Param(key, str(value)) for key, value in values.items()]
+
+
+def _points(record: Record) -> list[Metric]:
+    return [Metric(key, value, record["time"], record["step"]) for key, value in record["values"].items()]

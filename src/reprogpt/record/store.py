@@ -1,0 +1,130 @@
+"""The MLflow store: which one, opening it, reading runs from it, and its failures in a person's words.
+
+Only this file and tracking.py, which writes, import mlflow.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from reprogpt.errors import TrackingError
+from reprogpt.pipeline import private_folder, repository_root
+from reprogpt.record.runs import RecordedRun
+
+# Set before mlflow is imported; a user's own choice stays.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the outbox tries again, and says so meanwhile
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+EXPERIMENT = "reprogpt"
+SQLITE = "sqlite:///"
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, else mlflow.db in the main repository, where plain `mlflow ui` looks.
+
+    A relative SQLite path is taken from the main repository too: from a queued experiment's copy it
+    would vanish with the copy.
+    """
+    root = repository_root()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    return f"{SQLITE}{root / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
+
+
+def store_name() -> str:
+    """store_uri() as it may be shown and written down: without a password."""
+    return _without_password(store_uri())
+
+
+def open_store() -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of our experiment in it; both are made if they don't exist.
+
+    Raises TrackingError where the store can't be used.
+    """
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    uri = store_uri()
+    # Two processes that create the tables of one fresh SQLite file crash each other.
+    private_folder().mkdir(exist_ok=True)
+    with FileLock(private_folder() / "store.lock"), in_words():
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            return client, experiment.experiment_id
+        # MLflow would resolve the default against the current folder and keep it for ever.
+        location = (repository_root() / "mlruns").as_uri() if uri.startswith("sqlite:") else None
+        return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def recorded_runs() -> list[RecordedRun]:
+    """Every run of our experiment, newest first; [] where nothing was ever tracked: asking makes no store."""
+    uri = store_uri()
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE).partition("?")[0]).exists():
+        return []
+    client, experiment_id = open_store()
+    found: list[Run] = []
+    token: str | None = None
+    with in_words():
+        while True:
+            page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return [_plain(run) for run in found]
+
+
+def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:
+    """Metric -> step -> value, exact; a step recorded again counts with its last value. {} for an absent metric."""
+    client, _ = open_store()
+    histories: dict[str, dict[int, float]] = {}
+    with in_words():
+        for key in keys:
+            points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+            histories[key] = {point.step: point.value for point in points}
+    return histories
+
+
+def _plain(run: Run) -> RecordedRun:
+    inputs = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
+    paths = [re.fullmatch(r'\{"uri": "(.*)"\}', dataset.source) for dataset in inputs]  # as log_dataset writes it
+    return RecordedRun(
+        id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        params=run.data.params,
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+        datasets={path[1]: dataset.digest for path, dataset in zip(paths, inputs, strict=True) if path},
+    )
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Turn a failure to reach, read or write the store into a TrackingError with a message for a person."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # requests' errors are OSErrors, and so is a full disk
+        raise TrackingError(f"the MLflow store {store_name()} can't be used: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "mlflow db upgrade" in text:
+        return (
+            f"it was made by another version of MLflow; make a copy of it, then run: mlflow db upgrade {store_name()}"
+        )
+    root = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)  # at the end of a chain of causes, else the whole
+    return root[1] if root else _without_password(text.splitlines()[0] if text else repr(error))
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,17 @@ def test_contents_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatc
         monkeypatch.setattr(os, name, recorded(name))
     write_bytes_atomic(tmp_path / "c", b"new")
     assert events == ["fsync", "replace", "fsync"]  # contents, name, and the folder that holds the name
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_file_is_not(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, written = tmp_path / f".c.{gone.pid}.tmp", tmp_path / ".c.1.tmp"
+    other = tmp_path / f".cc.{gone.pid}.tmp"
+    for path in (left, written, other):
+        path.write_bytes(b"half")
+    write_bytes_atomic(tmp_path / "c", b"new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([".c.1.tmp", other.name, "c"])
 
 
 def test_a_hard_link_into_a_cache_keeps_its_bytes(tmp_path: Path) -> None:

@@ -17,6 +17,12 @@ records it, whether each link holds, the MLflow runs it belongs to, and the comm
 LINEAGE_CODES = """\
 exit code: 0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found"""
 
+SYNC = """\
+Deliver to MLflow the records that wait in .reprogpt/outbox since the store could not be used when they were
+made. The next stage that runs does the same; this is for when none is to run."""
+SYNC_CODES = """\
+exit code: 0 if nothing waits any longer, 1 if records wait for another store, 2 if the store can't be used"""
+
 
 def run() -> int | None:
     """Run the command that the arguments name; its exit code, None for success."""
@@ -35,6 +41,8 @@ def run() -> int | None:
     words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
     lineage.add_argument("what", metavar="WHAT", nargs="?", help=words)
     lineage.set_defaults(run=_lineage)
+    sync = commands.add_parser("sync", help="deliver what MLflow has not got yet", description=SYNC, epilog=SYNC_CODES)
+    sync.set_defaults(run=_sync)
     arguments = parser.parse_args()
     code: int | None = arguments.run(arguments)
     return code
@@ -57,6 +65,12 @@ def _lineage(arguments: argparse.Namespace) -> int:
     from reprogpt.commands.lineage import lineage
 
     return lineage(arguments.what)
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    from reprogpt.commands.sync import sync
+
+    return sync()
 
 
 def main() -> None:

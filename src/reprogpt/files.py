@@ -1,5 +1,6 @@
 """Writing files so that a reader sees all of one or none, and telling files apart by digest."""
 
+import glob
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+import psutil
 
 from reprogpt.errors import DataError
 
@@ -23,6 +25,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Replacing also keeps read-only hard links into DVC's cache intact: writing in place would not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_orphans(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -32,6 +35,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_orphans(path: Path) -> None:
+    """Remove the temporary files for `path` of processes that were killed."""
+    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = orphan.name.split(".")[-2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            orphan.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

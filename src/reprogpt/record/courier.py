@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.record.outbox import Box, waiting_boxes
@@ -13,6 +14,14 @@ from reprogpt.record.tracking import deliver, is_for_this_store
 DELIVER_SECONDS = 5.0  # between two deliveries; one for each step would cost ten times as much
 PATIENCE_SECONDS = 10.0  # at the end, for a tracker that does not answer
 MOST_SECONDS = 60.0  # between two attempts
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """How many records were delivered, and for which other stores records wait."""
+
+    delivered: int
+    elsewhere: list[str]
 
 
 class Courier:
@@ -80,21 +89,21 @@ class Courier:
         return True
 
 
-def deliver_waiting() -> list[str]:
-    """Deliver what processes that are gone have left, oldest first; the names of other stores that records wait for.
+def deliver_waiting() -> Waiting:
+    """Deliver what processes that are gone have left, oldest first.
 
     Raises TrackingError where the store can't be used.
     """
-    elsewhere = []
+    delivered, elsewhere = 0, set()
     for box in waiting_boxes():
         try:
             if is_for_this_store(box):
-                deliver(box)
+                delivered += deliver(box)
             else:
-                elsewhere.append(next(box.records())["store"])
+                elsewhere.add(str(next(box.records())["store"]))
         finally:
             box.release()
-    return sorted(set(elsewhere))
+    return Waiting(delivered, sorted(elsewhere))
 
 
 @contextmanager

@@ -19,8 +19,8 @@ EVAL_FILE, SAMPLES, PLOTS = Path("data/metrics/eval.json"), Path("data/samples.t
 def follow_results(run_key: str, adds: str) -> Iterator[Box]:
     """A box for the MLflow run of the training with this key, carried while the block adds to it.
 
-    adds: the artifact folder that tells whether the run has this stage's results already: a repeat that is
-    stopped then leaves it FINISHED.
+    adds: the metric or artifact folder that tells whether the run has this stage's results already: a repeat
+    that is stopped then leaves it FINISHED.
     """
     box = open_box()
     box.append("results of", run_key=run_key, experiment=os.environ.get("DVC_EXP_NAME"), store=store_name())

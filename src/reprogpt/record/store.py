@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from reprogpt.errors import TrackingError
+from reprogpt.files import atomic_path
 from reprogpt.pipeline import private_folder, repository_root
 from reprogpt.record.runs import RecordedRun
 
@@ -24,6 +25,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "reprogpt"
 SQLITE = "sqlite:///"
@@ -52,23 +54,38 @@ def open_store() -> tuple[MlflowClient, str]:
     """
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    uri = store_uri()
-    # Two processes that create the tables of one fresh SQLite file crash each other.
     private_folder().mkdir(exist_ok=True)
+    # Two processes that create the tables of one fresh SQLite file crash each other.
     with FileLock(private_folder() / "store.lock"), in_words():
-        client = MlflowClient(uri)
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment is not None:
-            return client, experiment.experiment_id
-        # MLflow would resolve the default against the current folder and keep it for ever.
-        location = (repository_root() / "mlruns").as_uri() if uri.startswith("sqlite:") else None
-        return client, client.create_experiment(EXPERIMENT, artifact_location=location)
+        path = _sqlite_file()
+        if path and not path.exists():
+            # Elsewhere first: one that is killed while it creates the tables leaves a file that nobody can open.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                _experiment(MlflowClient(f"{SQLITE}{temporary}"))
+        client = MlflowClient(store_uri())
+        return client, _experiment(client)
+
+
+def _experiment(client: MlflowClient) -> str:
+    """The id of our experiment, made if it is not there."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # MLflow would resolve the default against the current folder and keep it for ever.
+    location = (repository_root() / "mlruns").as_uri() if store_uri().startswith("sqlite:") else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+def _sqlite_file() -> Path | None:
+    uri = store_uri()
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
 
 
 def recorded_runs() -> list[RecordedRun]:
     """Every run of our experiment, newest first; [] where nothing was ever tracked: asking makes no store."""
-    uri = store_uri()
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE).partition("?")[0]).exists():
+    path = _sqlite_file()
+    if path and not path.exists():
         return []
     client, experiment_id = open_store()
     found: list[Run] = []
@@ -112,7 +129,7 @@ def in_words() -> Iterator[None]:
     """Turn a failure to reach, read or write the store into a TrackingError with a message for a person."""
     try:
         yield
-    except (MlflowException, OSError) as error:  # requests' errors are OSErrors, and so is a full disk
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors and a full disk are OSErrors
         raise TrackingError(f"the MLflow store {store_name()} can't be used: {_reason(error)}") from None
 
 

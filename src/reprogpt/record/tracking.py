@@ -26,15 +26,15 @@ def is_for_this_store(box: Box) -> bool:
     return bool(next(box.records(), {}).get("store", store_name()) == store_name())
 
 
-def deliver(box: Box) -> None:
-    """Deliver all that is pending in the box, in order.
+def deliver(box: Box) -> int:
+    """Deliver all that is pending in the box, in order; the number of records.
 
     A record that MLflow refuses for good, such as one of a run that was deleted, is said and left out.
     Raises TrackingError where the store can't be used: what is not delivered then stays in the box.
     """
     pending = box.pending()
     if not pending:
-        return
+        return 0
     first = next(box.records())
     if not is_for_this_store(box):
         raise TrackingError(f"this run is kept in the MLflow store {first['store']}: set MLFLOW_TRACKING_URI to it")
@@ -47,6 +47,7 @@ def deliver(box: Box) -> None:
         if run_id is not None:
             _deliver(client, run_id, box, batch)
         box.mark_delivered(batch[-1].end)
+    return len(pending)
 
 
 def _batches(pending: list[Pending]) -> list[list[Pending]]:
@@ -97,14 +98,13 @@ def _end(client: MlflowClient, run: Run, record: Record) -> None:
     """Give the run the status that its writer ended with.
 
     Where the writer only added results: the training's own duration stays, and so does FINISHED if the results
-    that the writer was to add (record["adds"], an artifact folder) are there.
+    that the writer was to add (record["adds"], a metric or an artifact folder) are there.
     """
-    run_id, ended_at = run.info.run_id, record["time"]
-    if record["adds"] is not None:
+    run_id, ended_at, adds = run.info.run_id, record["time"], record["adds"]
+    if adds is not None:
         ended_at = run.info.end_time or ended_at
-        if run.info.status == "FINISHED" and (
-            record["status"] == "FINISHED" or client.list_artifacts(run_id, record["adds"])
-        ):
+        there = adds in run.data.metrics or client.list_artifacts(run_id, adds)
+        if run.info.status == "FINISHED" and (record["status"] == "FINISHED" or there):
             return
     if "error" in record:
         client.set_tag(run_id, "error", record["error"])

@@ -1,0 +1,214 @@
+"""Kill a real tiny pipeline at random moments, let it finish, and compare everything with one left alone.
+
+    python -m tests.kill --kills 100 [--seed 0]
+
+A round is a fresh clone: `dvc repro` is killed (-9) again and again, in one of three ways, and then
+left to finish. Compared: every file under data/, dvc.lock, every MLflow point, parameter and artifact;
+that there is one run; that nothing is left in .reprogpt; that training resumed wherever it could.
+"""
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent / "end_to_end"))
+
+from workspace import Workspace, make_workspace
+
+WAYS = ("group", "stage", "dvc")
+TINY: dict[str, Any] = {"n_epochs": 6, "save_seconds": 0.05, "max_new_tokens": 3}
+KILLS_A_ROUND = 10
+MEASURED_BY_THE_CLOCK = {"tokens_per_second"}
+
+
+@dataclass
+class Round:
+    """What happened to one clone. stages: which stage was running at each kill."""
+
+    ways: Counter[str] = field(default_factory=Counter)
+    stages: Counter[str] = field(default_factory=Counter)
+    trainings: int = 0
+    resumed_at: list[int] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+    def line(self, number: int) -> str:
+        """A row of the table."""
+        ways, stages = (", ".join(f"{key} {n}" for key, n in sorted(c.items())) for c in (self.ways, self.stages))
+        resumed = " ".join(map(str, self.resumed_at)) or "-"
+        state = "; ".join(self.faults) or "all equal"
+        return f"| {number} | {ways} | {stages} | {self.trainings} | {resumed} | {state} |"
+
+
+HEADER = "| round | kills | during | starts of train | resumed at step | compared |\n|---|---|---|---|---|---|"
+
+
+def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, chance: random.Random) -> Round:
+    """Kill `dvc repro` in the clone that many times (fewer if it gets to its end first), finish it, compare."""
+    result = Round()
+    log = workspace.path.parent / "log"
+    for _ in range(kills):
+        saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
+        if _killed(workspace, log, chance, result):
+            _read(log, saved, result)
+        else:
+            _read(log, saved, result)
+            break
+    saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
+    _end_orphans(workspace)
+    with log.open("w") as output:
+        done = subprocess.run(
+            ["dvc", "repro"],
+            cwd=workspace.path,
+            env=workspace.env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=300,
+        )
+    _read(log, saved, result)
+    if done.returncode:
+        result.faults.append(f"dvc repro: exit {done.returncode}: {log.read_text()[-500:]}")
+    else:
+        result.faults += differences(reference, snapshot(workspace))
+    return result
+
+
+def _killed(workspace: Workspace, log: Path, chance: random.Random, result: Round) -> bool:
+    """Start `dvc repro` and kill it after a random time; False if it had ended by then."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=workspace.path,
+            env=workspace.env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + chance.uniform(0.2, 9.0)
+    while time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    if process.poll() is not None:
+        return False
+    way = chance.choice(WAYS)
+    stage = _stage_process(process.pid)
+    running = re.findall(r"Running stage '(\w+)'", log.read_text())
+    result.stages[running[-1] if running and stage else "dvc itself"] += 1
+    result.ways[way if stage or way != "stage" else "dvc"] += 1
+    if way == "group":
+        os.killpg(process.pid, signal.SIGKILL)
+    elif way == "stage" and stage is not None:
+        stage.kill()
+    else:
+        process.kill()
+    process.wait(60)
+    return True
+
+
+def _stage_process(dvc: int) -> psutil.Process | None:
+    try:
+        children = psutil.Process(dvc).children(recursive=True)
+        return next((child for child in children if any("stages." in word for word in child.cmdline())), None)
+    except psutil.Error:
+        return None
+
+
+def _end_orphans(workspace: Workspace) -> None:
+    """Wait until no stage that DVC has left behind works in the clone any more."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if not any(_works_in(process, workspace.path) for process in psutil.process_iter()):
+            return
+        time.sleep(0.1)
+    raise TimeoutError("a stage outlives its DVC by a minute")
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return any("stages." in word for word in process.cmdline()) and Path(process.cwd()) == folder
+    except psutil.Error:
+        return False
+
+
+def _read(log: Path, saved: bool, result: Round) -> None:
+    """What a start of the pipeline said of its training."""
+    text = log.read_text()
+    if "Running stage 'train'" not in text:
+        return
+    result.trainings += 1
+    found = re.search(r"resumed at step (\d+)", text)
+    if found:
+        result.resumed_at.append(int(found[1]))
+    elif saved and "Iter 0000" in text:
+        result.faults.append("started again although there was a resume point")
+
+
+def snapshot(workspace: Workspace) -> dict[str, Any]:
+    """Everything that must be the same."""
+    facts: dict[str, Any] = {f"file {name}": content for name, content in workspace.files().items()}
+    facts["dvc.lock"] = (workspace.path / "dvc.lock").read_bytes()
+    runs = workspace.runs()
+    facts["number of runs"], facts["status"] = len(runs), [run.info.status for run in runs]
+    for run in runs[:1]:
+        facts |= {f"parameter {key}": value for key, value in run.data.params.items()}
+        for key in set(run.data.metrics) - MEASURED_BY_THE_CLOCK:
+            points = workspace.client().get_metric_history(run.info.run_id, key)
+            facts[f"metric {key}"] = sorted((point.step, point.value) for point in points)
+        root = Path(run.info.artifact_uri.removeprefix("file://"))
+        facts |= {f"artifact {name}": (root / name).read_bytes() for name in workspace.artifacts(run)}
+    for kind in ("resume", "outbox"):
+        facts[f"left in {kind}"] = [path.name for path in (workspace.path / ".reprogpt" / kind).glob("*")]
+    return facts
+
+
+def differences(reference: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    """The names of the facts that are not equal."""
+    return [name for name in sorted({**reference, **found}) if reference.get(name) != found.get(name)]
+
+
+def clone(path: Path) -> Workspace:
+    """A fresh clone at `path` with the tiny configuration."""
+    (path / "clone").mkdir(parents=True)
+    return make_workspace(path / "clone", path.parent / "cache", **TINY)
+
+
+def main() -> None:
+    """The whole trial, as a table; exit code 1 if anything differs."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    chance = random.Random(arguments.seed)
+    folder = Path(tempfile.mkdtemp(prefix="reprogpt-kill-"))
+    alone = clone(folder / "alone")
+    alone.succeed("dvc", "repro")
+    reference = snapshot(alone)
+    print(HEADER, flush=True)
+    rounds: list[Round] = []
+    while (left := arguments.kills - sum(done.ways.total() for done in rounds)) > 0:
+        path = folder / f"round-{len(rounds) + 1}"
+        rounds.append(kill_round(clone(path), reference, kills=min(left, KILLS_A_ROUND), chance=chance))
+        print(rounds[-1].line(len(rounds)), flush=True)
+        if not rounds[-1].faults:
+            shutil.rmtree(path)
+    kills, faults = sum(done.ways.total() for done in rounds), sum(map(len, (done.faults for done in rounds)))
+    resumed = sum(len(done.resumed_at) for done in rounds)
+    print(f"\n{kills} kills in {len(rounds)} rounds; training resumed {resumed} times; {faults} faults")
+    if faults:
+        sys.exit(f"what is left of the rounds with faults is in {folder}")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

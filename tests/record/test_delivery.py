@@ -1,0 +1,232 @@
+"""What becomes of a box's records in a real SQLite store."""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from reprogpt.errors import TrackingError
+from reprogpt.record.outbox import Box, open_box
+from reprogpt.record.store import open_store, store_name
+from reprogpt.record.tracking import deliver
+
+SAMPLING = {"temperature": 1.0, "top_k": 25}
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
+    """A store with our experiment and nothing in it: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def client(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A repository's root with a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    client, _ = open_store()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ?", ((tmp_path / "mlruns").as_uri(),))
+    database.close()
+    return client
+
+
+def runs(client: MlflowClient) -> list[Run]:
+    experiment = client.get_experiment_by_name("reprogpt")
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"]))
+
+
+def training_box(training_id: str = "1" * 32, **values: Any) -> Box:
+    box = open_box(training_id)
+    tags = {"training_id": training_id, "run_key": "k"}
+    facts = {"name": "n", "tags": tags, "params": {"seed": 1}, "datasets": [], "store": store_name(), **values}
+    box.append("training", **facts)
+    box.append("start", name="n")
+    return box
+
+
+def finished_training(client: MlflowClient) -> Run:
+    box = training_box()
+    box.append("end", status="FINISHED", adds=None)
+    deliver(box)
+    box.release()
+    return runs(client)[0]
+
+
+def results_box(*, status: str = "FINISHED", sampling: dict[str, Any] | None = None, **end: Any) -> Box:
+    """A box as evaluate leaves it; without sampling, as one that was stopped early does."""
+    box = open_box()
+    box.append("results of", run_key="k", experiment=None, store=store_name())
+    if sampling:
+        samples = Path("samples.txt")
+        samples.write_text("text")
+        origin = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
+        box.append("results", values={"final_val_loss": 6.5}, step=9, **origin)
+        box.append_file(samples, "samples", **origin)
+    box.append("end", status=status, adds="final_val_loss", **end)
+    return box
+
+
+def test_delivering_twice_leaves_one_of_each(client: MlflowClient) -> None:
+    box = training_box(datasets=[{"name": "t", "digest": "d", "path": "p", "context": "training"}])
+    for step in range(3):
+        box.append("metrics", step=step, values={"loss": 5.0 - step, "lr": 0.1})
+    box.append("tags", values={"a": "b"})
+    assert deliver(box) == 6
+    (box.folder / "delivered").unlink()  # killed between delivering and noting it down
+    assert deliver(box) == 6
+    assert deliver(box) == 0
+    (run,) = runs(client)
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert [(point.step, point.value) for point in points] == [(0, 5.0), (1, 4.0), (2, 3.0)]
+    assert run.data.params == {"seed": "1"} and run.data.tags["a"] == "b"
+    assert [item.dataset.name for item in run.inputs.dataset_inputs] == ["t"]
+
+
+def test_more_points_than_mlflow_takes_at_once_are_sent_in_batches(client: MlflowClient) -> None:
+    box = training_box()
+    for step in range(700):
+        box.append("metrics", step=step, values={"loss": 1.0, "lr": 0.1, "grad_norm": 2.0})
+    deliver(box)
+    (run,) = runs(client)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "lr")] == list(range(700))
+
+
+def test_a_training_that_starts_again_goes_on_in_its_run(client: MlflowClient) -> None:
+    deliver(training_box("1" * 32))
+    shutil.rmtree(".reprogpt/outbox")
+    deliver(training_box("1" * 32))
+    assert len(runs(client)) == 1
+    deliver(training_box("2" * 32))
+    assert len(runs(client)) == 2
+
+
+def test_a_run_starts_when_it_was_started_and_ends_when_it_ended(client: MlflowClient) -> None:
+    """Not when that was delivered, which may be days later."""
+    box = training_box()
+    box.append("end", status="FINISHED", adds=None)
+    times = [record["time"] for record in box.records()]
+    deliver(box)
+    (run,) = runs(client)
+    assert (run.info.start_time, run.info.end_time, run.info.status) == (times[0], times[-1], "FINISHED")
+
+
+def test_results_go_to_the_run_of_their_training_once(client: MlflowClient) -> None:
+    before = finished_training(client)
+    for _ in range(2):  # a forced repeat
+        deliver(results_box(sampling=SAMPLING))
+    (run,) = runs(client)
+    assert run.data.params == {"seed": "1", "temperature": "1.0", "top_k": "25"}
+    assert len(client.get_metric_history(run.info.run_id, "final_val_loss")) == 1
+    assert [file.path for file in client.list_artifacts(run.info.run_id, "samples")] == ["samples/samples.txt"]
+    assert (run.info.status, run.info.end_time) == ("FINISHED", before.info.end_time)
+
+
+def test_other_sampling_makes_one_child_run_named_after_its_experiment(client: MlflowClient) -> None:
+    finished_training(client)
+    deliver(results_box(sampling=SAMPLING))
+    for _ in range(2):
+        deliver(results_box(sampling={**SAMPLING, "top_k": 9}))
+    parent, child = runs(client)
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.info.run_name, child.data.tags["commit"], child.info.status) == ("warm", "c", "FINISHED")
+    assert child.data.params == {"temperature": "1.0", "top_k": "9"}
+    assert len(client.get_metric_history(child.info.run_id, "final_val_loss")) == 1
+    assert parent.data.params["top_k"] == "25"
+
+
+@pytest.mark.parametrize(("evaluated", "status"), [(False, "KILLED"), (True, "FINISHED")])
+def test_a_stopped_evaluation_ends_the_run_only_if_its_results_are_missing(
+    client: MlflowClient, evaluated: bool, status: str
+) -> None:
+    finished_training(client)
+    if evaluated:
+        deliver(results_box(sampling=SAMPLING))
+    deliver(results_box(status="KILLED"))
+    assert runs(client)[0].info.status == status
+
+
+def test_an_error_is_told_and_forgotten_when_the_repeat_succeeds(client: MlflowClient) -> None:
+    finished_training(client)
+    deliver(results_box(status="FAILED", error="the checkpoint is cut"))
+    (run,) = runs(client)
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "the checkpoint is cut")
+    deliver(results_box(sampling=SAMPLING))
+    (run,) = runs(client)
+    assert run.info.status == "FINISHED" and "error" not in run.data.tags
+
+
+def test_results_of_a_training_made_elsewhere_are_dropped_aloud(
+    client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = results_box(sampling=SAMPLING)
+    deliver(box)
+    assert "No MLflow run has run_key k" in capsys.readouterr().out
+    assert box.pending() == [] and runs(client) == []
+
+
+def test_a_record_that_is_refused_is_told_and_the_rest_delivered(
+    client: MlflowClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = training_box()
+    box.append("tags", values={"": "no name"})
+    box.append("metrics", step=0, values={"loss": 1.0})
+    deliver(box)
+    assert "MLflow refuses a record of kind tags" in capsys.readouterr().err
+    assert runs(client)[0].data.metrics == {"loss": 1.0}
+
+
+def test_records_for_another_store_stay(client: MlflowClient) -> None:
+    box = training_box(store="http://elsewhere")
+    with pytest.raises(TrackingError, match="kept in the MLflow store http://elsewhere"):
+        deliver(box)
+    assert len(box.pending()) == 2 and runs(client) == []
+
+
+@pytest.fixture
+def locked(client: MlflowClient) -> Iterator[sqlite3.Connection]:
+    """Another program that has the database locked."""
+    with sqlite3.connect("mlflow.db", isolation_level=None) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        yield database
+    database.close()
+
+
+@pytest.mark.slow  # MLflow itself waits for the lock for 20 s
+def test_a_locked_database_loses_nothing(locked: sqlite3.Connection, client: MlflowClient) -> None:
+    box = training_box()
+    with pytest.raises(TrackingError, match=r"mlflow\.db can't be used: .*database is locked"):
+        deliver(box)
+    locked.execute("ROLLBACK")
+    deliver(box)
+    assert len(runs(client)) == 1
+
+
+def test_a_store_of_another_version_says_the_command(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy("mlflow.db", "old.db")
+    with sqlite3.connect("old.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
+    database.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///old.db")
+    with pytest.raises(
+        TrackingError, match=r"made by another version of MLflow; .*mlflow db upgrade sqlite:///.*old\.db"
+    ):
+        deliver(training_box())
+
+
+def test_no_password_is_shown_or_written(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    box = training_box()
+    with pytest.raises(TrackingError) as caught:
+        deliver(box)
+    assert "http://127.0.0.1:9" in str(caught.value) and "secret" not in str(caught.value)
+    assert b"secret" not in (box.folder / "records.jsonl").read_bytes()

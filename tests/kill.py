@@ -58,8 +58,8 @@ HEADER = "| round | kills | during | starts of train | resumed at step | compare
 def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, chance: random.Random) -> Round:
     """Kill `dvc repro` in the clone that many times (fewer if it gets to its end first), finish it, compare."""
     result = Round()
-    log = workspace.path.parent / "log"
-    for _ in range(kills):
+    for number in range(kills):
+        log = workspace.path.parent / f"log-{number + 1}"  # one each: an orphan goes on writing to its own
         saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
         if _killed(workspace, log, chance, result):
             _read(log, saved, result)
@@ -68,6 +68,7 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
             break
     saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
     _end_orphans(workspace)
+    log = workspace.path.parent / "log-last"
     with log.open("w") as output:
         done = subprocess.run(
             ["dvc", "repro"],

@@ -21,7 +21,8 @@ RESULTS, SAMPLES = Path("data/metrics/eval.json"), Path("data/samples.txt")
 
 def main() -> None:
     params, facts = load_params(EvaluateParams), json.loads(SUMMARY.read_text("utf-8"))
-    numerics = set_up_numerics(device=params.device, precision=params.precision, matmul=params.matmul)
+    choice = {key: getattr(params, key) for key in ("device", "precision", "matmul", "numerics")}
+    numerics = set_up_numerics(**choice)
     encoding = load_encoding(params.encoding)
     with follow_results(facts["run_key"]) as run:
         model = load_model(MODEL).to(numerics.device)

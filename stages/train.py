@@ -22,7 +22,8 @@ MODEL, HISTORY, SUMMARY = Path("data/model"), Path("data/metrics/history.csv"), 
 
 def main() -> None:
     params, key = load_params(TrainParams), run_key("train")
-    numerics = set_up_numerics(device=params.device, precision=params.precision, matmul=params.matmul)
+    choice = {key: getattr(params, key) for key in ("device", "precision", "matmul", "numerics")}
+    numerics = set_up_numerics(**choice)
     encoding = load_encoding(params.encoding)
     ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
     prompt = encoding.encode_ordinary(params.start_context)

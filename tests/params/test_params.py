@@ -55,6 +55,7 @@ top_k: 25
 device: auto
 precision: fp32
 matmul: auto
+numerics: native
 """
 
 Values = dict[str, Any]
@@ -294,7 +295,7 @@ def test_check_reports_problems_of_several_stages_in_one_message_without_traceba
 def test_check_passes_valid_parameters(folder: Path) -> None:
     done = run_check(folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "params.yaml: 36 keys, all within their ranges\n"
+    assert done.stdout == "params.yaml: 37 keys, all within their ranges\n"
 
 
 @pytest.mark.parametrize("url", ["https://me:hush@host/text", "http://me:hu/sh@host/", "https://hush@host/x"])

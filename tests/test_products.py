@@ -13,6 +13,7 @@ from reprogpt.products import parts_of, product, route_products_to_numpy, route_
 def routed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Products through numpy, in parts so small that these tests have many."""
     monkeypatch.setattr(products, "PART_SIZE", 1000)
+    monkeypatch.setattr(products, "MIN_WIDTH", 16)
     route_products_to_numpy(2)
     yield
     route_products_to_torch()
@@ -51,6 +52,7 @@ def test_gradients_are_torchs_to_rounding(monkeypatch: pytest.MonkeyPatch) -> No
 
     torchs = gradients()
     monkeypatch.setattr(products, "PART_SIZE", 1000)
+    monkeypatch.setattr(products, "MIN_WIDTH", 16)
     route_products_to_numpy(2)
     try:
         for ours, theirs in zip(gradients(), torchs, strict=True):
@@ -71,6 +73,7 @@ def test_routing_ends(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
         ((512, 768), 768, -1, [0, 153, 307, 460, 614, 768]),  # 302 million multiplications
         ((768, 96), 512, -2, [0, 768]),
         ((2, 50257), 768, -1, [0, 25128, 50257]),
+        ((512, 768), 50257, -1, [0, 128, 256, 384, 512, 640, 768]),  # not 64 thin ones
         ((24, 256, 256), 64, -3, [0, 12, 24]),
         ((1, 4096, 512), 64, -2, [0, 1365, 2730, 4096]),
         ((0, 5), 7, -1, [0, 5]),

@@ -17,7 +17,7 @@ from torch import Tensor
 # Multiplications in a part: about a millisecond's work, for which waking a thread is a small price.
 PART_SIZE = 64_000_000
 MAX_PARTS = 64
-KERNEL_WIDTH = 16  # rows or columns that OpenBLAS's kernel takes at once; thinner parts would waste it
+MIN_WIDTH = 128  # rows or columns; every part packs the whole other factor, which thin ones would not repay
 
 _routes: list[torch.library.Library] = []  # torch forgets the routing with this object
 _pools: list[ThreadPoolExecutor] = []
@@ -67,7 +67,7 @@ def parts_of(shape: tuple[int, ...], depth: int) -> tuple[int, list[int]]:
         axis, num_parts = -3, wanted
     else:
         axis = max((-1, -2), key=lambda axis: shape[axis])
-        num_parts = max(1, min(wanted, shape[axis] // KERNEL_WIDTH))
+        num_parts = max(1, min(wanted, shape[axis] // MIN_WIDTH))
     return axis, [shape[axis] * part // num_parts for part in range(num_parts + 1)]
 
 

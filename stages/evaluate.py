@@ -22,7 +22,7 @@ RESULTS, SAMPLES = Path("data/metrics/eval.json"), Path("data/samples.txt")
 def main() -> None:
     params = load_params(EvaluateParams)
     facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
-    numerics = set_up_numerics(device=params.device, precision=params.precision, matmul=params.matmul)
+    numerics = set_up_numerics(**params.arithmetic())
     encoding = load_encoding(params.encoding)
     release_trainings()
     with follow_results(facts["run_key"], adds="final_val_loss") as box:

@@ -26,7 +26,7 @@ MODEL, HISTORY, SUMMARY = Path("data/model"), Path("data/metrics/history.csv"), 
 
 def main() -> None:
     params, inputs = load_params(TrainParams), stage_inputs("train")
-    numerics = set_up_numerics(device=params.device, precision=params.precision, matmul=params.matmul)
+    numerics = set_up_numerics(**params.arithmetic())
     encoding, environment = load_encoding(params.encoding), environment_facts(numerics)
     ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
     prompt = encoding.encode_ordinary(params.start_context)

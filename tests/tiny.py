@@ -24,6 +24,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "device": "cpu",
     "precision": "fp32",
     "matmul": "torch",
+    "numerics": "native",
     "start_context": "a",
     "max_new_tokens": 3,
     "stride": 8,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from reprogpt.errors import DeviceError
+from reprogpt.portable import make_portable
 
 # Largest error of an fp32 product, relative to its largest entry, against float64. True fp32 stays
 # below 1e-6 on the test matrices; products rounded to bf16 on the way show 1e-3 and more.
@@ -17,7 +18,7 @@ FP32_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Numerics:
-    """The arithmetic in use. matmul: torch or onednn for fp32 products on a CPU, torch elsewhere."""
+    """The arithmetic in use. matmul, fp32 products on a CPU: torch, onednn or openblas (portable); elsewhere torch."""
 
     device: torch.device
     precision: str
@@ -30,19 +31,35 @@ class Numerics:
         return nullcontext()
 
 
-def set_up_numerics(*, device: str, precision: str, matmul: str) -> Numerics:
+def set_up_numerics(*, device: str, precision: str, matmul: str, numerics: str = "native") -> Numerics:
     """Set torch's arithmetic for this process and say what was chosen.
 
     device: auto (cuda, else mps, else cpu), cpu, cuda or mps. precision: fp32 or bf16 (autocast).
     matmul: auto, torch or onednn, for fp32 products on a CPU; auto is onednn on an AMD CPU with
     AVX-512, where torch's own library runs its AVX2 kernels, and torch elsewhere: a rule on the
     processor, never a timing, so that it can't change from run to run.
+    numerics: native, or portable (see portable.py), which needs device cpu or auto (then cpu), precision
+    fp32 and matmul auto.
     Operations without a deterministic form raise RuntimeError from here on.
-    Raises DeviceError for a device that is not there, or onednn where it is absent or inexact.
+    Raises DeviceError for a device that is not there, onednn where it is absent or inexact, or portable
+    where it can't be kept.
     """
+    if numerics == "portable":
+        return _portable(device, precision, matmul)
     chosen = _choose_device(device)
     _be_deterministic()
     return Numerics(chosen, precision, _choose_matmul(matmul, chosen))
+
+
+def _portable(device: str, precision: str, matmul: str) -> Numerics:
+    if device not in ("auto", "cpu") or precision != "fp32" or matmul != "auto":
+        raise DeviceError(
+            "numerics: portable needs device: cpu or auto, precision: fp32 and matmul: auto "
+            f"(now {device}, {precision} and {matmul}); change them, or use numerics: native"
+        )
+    _be_deterministic()
+    make_portable()
+    return Numerics(torch.device("cpu"), "fp32", "openblas")
 
 
 def _choose_device(name: str) -> torch.device:

@@ -56,6 +56,7 @@ top_k: 25
 device: auto
 precision: fp32
 matmul: auto
+numerics: native
 """
 
 Values = dict[str, Any]
@@ -303,3 +304,19 @@ def test_a_password_in_corpus_url_is_refused_and_not_printed(url: str) -> None:
     (problem,) = [line for line in problems_of(FetchParams, {"corpus_url": url}) if line.startswith("corpus_url")]
     assert "dvc.lock would record" in problem
     assert "hush" not in problem and "hu/sh" not in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"device": "cuda"}, "numerics: 'portable' needs device: auto or cpu (now cuda); or use numerics: native"),
+        ({"precision": "bf16"}, "numerics: 'portable' needs precision: fp32 (now bf16); or use numerics: native"),
+        ({"matmul": "onednn"}, "numerics: 'portable' needs matmul: auto (now onednn); or use numerics: native"),
+        ({"random_order": "book"}, "random_order: 'book' needs numerics: native and matmul: torch"),
+    ],
+)
+def test_portable_numerics_are_refused_with_what_cannot_be_kept(values: Values, changes: Values, problem: str) -> None:
+    portable = values | {"numerics": "portable"}
+    assert problems_of(TrainParams, portable) == []
+    [found] = problems_of(TrainParams, portable | changes)
+    assert found.startswith(problem)

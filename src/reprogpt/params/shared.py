@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from reprogpt.params import Params
 
 
 class SharedParams(Params):
-    """Common to `train` and `evaluate`."""
+    """Common to `train` and `evaluate`. A validator sees the keys declared above its own."""
 
     # The one encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
     encoding: Literal["gpt2"]
@@ -17,5 +17,20 @@ class SharedParams(Params):
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
+    numerics: Literal["native", "portable"]
     start_context: str = Field(min_length=1, description="text of at least one character")
     max_new_tokens: int = Field(ge=1)
+
+    def arithmetic(self) -> dict[str, str]:
+        """The keywords of numerics.set_up_numerics."""
+        return {key: getattr(self, key) for key in ("device", "precision", "matmul", "numerics")}
+
+    @field_validator("numerics")
+    @classmethod
+    def _portable_has_one_arithmetic(cls, numerics: str, info: ValidationInfo) -> str:
+        kept = {"device": ("auto", "cpu"), "precision": ("fp32",), "matmul": ("auto",)}
+        for key, values in kept.items():
+            now = info.data.get(key, values[0])
+            if numerics == "portable" and now not in values:
+                raise ValueError(f"needs {key}: {' or '.join(values)} (now {now}); or use numerics: native")
+        return numerics

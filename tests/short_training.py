@@ -1,0 +1,81 @@
+"""A short training in the numerics that params.yaml in the current folder asks for; prints digests as JSON.
+
+Run as `python -m tests.short_training SHAPE`. NUM_THREADS: as if torch found so many cores.
+PRETEND_INTEL: MKL takes this processor for one of Intel's, the one thing of another maker that can
+be had here: MKL asks one function of its own, which is overwritten in memory.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import stages  # noqa: F401 - first, as in every stage: it sets the environment
+
+# isort: split
+import numpy as np
+import torch
+
+from reprogpt.model.generation import generate
+from reprogpt.numerics import set_up_numerics
+from reprogpt.params import PARAMS_FILE, read_mapping
+from reprogpt.params.train import TrainParams
+from reprogpt.training.evaluation import score
+from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.state import prepare_training
+from tests.tiny import PARAMS, USUAL_NUM_THREADS
+
+SHAPES: dict[str, dict[str, Any]] = {
+    # Odd numbers, so that no thread's share ends where a vector ends.
+    "small": {"vocab_size": 3001, "context_length": 253, "emb_dim": 198, "n_heads": 3, "n_layers": 2, "n_epochs": 1},
+    "wide": {"vocab_size": 20011, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 2, "n_epochs": 1},
+    "full": {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12, "n_epochs": 1},
+}
+
+
+def pretend_intel() -> None:
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libtorch_cpu.so"))
+    for name in ("mkl_serv_intel_cpu_true", "mkl_serv_intel_cpu"):
+        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+        assert address is not None
+        page = address & ~4095
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(page), 8192, 7) == 0  # read, write, execute
+        ctypes.memmove(address, b"\xb8\x01\x00\x00\x00\xc3", 6)  # mov eax, 1; ret
+
+
+def digest_of(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:12]
+
+
+def run(shape: dict[str, Any], numerics_key: str) -> dict[str, str]:
+    """Digests of the weights before and after, of every recorded number, of an evaluation and a sample."""
+    arithmetic = set_up_numerics(device="cpu", precision="fp32", matmul="auto", numerics=numerics_key)
+    lengths = {"stride": shape["context_length"], "eval_freq": 2, "warmup_ratio": 0.3, "sample_freq": 1}
+    params = TrainParams(**PARAMS | shape | lengths | {"matmul": "auto", "numerics": numerics_key})
+    num_ids = 6 * params.context_length + 1
+    ids = np.random.default_rng(0).integers(0, params.vocab_size, num_ids).astype(np.uint16)
+    training = prepare_training(ids, ids[: num_ids // 2], prompt=[1], params=params, numerics=arithmetic)
+
+    def weights() -> str:
+        return digest_of(*(tensor.numpy() for tensor in training.model.state_dict().values()))
+
+    digests = {"untrained": weights()}
+    records = [record for record in train(training) if isinstance(record, StepRecord)]
+    rows = training.val_rows
+    scored = score(training.model, rows.inputs, rows.targets, batch_size=2, numerics=arithmetic)
+    stream = torch.Generator().manual_seed(3)
+    sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, stream=stream))
+    return digests | {"weights": weights(), "records": repr(records), "score": repr(scored), "sample": repr(sampled)}
+
+
+if __name__ == "__main__":
+    if os.environ.get("PRETEND_INTEL"):
+        pretend_intel()
+    torch.set_num_threads(int(os.environ.get("NUM_THREADS") or USUAL_NUM_THREADS))
+    print(json.dumps(run(SHAPES[sys.argv[1]], read_mapping(PARAMS_FILE)["numerics"])))

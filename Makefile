@@ -5,16 +5,26 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui test test-full check lock clean
+.PHONY: repro ui kill bench test test-full check lock clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed  ## set up, check params.yaml, run the pipeline
 	python -m reprogpt check
 	dvc repro
 
-ui: .venv/installed  ## MLflow on this repository's runs, whatever folder or store the shell points at
-	@echo "MLflow: http://127.0.0.1:$${PORT:-5000}   (another port: make ui PORT=5001)"
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000}
+ui: .venv/installed  ## MLflow on the store that the stages write to
+	@case "$$MLFLOW_TRACKING_URI" in \
+	http*) echo "The runs are on the tracking server: open MLFLOW_TRACKING_URI in a browser";; \
+	*) echo "MLflow: http://127.0.0.1:$${PORT:-5000}   (another port: make ui PORT=5001)"; \
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000};; \
+	esac
+
+kill: .venv/installed-dev  ## kill a tiny pipeline at 100 random moments and compare everything: a quarter of an hour
+	OMP_NUM_THREADS=1 python -m tests.kill --kills 100
+
+bench: .venv/installed  ## what resume points and portable numerics cost: 20 minutes
+	python -m benchmarks.saving
+	python -m benchmarks.portable
 
 test: .venv/installed-dev  ## the tests, under six minutes on two cores
 	$(PYTEST) -m "not slow"

@@ -38,11 +38,13 @@ def fails(url: str, message: str, *, sha256: str = DIGEST, max_bytes: int = 1000
     return str(error.value)
 
 
+_closed = socket.socket()
+_closed.bind(("127.0.0.1", 0))  # bound and never listening: refused, and no other process gets it meanwhile
+
+
 def closed_port() -> int:
     """A port of 127.0.0.1 where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    return int(_closed.getsockname()[1])
 
 
 class Server:

@@ -30,17 +30,33 @@ def test_proxy_that_will_not_connect_falls_back(server: Server, monkeypatch: pyt
     assert obtain("https://host.invalid/text", offline=str(OFFLINE)).how == "fallback"
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
-def test_certificate_must_be_trusted(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def certificate(server: Server, tmp_path: Path) -> Path:
+    """The certificate by which the server speaks TLS; nobody trusts it yet."""
+    if not shutil.which("openssl"):
+        pytest.skip("needs openssl to make a certificate")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
     command += f" -addext subjectAltName=IP:127.0.0.1 -out {certificate} -keyout {key}"
     subprocess.run(command.split(), check=True, capture_output=True)
     server.speak_tls(certificate, key)
+    return certificate
+
+
+def test_certificate_must_be_trusted(server: Server, monkeypatch: pytest.MonkeyPatch, certificate: Path) -> None:
     server.gives(CONTENT)
     fails(server.url(scheme="https"), "no trustworthy TLS connection: .*certificate")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     assert obtain(server.url(scheme="https")).how == "downloaded"
+
+
+def test_tls_is_not_given_up_by_a_redirect(server: Server, monkeypatch: pytest.MonkeyPatch, certificate: Path) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    server.redirects(server.url("/b"))
+    server.gives(CONTENT, path="/b")
+    fails(server.url(scheme="https"), "redirects to a http: address; only https is followed from there")
+    server.redirects(server.url("/b", scheme="https"), path="/a")
+    assert obtain(server.url("/a", scheme="https")).how == "downloaded"
 
 
 def test_missing_certificate_bundle_is_an_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

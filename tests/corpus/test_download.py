@@ -117,7 +117,7 @@ def test_redirect_to_another_scheme_is_refused(scheme: str, hops: int, server: S
     Path("local.txt").write_bytes(CONTENT)
     server.redirects(target if hops == 1 else "/second")
     server.redirects(target, path="/second")
-    fails(server.url(), f"redirects to a {scheme}: address; only http and https are followed")
+    fails(server.url(), f"redirects to a {scheme}: address; only http and https are followed from there")
 
 
 def test_redirect_in_a_circle_is_an_error(server: Server) -> None:

@@ -60,14 +60,14 @@ def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace)
     assert drawn_samples(queued, "faster") == 2
 
 
-def test_an_edit_of_the_code_does_not_make_the_store_or_copies_dirty(queued: Workspace):
-    assert not list((queued.path / ".dvc/tmp/exps").glob("*/mlflow.db"))
+def test_an_edit_of_the_workspace_does_not_make_the_copies_dirty(queued: Workspace):
     assert [run.data.tags["dirty"] for run in queued.runs()] == ["false", "false"]
 
 
-@pytest.mark.parametrize(("mode", "name"), [("--temp", "in-a-copy"), ("--force", "in-place")])
-def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace, mode: str, name: str):
-    queued.succeed("dvc", "exp", "run", mode, "--name", name, "-S", "peak_lr=0.0005")
+@pytest.mark.parametrize(("mode", "name"), [(["--temp"], "in-a-copy"), ([], "in-place")])
+def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace, mode: list[str], name: str):
+    """By force: DVC has this result already, of `slower` in the queue."""
+    queued.succeed("dvc", "exp", "run", *mode, "--force", "--name", name, "-S", "peak_lr=0.002")
     run = queued.runs()[-1]
     assert (run.info.run_name, run.info.status) == (name, "FINISHED")
     assert run.data.tags["dvc.experiment"] == name
@@ -75,7 +75,7 @@ def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace,
     assert {"checkpoint/model.safetensors", "plots/losses.png"} <= queued.artifacts(run)
 
 
-def test_copy_and_workspace_give_the_same_bits(queued: Workspace):
+def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace):
     runs = {run.info.run_name: run.data.tags["weights.sha256"] for run in queued.runs()}
-    assert runs["in-a-copy"] == runs["in-place"]
+    assert runs["slower"] == runs["in-a-copy"] == runs["in-place"]
     assert runs["slower"] != runs["faster"]

@@ -86,7 +86,7 @@ def test_losses_name_their_unit_and_count_epochs_below_and_tokens_above() -> Non
 
 def test_the_best_val_loss_is_ringed_and_named_with_its_value_and_step() -> None:
     figure = losses(training(20, warmup_steps=4), 5)
-    assert texts(figure) == ["best val_loss = 6.250 (step 10)"]
+    assert texts(figure) == ["best val_loss = 6.250 (step 10, epoch 2.2)"]
     (note,) = figure.axes[0].texts
     assert isinstance(note, Annotation) and note.xy == (11 / 5, 6.25)
     assert ([11 / 5], [6.25]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]  # type: ignore[arg-type]
@@ -126,9 +126,9 @@ def test_gradients_are_the_history_s_columns_on_a_log_axis() -> None:
 def test_max_norm_and_the_first_clipped_step_are_marked_with_their_values() -> None:
     figure = gradients(training(20, warmup_steps=4), 4, 0.5)
     level = [line for line in figure.axes[0].get_lines() if list(line.get_ydata()) == [0.5, 0.5]]  # type: ignore[arg-type]
-    assert [line.get_linestyle() for line in level] == ["--"]
+    assert [line.get_linestyle() for line in level] == ["-."]
     assert vertical_lines(figure) == [4]
-    assert texts(figure) == ["max_norm\n= 0.5", "clipping starts: step 4"]
+    assert texts(figure) == ["max_norm\n= 0.5, for\ngrad_norm", "clipping starts: step 4"]
 
 
 def test_clipping_starts_one_later_where_the_first_step_was_let_through() -> None:

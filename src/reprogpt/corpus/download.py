@@ -44,8 +44,9 @@ def without_user(text: str) -> str:
 def download(url: str, *, max_bytes: int) -> bytes:
     """The bytes at `url`, as its owner wrote them: a compression of the transfer is undone.
 
-    Follows redirects between http and https. Makes up to ATTEMPTS attempts where the server is busy
-    or broken (429, 5xx), the body breaks off, or there is no connection; after a time-out only one.
+    Follows redirects between http and https, but none from https to http. Makes up to ATTEMPTS attempts
+    where the server is busy or broken (429, 5xx), the body breaks off, or there is no connection; after a
+    time-out only one.
     Raises UnreachableError if the host can't be reached. Raises FetchError for any other status than
     200, another redirect, TLS trouble, more than max_bytes, and a file: URL that names no file of
     this machine. No message shows the user or password in `url`.
@@ -135,9 +136,11 @@ def _check_redirect(response: "requests.Response", **_: Any) -> None:
         return
     response.close()  # requests would read the redirect's own body first, however long it is
     scheme = urlsplit(urljoin(response.url, response.headers["location"])).scheme
-    if scheme not in WEB_SCHEMES:
+    allowed = ("https",) if urlsplit(response.url).scheme == "https" else WEB_SCHEMES  # TLS, once asked for, stays
+    if scheme not in allowed:
         raise FetchError(
-            f"{without_user(response.url)} redirects to a {scheme}: address; only http and https are followed.\n"
+            f"{without_user(response.url)} redirects to a {scheme}: address; only {' and '.join(allowed)} "
+            f"{'is' if len(allowed) == 1 else 'are'} followed from there.\n"
             "Put the address of the text itself into corpus_url"
         )
 
@@ -173,4 +176,5 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+    words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return re.sub(r"^IncompleteRead\(.*\)$", "the connection was closed", words)

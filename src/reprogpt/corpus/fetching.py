@@ -129,7 +129,8 @@ def _fall_back(raw: Path, offline_corpus: str, max_bytes: int, unreachable: Unre
         f"  {unreachable}\n"
         f"  used instead: {offline_corpus}\n"
         "Results will differ from the published ones.\n"
-        f"When online again, get the right text with:  dvc repro -f fetch\n{FRAME}\n",
+        f"When online again, get the right text with:  dvc repro -f fetch\n"
+        f"and then train on it with:                   dvc repro\n{FRAME}\n",
         file=sys.stderr,
     )
     return source

@@ -36,5 +36,6 @@ def decode_text(content: bytes, name: str) -> str:
             f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start}; convert it to UTF-8"
         ) from None
     if not text or text.isspace():
-        raise DataError(f"{name} is empty: {len(content)} bytes, all white space; a text is needed")
+        rest = ", all white space" if text else ""
+        raise DataError(f"{name} is empty: {len(content)} bytes{rest}; a text is needed")
     return text

@@ -169,8 +169,9 @@ def gradients(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> Figu
         _line(axes, steps, drawn["grad_norm"], color=BLUE, linewidth=0.9)
         _line(axes, steps, drawn["max_grad"], color=ORANGE, linewidth=2.4)
         _line(axes, steps, drawn["max_grad_clipped"], color=BLACK, linewidth=0.9, dashes=(3, 1))
-        axes.axhline(max_norm, color=BLACK, linewidth=0.8, linestyle="--", zorder=3)
-        axes.text(1.01, max_norm, f"max_norm\n= {max_norm:g}", transform=axes.get_yaxis_transform(), va="center")
+        axes.axhline(max_norm, color=BLUE, linewidth=0.9, linestyle="-.", zorder=3)
+        bound = f"max_norm\n= {max_norm:g}, for\ngrad_norm"
+        axes.text(1.01, max_norm, bound, transform=axes.get_yaxis_transform(), va="center", color=BLUE)
         start = _first_clipped_step(history, warmup_steps, max_norm)
         if start <= steps[-1]:
             axes.axvline(start, color=GUIDE, linewidth=0.8, linestyle=":")
@@ -192,14 +193,14 @@ def _point_out_best(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> No
     best = int(np.nanargmin(history["val_loss"]))
     x, y = epochs[best], history["val_loss"].iloc[best]
     right, top = axes.get_xlim()[1], axes.get_ylim()[1]
-    half_width = 0.24 * right  # half of the text, generously
+    half_width = 0.27 * right  # half of the text, generously
     middle = min(max(x, half_width), right - half_width)
     first, last = np.searchsorted(epochs, [middle - half_width, middle + half_width])
     drawn = history[["loss", *EVALUATED]].interpolate()  # a line also passes between its evaluations
     height = float(np.nanmax(drawn.iloc[max(0, first - 1) : last + 1])) + 0.07 * top
     axes.set_ylim(0, max(top, height + 0.1 * top))
     axes.plot(x, y, "o", color=BLACK, markersize=8, markerfacecolor="none", clip_on=False)
-    text = f"best val_loss = {y:.3f} (step {history['step'].iloc[best]})"
+    text = f"best val_loss = {y:.3f} (step {history['step'].iloc[best]}, epoch {x:.1f})"
     lead = {"arrowstyle": "-", "linewidth": 0.6, "shrinkB": 4}
     axes.annotate(text, (x, y), (middle, height), ha="center", arrowprops=lead)
 

@@ -164,6 +164,6 @@ def warn_of_fallback(path: str) -> None:
     """Say on the terminal that another text than the one asked for is trained on."""
     print(
         f"\n  WARNING: this trains on the bundled text {path}, not on corpus_url, whose host could not be\n"
-        "  reached. The numbers are those of another text. With a network: dvc repro -f fetch\n",
+        "  reached. The numbers are those of another text. With a network:  dvc repro -f fetch  and  dvc repro\n",
         file=sys.stderr,
     )

@@ -15,13 +15,14 @@ from reprogpt.pipeline import key_of, stage_inputs
 from reprogpt.record.environment import environment_facts
 from reprogpt.record.following import RunIdentity, follow_training
 from reprogpt.stopping import stop_softly
-from reprogpt.training.history import history_csv, summary
+from reprogpt.training.history import evaluations_csv, history_csv, summary
 from reprogpt.training.resume import Resumable
 from reprogpt.training.resume_folder import hold_training, mark_made
 from reprogpt.training.state import prepare_training
 
 TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
-MODEL, HISTORY, SUMMARY = Path("data/model"), Path("data/metrics/history.csv"), Path("data/metrics/train.json")
+MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
+HISTORY, EVALUATIONS = Path("data/metrics/history.csv"), Path("data/metrics/evaluations.csv")
 
 
 def main() -> None:
@@ -43,6 +44,7 @@ def main() -> None:
             save_model(MODEL, training.model)
             write_tokenizer(MODEL)
             write_text_atomic(HISTORY, history_csv(resumable.records))
+            write_text_atomic(EVALUATIONS, evaluations_csv(resumable.records))
             facts = summary(resumable.records, training.plan)
             write_json_atomic(SUMMARY, {"run_key": key, "max_norm": params.max_norm} | facts)
             follower.finish()

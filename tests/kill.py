@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "end_to_end"))
 from workspace import Workspace, make_workspace
 
 WAYS = ("group", "stage", "dvc")
+STAGES = {"fetch": 1, "split": 1, "tokenize": 1, "train": 6, "evaluate": 2, "plot": 2}  # how often each is aimed at
 TINY: dict[str, Any] = {"n_epochs": 6, "save_seconds": 0.05, "max_new_tokens": 3}
 KILLS_A_ROUND = 10
 MEASURED_BY_THE_CLOCK = {"tokens_per_second"}
@@ -87,7 +88,7 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
 
 
 def _killed(workspace: Workspace, log: Path, chance: random.Random, result: Round) -> bool:
-    """Start `dvc repro` and kill it after a random time; False if it had ended by then."""
+    """Start `dvc repro` and kill it at a random time after it has come to a random stage; False if it ends before."""
     with log.open("w") as output:
         process = subprocess.Popen(
             ["dvc", "repro"],
@@ -97,7 +98,11 @@ def _killed(workspace: Workspace, log: Path, chance: random.Random, result: Roun
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + chance.uniform(0.2, 9.0)
+    (aim,) = chance.choices(list(STAGES), STAGES.values())
+    come = re.compile(rf"Running stage '{aim}'|Stage '{aim}' didn't change|Stage '{aim}' is cached")
+    while not come.search(log.read_text()) and process.poll() is None:
+        time.sleep(0.01)
+    deadline = time.monotonic() + chance.uniform(0, 8 if aim == "train" else 4)
     while time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     if process.poll() is not None:

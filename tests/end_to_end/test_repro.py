@@ -47,7 +47,7 @@ def test_the_run_has_every_parameter_of_train_and_evaluate(finished: Workspace):
 def test_the_run_names_its_digests_as_dvc_does(finished: Workspace):
     (run,) = finished.runs()
     digests = finished.out_digests()
-    for out in ("data/model", "data/metrics/history.csv", "data/metrics/train.json"):
+    for out in ("data/model", "data/metrics/history.csv", "data/metrics/evaluations.csv", "data/metrics/train.json"):
         assert run.data.tags[f"dvc.{out}.md5"] == digests[out]
     named = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert named == {
@@ -143,3 +143,7 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
     shown = json.loads(finished.succeed("dvc", "metrics", "show", "--json"))
     assert set(shown[""]["data"]) == {f"data/metrics/{name}.json" for name in ("tokens", "train", "eval")}
     assert "file://" in finished.succeed("dvc", "plots", "show")
+    plots = json.loads(finished.succeed("dvc", "plots", "show", "--json"))["data"]
+    drawn = [point for plot in ("loss", "lr", "gradients") for point in plots[plot][0]["content"]["data"]["values"]]
+    assert {point["field"] for point in drawn} >= {"loss", "train_loss", "val_loss", "lr", "max_grad", "grad_norm"}
+    assert all(point["dvc_inferred_y_value"] for point in drawn)  # an empty cell would be drawn as 0

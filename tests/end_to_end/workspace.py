@@ -41,7 +41,7 @@ class Workspace:
             "REPROGPT_CACHE": str(cache),
             "GIT_CONFIG_GLOBAL": os.devnull,
             "PYTHONUNBUFFERED": "1",
-            "OMP_NUM_THREADS": "1",  # two of these run at once; threads don't change the bits
+            "OMP_NUM_THREADS": "1",  # two of these run at once, and the bits depend on the number
         }
 
     def run(self, *command: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":

@@ -3,7 +3,7 @@
 import csv
 import io
 
-from reprogpt.training.history import history_csv, summary
+from reprogpt.training.history import evaluations_csv, history_csv, summary
 from reprogpt.training.loop import StepRecord
 from reprogpt.training.schedule import Plan
 
@@ -21,6 +21,13 @@ def test_a_line_a_step_under_the_names_of_the_record() -> None:
         "0,0,16,0.1,3.0,0.5,0.25,2.0,2.0,4.0\n"
         "1,0,32,0.1,3.0,0.5,0.25,2.0,,\n"
     )
+
+
+def test_evaluations_have_no_empty_cell() -> None:
+    assert evaluations_csv([record(0, 4.0), record(1), record(2, 3.0)]) == (
+        "step,epoch,tokens_seen,train_loss,val_loss\n0,0,16,2.0,4.0\n2,1,48,1.5,3.0\n"
+    )
+    assert evaluations_csv([record(1)]).count("\n") == 1
 
 
 def test_numbers_come_back_bit_for_bit() -> None:

@@ -46,10 +46,7 @@ STYLE: dict[Any, Any] = {
     "pdf.fonttype": 42,  # publishers refuse matplotlib's default, Type 3
 }
 # None drops an entry. By default these hold matplotlib's version and, in the PDF, the time of day.
-METADATA: dict[str, dict[str, None]] = {
-    "png": {"Software": None},
-    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
-}
+METADATA = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
 
 
 def read_history(path: Path) -> pd.DataFrame:
@@ -170,8 +167,8 @@ def gradients(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> Figu
         _line(axes, steps, drawn["max_grad"], color=ORANGE, linewidth=2.4)
         _line(axes, steps, drawn["max_grad_clipped"], color=BLACK, linewidth=0.9, dashes=(3, 1))
         axes.axhline(max_norm, color=BLUE, linewidth=0.9, linestyle="-.", zorder=3)
-        bound = f"max_norm\n= {max_norm:g}, for\ngrad_norm"
-        axes.text(1.01, max_norm, bound, transform=axes.get_yaxis_transform(), va="center", color=BLUE)
+        note: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center", "color": BLUE}
+        axes.text(1.01, max_norm, f"max_norm\n= {max_norm:g}, for\ngrad_norm", **note)
         start = _first_clipped_step(history, warmup_steps, max_norm)
         if start <= steps[-1]:
             axes.axvline(start, color=GUIDE, linewidth=0.8, linestyle=":")
@@ -232,7 +229,7 @@ def _line(axes: Axes, x: np.ndarray, y: pd.Series, **looks: Any) -> None:
 
 
 def _evaluations(axes: Axes, epochs: np.ndarray, values: pd.Series, **looks: Any) -> None:
-    """The evaluated steps of one loss, named after its column; nothing where there are none."""
+    """The evaluated steps of one loss, named after its column, if there are any."""
     there = values.notna().to_numpy()
     if there.any():
         every = -(-int(there.sum()) // MOST_MARKERS)

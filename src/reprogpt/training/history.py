@@ -10,6 +10,7 @@ from reprogpt.training.loop import StepRecord
 from reprogpt.training.schedule import Plan
 
 COLUMNS = [field.name for field in fields(StepRecord) if field.name != "sample"]
+EVALUATED = ["step", "epoch", "tokens_seen", "train_loss", "val_loss"]
 
 
 def history_csv(records: Sequence[StepRecord]) -> str:
@@ -17,8 +18,17 @@ def history_csv(records: Sequence[StepRecord]) -> str:
 
     Numbers are written so that reading them gives the same bits; a loss that was not evaluated is empty.
     """
+    return _csv(COLUMNS, records)
+
+
+def evaluations_csv(records: Sequence[StepRecord]) -> str:
+    """The evaluated steps of the history alone: DVC's plots draw an empty cell as 0."""
+    return _csv(EVALUATED, [record for record in records if record.val_loss is not None])
+
+
+def _csv(columns: Sequence[str], records: Sequence[StepRecord]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(asdict(record) for record in records)
     return text.getvalue()

@@ -1,6 +1,5 @@
 """Resume points on disk."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from safetensors.torch import load_file
 from reprogpt.training.points import (
     DamagedPointError,
     copy_out,
-    point_path,
+    places,
     read_point,
-    remove_all,
+    remove,
     seal,
     sealed_points,
 )
@@ -30,9 +29,8 @@ TENSORS = {
 @pytest.fixture
 def point(tmp_path: Path) -> Path:
     """A sealed point of TENSORS."""
-    path = point_path(tmp_path, 7)
-    copy_out(path, TENSORS)
-    seal(path, {"step": 7, "note": "ü"})
+    path = places(tmp_path)[0]
+    seal(path, 7, copy_out(path, TENSORS), {"note": "ü"})
     return path
 
 
@@ -49,15 +47,25 @@ def test_the_file_is_safetensors_for_other_programs(point: Path) -> None:
 
 
 def test_without_its_seal_a_point_is_none(tmp_path: Path) -> None:
-    copy_out(point_path(tmp_path, 7), TENSORS)
+    copy_out(places(tmp_path)[0], TENSORS)
     assert sealed_points(tmp_path) == []
 
 
-def test_the_newest_comes_first(tmp_path: Path) -> None:
-    for step in (9, 1_000_000_000 - 1, 10):
-        copy_out(point_path(tmp_path, step), {})
-        seal(point_path(tmp_path, step), {})
-    assert [path.name for path in sealed_points(tmp_path)] == ["point-999999999", "point-000000010", "point-000000009"]
+@pytest.mark.parametrize("steps", [(9, 10), (10, 9)])
+def test_the_later_step_comes_first(tmp_path: Path, steps: tuple[int, int]) -> None:
+    for place, step in zip(places(tmp_path), steps, strict=True):
+        seal(place, step, copy_out(place, {}), {})
+    assert [read_point(point)[1]["step"] for point in sealed_points(tmp_path)] == [10, 9]
+
+
+def test_a_point_written_over_is_none_until_it_is_sealed_and_then_the_new_one(point: Path, tmp_path: Path) -> None:
+    fewer = {"step": TENSORS["step"], "matrix": TENSORS["matrix"] + 1}
+    digests = copy_out(point, fewer)
+    assert sealed_points(tmp_path) == []
+    seal(point, 8, digests, {})
+    tensors, facts = read_point(point)
+    assert tensors.keys() == fewer.keys() and torch.equal(tensors["matrix"], fewer["matrix"])
+    assert facts == {"step": 8}
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "gone", "no digest", "no manifest", "not a mapping"])
@@ -77,19 +85,14 @@ def test_a_damaged_point_is_told_from_a_sound_one(point: Path, change: str) -> N
         manifest.write_bytes(b"\0" * 100)  # as a power cut may leave a file whose name was written first
     else:
         manifest.write_text("7")
-    with pytest.raises(DamagedPointError, match="point-000000007"):
+    with pytest.raises(DamagedPointError, match="point-a"):
         read_point(point)
 
 
-def test_all_points_but_one_are_removed_and_nothing_else(tmp_path: Path, point: Path) -> None:
-    other = point_path(tmp_path, 8)
+def test_removing_one_leaves_the_other(tmp_path: Path, point: Path) -> None:
+    other = places(tmp_path)[1]
     copy_out(other, TENSORS)
-    (tmp_path / "training.json").write_text(json.dumps({}))
-    remove_all(tmp_path, but=point)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "point-000000007.json",
-        "point-000000007.safetensors",
-        "training.json",
-    ]
-    remove_all(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["training.json"]
+    remove(other)
+    assert sealed_points(tmp_path) == [point]
+    remove(point)
+    assert list(tmp_path.iterdir()) == []

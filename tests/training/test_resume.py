@@ -111,12 +111,37 @@ def test_after_the_last_step_none_is_repeated(held: Held) -> None:
     assert (weights, records) == first[:2]
 
 
-def test_at_most_one_point_is_left_and_two_are_never_exceeded(held: Held) -> None:
+def test_points_never_take_more_than_their_share_of_the_time(held: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves 1 s a step and 0.09 s a point: 2 % allow one in 4.5 s, though one is due after each step."""
+    now, saved = [0.0], []
+    copy_out = points.copy_out
+
+    def slow(point: Path, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+        now[0] += 0.09
+        saved.append(now[0])
+        return copy_out(point, tensors)
+
+    monkeypatch.setattr(points, "copy_out", slow)
+    monkeypatch.setattr("reprogpt.training.resume.time.monotonic", lambda: now[0])
+    _, resumable = start(held)
+    for _ in resumable.go_on(Stopping()):
+        now[0] += 1
+    assert saved == pytest.approx([1.09, 6.18, 10.27])  # after steps 0 and 5, and the last one at the end
+
+
+def test_two_points_are_never_exceeded(held: Held) -> None:
     assert held.folder is not None
     _, resumable = start(held)
     for _ in resumable.go_on(Stopping()):
         assert len(list(held.folder.glob("*.safetensors"))) <= 2
-    assert len(list(held.folder.glob("*.safetensors"))) == 1
+    assert len(points.sealed_points(held.folder)) == 2
+
+
+def damage(point: Path) -> None:
+    tensors = point.with_suffix(".safetensors")
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
 
 
 def test_a_damaged_point_is_reported_and_the_one_before_it_taken(
@@ -124,14 +149,12 @@ def test_a_damaged_point_is_reported_and_the_one_before_it_taken(
 ) -> None:
     assert held.folder is not None
     stop_after(3, held)
-    older = {path.name: path.read_bytes() for path in held.folder.iterdir()}
-    stop_after(6, held)
-    for name, content in older.items():
-        (held.folder / name).write_bytes(content)
-    newest = points.point_path(held.folder, 7).with_suffix(".safetensors")
-    newest.write_bytes(newest.read_bytes()[:-1] + b"\x55")
+    stop_after(6, held, save_seconds=0.0)
+    newest, before = points.sealed_points(held.folder)
+    assert [points.read_point(point)[1]["step"] for point in (newest, before)] == [7, 4]
+    damage(newest)
     weights, records, done = finish(held)
-    assert "a resume point is not used: point-000000007.safetensors is damaged" in capsys.readouterr().err
+    assert f"a resume point is not used: {newest.name} is damaged" in capsys.readouterr().err
     assert done == list(range(4, 10))
     assert (weights, records) == uninterrupted()
 
@@ -139,7 +162,8 @@ def test_a_damaged_point_is_reported_and_the_one_before_it_taken(
 def test_where_all_are_damaged_it_starts_from_the_beginning(held: Held) -> None:
     assert held.folder is not None
     stop_after(3, held)
-    points.point_path(held.folder, 4).with_suffix(".json").write_text("{}")
+    for point in points.sealed_points(held.folder):
+        damage(point)
     weights, records, done = finish(held)
     assert done == list(range(10))
     assert (weights, records) == uninterrupted()
@@ -183,6 +207,6 @@ def test_without_a_folder_nothing_is_kept() -> None:
 def test_a_point_holds_the_records_to_the_last_bit(held: Held) -> None:
     assert held.folder is not None
     stop_after(4, held)
-    _, facts = points.read_point(points.point_path(held.folder, 5))
+    _, facts = points.read_point(points.sealed_points(held.folder)[0])
     assert facts["records"] == [asdict(record) for record in uninterrupted()[1][:5]]
     assert facts["records"][4]["sample"]

@@ -1,10 +1,16 @@
-"""Resume points on disk: tensors as safetensors, and a manifest that vouches for them by digest.
+"""Resume points on disk: tensors as safetensors, and a manifest that vouches for them by their digests.
 
-Training waits only while the tensors are copied to the operating system's file cache (copy_out). Disk,
-digest and manifest follow in seal, which another thread may do. A point without its manifest is none.
+Training waits while the tensors are digested and copied to the operating system's file cache (copy_out),
+on all cores: a digest made meanwhile by another thread would hold training up for longer. Disk and
+manifest follow in seal, which another thread may do. A point without its manifest is none.
+
+Points take turns in two places, each written over the last but one. So the newest sealed point is whole
+whatever happens to the next, and the file cache need not find new memory each time: on the machine where
+this was measured, 2 GB take 0.3 s into pages that are there, and 2 to 5 s into new ones.
 """
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -14,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reprogpt.files import file_digest, write_json_atomic
+from reprogpt.files import write_json_atomic
 
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
-_WRITERS = 2  # one core alone can't fill the file cache as fast as memory allows
 _TENSORS, _MANIFEST = ".safetensors", ".json"
 
 
@@ -28,74 +34,98 @@ class DamagedPointError(Exception):
     """A point's bytes are not those that its manifest vouches for."""
 
 
-def point_path(folder: Path, step: int) -> Path:
-    """Where the point before 0-based `step` lies; its two files add a suffix each."""
-    return folder / f"point-{step:09d}"
+def places(folder: Path) -> tuple[Path, Path]:
+    """Where the two points of a folder lie; their files add a suffix each."""
+    return folder / "point-a", folder / "point-b"
 
 
 def sealed_points(folder: Path) -> list[Path]:
-    """The points that have a manifest, newest first."""
-    return sorted((path.with_suffix("") for path in folder.glob(f"point-*{_MANIFEST}")), reverse=True)
+    """The points that have a manifest, that of the later step first."""
+    return sorted((point for point in places(folder) if point.with_suffix(_MANIFEST).exists()), key=_step, reverse=True)
 
 
-def copy_out(point: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors (float32, int64 or uint8) to the point's file, not yet to the disk.
+def copy_out(point: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write tensors (float32, int64 or uint8) to the point's file, not yet to the disk; the digest of each.
 
-    safetensors' own writer makes a copy of each tensor in memory first: nine times as slow on 2 GB.
+    What was there is no point from here on. safetensors' own writer makes a copy of each tensor in memory
+    first: nine times as slow on 2 GB.
     """
-    arrays = {name: tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for name, tensor in tensors.items()}
-    header: dict[str, dict[str, Any]] = {}
-    start = 0
-    for name, array in arrays.items():
-        end = start + array.numel()
-        header[name] = {
-            "dtype": _DTYPES[tensors[name].dtype],
-            "shape": list(tensors[name].shape),
-            "data_offsets": [start, end],
-        }
-        start = end
+    point.with_suffix(_MANIFEST).unlink(missing_ok=True)
+    arrays = {name: _bytes(tensor) for name, tensor in tensors.items()}
+    ends = list(itertools.accumulate(array.numel() for array in arrays.values()))
+    begins = [0, *ends[:-1]]
+    header = {
+        name: {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        for (name, tensor), begin, end in zip(tensors.items(), begins, ends, strict=False)
+    }
     words = json.dumps(header).encode()
     words += b" " * (-len(words) % 8)
-    begins = [8 + len(words) + entry["data_offsets"][0] for entry in header.values()]
-    with point.with_suffix(_TENSORS).open("wb", buffering=0) as file, ThreadPoolExecutor(_WRITERS) as pool:
-        file.write(len(words).to_bytes(8, "little") + words)
-        list(pool.map(partial(_write, file.fileno()), arrays.values(), begins))
+    start = 8 + len(words)
+    file = os.open(point.with_suffix(_TENSORS), os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            os.pwrite(file, len(words).to_bytes(8, "little") + words, 0)
+            digests = list(pool.map(partial(_write, file), arrays.values(), (start + begin for begin in begins)))
+        os.truncate(file, start + sum(array.numel() for array in arrays.values()))
+    finally:
+        os.close(file)
+    return dict(zip(tensors, digests, strict=True))
 
 
-def seal(point: Path, facts: Mapping[str, Any]) -> None:
-    """Bring what copy_out wrote to the disk, then vouch for it: from here on the point exists."""
-    tensors = point.with_suffix(_TENSORS)
-    with tensors.open("rb") as file:
+def seal(point: Path, step: int, digests: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """Bring what copy_out wrote to the disk, then vouch for it: from here on the point exists.
+
+    step: the 0-based step that comes next. digests: as copy_out gave them.
+    """
+    with point.with_suffix(_TENSORS).open("rb") as file:
         os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    write_json_atomic(point.with_suffix(_MANIFEST), {"sha256": digest, **facts})
+    write_json_atomic(point.with_suffix(_MANIFEST), {"step": step, "sha256": dict(digests), **facts})
 
 
 def read_point(point: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A sealed point's tensors, on the CPU, and facts. Raises DamagedPointError if either is not as sealed."""
-    tensors = point.with_suffix(_TENSORS)
+    """A sealed point's tensors, on the CPU, its step and facts. Raises DamagedPointError if either is not as sealed."""
     try:
         facts = json.loads(point.with_suffix(_MANIFEST).read_text("utf-8"))
-        digest = file_digest(tensors)
-        if digest != facts.pop("sha256"):
-            raise DamagedPointError(
-                f"{tensors.name} is damaged: its SHA-256 is {digest}, not the one it was saved with"
-            )
-        return load_file(tensors), facts
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        wanted = facts.pop("sha256")
+        tensors = load_file(point.with_suffix(_TENSORS))
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise DamagedPointError(f"{point.name} can't be read: {error!r}") from None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = dict(zip(tensors, pool.map(_digest, map(_bytes, tensors.values())), strict=True))
+    if found != wanted:
+        name = next(name for name in sorted({**wanted, **found}) if wanted.get(name) != found.get(name))
+        raise DamagedPointError(f"{point.name} is damaged: {name} is not what was saved, by its SHA-256")
+    return tensors, facts
 
 
-def remove_all(folder: Path, but: Path | None = None) -> None:
-    """Remove the points of a folder except `but`: manifests first, so that half a point is none."""
-    for suffix in (_MANIFEST, _TENSORS):
-        for path in folder.glob(f"point-*{suffix}"):
-            if path.with_suffix("") != but:
-                path.unlink(missing_ok=True)
+def remove(point: Path) -> None:
+    """Remove a point, its manifest first, so that half a point is none."""
+    point.with_suffix(_MANIFEST).unlink(missing_ok=True)
+    point.with_suffix(_TENSORS).unlink(missing_ok=True)
 
 
-def _write(target: int, array: Tensor, begin: int) -> None:
-    left = memoryview(array.numpy())  # type: ignore[arg-type]  # numpy's stubs are for 3.12's Buffer
+def _step(point: Path) -> int:
+    try:
+        return int(json.loads(point.with_suffix(_MANIFEST).read_text("utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+
+
+def _digest(array: Tensor) -> str:
+    return hashlib.sha256(_view(array)).hexdigest()
+
+
+def _view(array: Tensor) -> memoryview:
+    return memoryview(array.numpy())  # type: ignore[arg-type]  # numpy's stubs are for 3.12's Buffer
+
+
+def _write(file: int, array: Tensor, begin: int) -> str:
+    left = _view(array)
     while left:
-        written = os.pwrite(target, left, begin)
+        written = os.pwrite(file, left, begin)
         left, begin = left[written:], begin + written
+    return _digest(array)

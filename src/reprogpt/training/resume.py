@@ -22,11 +22,15 @@ from reprogpt.training.loop import StepRecord, train
 from reprogpt.training.resume_folder import Held, discard, interrupted_elsewhere
 from reprogpt.training.state import Training
 
+MAX_SHARE = 0.02  # of a training's time that it may wait for its resume points
 _WEIGHTS, _ORDER, _MOMENTS = "weights.", "order.", ("exp_avg", "exp_avg_sq")
 
 
 class Resumable:
     """A training that is saved on its way, into the folder of `held`; made from one that has not begun.
+
+    A point is made every save_seconds (0 = none on the way), or less often where that would hold training up for
+    more than MAX_SHARE of its time.
 
     records: of all steps so far, those of earlier starts included.
     """
@@ -41,10 +45,10 @@ class Resumable:
             self._restore(self._folder)
         if not self.records and (other := interrupted_elsewhere(held)):
             _say("starting afresh: the training that was interrupted was another one\n  " + "\n  ".join(other))
-        self._saved_step, self._saved_at = training.step, time.monotonic()
+        self._saved_step, self._saved_at, self._waited = training.step, time.monotonic(), 0.0
 
     def go_on(self, stopping: Stopping) -> Iterator[StepRecord]:
-        """Train to the end, yielding a record per step still to be done; a resume point every save_seconds.
+        """Train to the end, yielding a record per step still to be done.
 
         At the end a last point is left, with which no step need be repeated until the outs are in place.
         Raises what stopping says, after a save; NonFiniteError, after which there is nothing to go on from.
@@ -68,8 +72,8 @@ class Resumable:
             self._save()
             self._sealed()
             raise reason
-        due = seconds > 0 and time.monotonic() - self._saved_at >= seconds
-        if due and (self._sealing is None or self._sealing.done()):
+        due = time.monotonic() - self._saved_at >= max(seconds, self._waited / MAX_SHARE)
+        if seconds > 0 and due and (self._sealing is None or self._sealing.done()):
             self._save()
 
     def _save(self) -> None:
@@ -78,23 +82,26 @@ class Resumable:
         step = self._training.step
         if self._folder is None or step == self._saved_step:
             return
-        point = points.point_path(self._folder, step)
-        self._saved_step, self._saved_at = step, time.monotonic()
+        point = next(place for place in points.places(self._folder) if place != self._sound)
+        self._saved_step, started = step, time.monotonic()
         try:
-            points.copy_out(point, _tensors(self._training))
+            digests = points.copy_out(point, _tensors(self._training))
         except OSError as error:
             _say_not_saved(step, error)
-            points.remove_all(self._folder, but=self._sound)
+            points.remove(point)
             return
-        self._sealing = self._sealer.submit(self._seal, point, step, list(self.records))
+        finally:
+            self._saved_at = time.monotonic()
+            self._waited = self._saved_at - started
+        self._sealing = self._sealer.submit(self._seal, point, step, digests, list(self.records))
 
-    def _seal(self, point: Path, step: int, records: list[StepRecord]) -> None:
+    def _seal(self, point: Path, step: int, digests: dict[str, str], records: list[StepRecord]) -> None:
         try:
-            points.seal(point, {"step": step, "records": [asdict(record) for record in records]})
+            points.seal(point, step, digests, {"records": [asdict(record) for record in records]})
             self._sound = point
         except OSError as error:
             _say_not_saved(step, error)
-        points.remove_all(point.parent, but=self._sound)
+            points.remove(point)
 
     def _sealed(self) -> None:
         if self._sealing is not None:
@@ -107,12 +114,12 @@ class Resumable:
                 tensors, facts = points.read_point(point)
             except points.DamagedPointError as error:
                 _say(f"a resume point is not used: {error}")
+                points.remove(point)
                 continue
             _load(self._training, facts["step"], tensors)
             self.records = [StepRecord(**record) for record in facts["records"]]
             self._sound = point
-            break
-        points.remove_all(folder, but=self._sound)
+            return
 
 
 def _tensors(training: Training) -> dict[str, Tensor]:

@@ -1,8 +1,10 @@
 """What the README says of parameters and commands is so."""
 
 import re
+import subprocess
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,3 +35,15 @@ def test_every_make_target_named_exists():
 def test_every_file_linked_exists():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize(
+    ("target", "commands"),
+    [("repro", ["python -m reprogpt check", "dvc repro"]), ("test", ["python -m pytest"]), ("ui", ["mlflow ui"])],
+)
+def test_make_does_what_is_said_of_it(target: str, commands: list[str]):
+    """Without doing it: set-up first, then the commands in this order."""
+    done = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True)
+    expected = ["-m venv .venv", "--requirement requirements.lock", "--editable .", *commands]
+    places = [done.stdout.find(command) for command in expected]
+    assert -1 not in places and places == sorted(places), done.stdout

@@ -2,7 +2,9 @@
 
 import csv
 import json
+from typing import Any
 
+import pytest
 import torch
 from transformers import GPT2LMHeadModel
 from workspace import STEPS, Workspace
@@ -119,22 +121,31 @@ def test_a_changed_rate_reruns_train_evaluate_and_plot(finished: Workspace):
     assert finished.stages_run(finished.succeed("dvc", "repro")) == ["train", "evaluate", "plot"]
 
 
-def test_a_refused_value_loses_nothing(finished: Workspace):
-    """Nor does it train: put back, every out comes from the cache, byte for byte."""
-    before = {
-        path: (finished.path / path).read_bytes() for path in finished.out_digests() if "." in path.split("/")[-1]
-    }
-    num_runs = len(finished.runs())
-    finished.set_params(peak_lr="fast")
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"peak_lr": "fast"}, "peak_lr: 'fast' is not allowed; allowed: a number above 0"),
+        pytest.param({"vocab_size": 300}, "vocab_size=300 allows 0 to 299", marks=pytest.mark.slow),
+        pytest.param({"context_length": 5000}, "needs at least 5001", marks=pytest.mark.slow),
+        pytest.param({"device": "mps"}, "device: mps is not available here", marks=pytest.mark.slow),
+        pytest.param({"train_ratio": 1.0}, "train_ratio: 1.0 is not allowed", marks=pytest.mark.slow),
+        pytest.param({"corpus_url": "ftp://host/text"}, "allowed: an https, http or file URL", marks=pytest.mark.slow),
+    ],
+)
+def test_a_refused_value_loses_nothing(finished: Workspace, values: dict[str, Any], message: str):
+    """Nor does it train: put back, every out comes back byte for byte."""
+    params = finished.path / "params.yaml"
+    before, params_before, num_runs = finished.files(), params.read_bytes(), len(finished.runs())
+    finished.set_params(**values)
     failed = finished.run("dvc", "repro")
     assert failed.returncode != 0
-    assert "peak_lr: 'fast' is not allowed; allowed: a number above 0" in failed.stderr
+    assert message in failed.stderr
     assert "restores every output, byte for byte" in failed.stderr
     assert "Traceback" not in failed.stderr
-    finished.set_params(peak_lr=0.002)
+    params.write_bytes(params_before)
     output = finished.succeed("dvc", "repro")
     assert finished.stages_run(output) == []
-    assert {path: (finished.path / path).read_bytes() for path in before} == before
+    assert finished.files() == before
     assert finished.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
     assert len(finished.runs()) == num_runs
 
@@ -147,3 +158,13 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
     drawn = [point for plot in ("loss", "lr", "gradients") for point in plots[plot][0]["content"]["data"]["values"]]
     assert {point["field"] for point in drawn} >= {"loss", "train_loss", "val_loss", "lr", "max_grad", "grad_norm"}
     assert all(point["dvc_inferred_y_value"] for point in drawn)  # an empty cell would be drawn as 0
+
+
+@pytest.mark.slow
+def test_an_edited_figure_redraws_and_another_ratio_reruns_all_but_fetch(finished: Workspace):
+    figures = finished.path / "src/reprogpt/record/figures.py"
+    figures.write_text(figures.read_text("utf-8") + "# edited\n", "utf-8")
+    assert finished.stages_run(finished.succeed("dvc", "repro")) == ["plot"]
+    finished.set_params(train_ratio=0.8)
+    expected = ["split", "tokenize", "train", "evaluate", "plot"]
+    assert finished.stages_run(finished.succeed("dvc", "repro")) == expected

@@ -57,12 +57,16 @@ HEADER = "| round | kills | during | starts of train | resumed at step | compare
 
 
 def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, chance: random.Random) -> Round:
-    """Kill `dvc repro` in the clone that many times (fewer if it gets to its end first), finish it, compare."""
+    """Kill `dvc repro` in the clone that many times (fewer if it gets to its end first), finish it, compare.
+
+    The kills aim at random stages, in the pipeline's order: one that is aimed at too early would be passed unhurt.
+    """
     result = Round()
-    for number in range(kills):
+    aims = chance.choices(list(STAGES), STAGES.values(), k=kills)
+    for number, aim in enumerate(sorted(aims, key=list(STAGES).index)):
         log = workspace.path.parent / f"log-{number + 1}"  # one each: an orphan goes on writing to its own
         saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
-        if _killed(workspace, log, chance, result):
+        if _killed(workspace, log, aim, chance, result):
             _read(log, saved, result)
         else:
             _read(log, saved, result)
@@ -87,8 +91,8 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
     return result
 
 
-def _killed(workspace: Workspace, log: Path, chance: random.Random, result: Round) -> bool:
-    """Start `dvc repro` and kill it at a random time after it has come to a random stage; False if it ends before."""
+def _killed(workspace: Workspace, log: Path, aim: str, chance: random.Random, result: Round) -> bool:
+    """Start `dvc repro` and kill it at a random time after it has come to the stage `aim`; False if it ends before."""
     with log.open("w") as output:
         process = subprocess.Popen(
             ["dvc", "repro"],
@@ -98,7 +102,6 @@ def _killed(workspace: Workspace, log: Path, chance: random.Random, result: Roun
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    (aim,) = chance.choices(list(STAGES), STAGES.values())
     come = re.compile(rf"Running stage '{aim}'|Stage '{aim}' didn't change|Stage '{aim}' is cached")
     while not come.search(log.read_text()) and process.poll() is None:
         time.sleep(0.01)

@@ -98,7 +98,8 @@ def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(clo
     others = set(kept(clone))
     for name in ("first", "again"):
         clone.succeed("dvc", "exp", "run", "--queue", "--name", name, "-S", "peak_lr=0.006")
-        clone.succeed("dvc", "queue", "start")
+        starting = clone.start("dvc", "queue", "start")  # its worker keeps the pipe open: not to be read to its end
+        assert starting.wait(60) == 0
         deadline = time.monotonic() + 120
         if name == "first":
             while not set(kept(clone)) - others and time.monotonic() < deadline:

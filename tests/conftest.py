@@ -37,6 +37,14 @@ def tiktoken_variable_put_back(own_environment: None, monkeypatch: pytest.Monkey
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, so that two processes end at about the same time; order within a file stays."""
-    slowest = ["test_golden", "test_experiments", "test_repro", "test_endings"]
+    slowest = [
+        "test_golden",
+        "test_experiments",
+        "test_repro",
+        "test_endings",
+        "test_tracker",
+        "test_resuming",
+        "test_portable",
+    ]
     ranks = {name: rank for rank, name in enumerate(slowest)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(slowest)))

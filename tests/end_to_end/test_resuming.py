@@ -60,6 +60,7 @@ def test_after_a_change_it_starts_afresh_and_says_why(clone: Workspace):
     assert not list((clone.path / ".reprogpt/resume").iterdir())
 
 
+@pytest.mark.slow  # tests/training/test_resume_folder.py has the rule
 def test_a_training_asked_for_by_force_is_not_taken_from_what_is_kept(clone: Workspace):
     clone.set_params(peak_lr=0.004)
     clone.succeed("dvc", "repro", "train")  # no later stage has looked at it yet

@@ -2,7 +2,10 @@
 
 import shutil
 import sqlite3
+import threading
+import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from reprogpt.errors import TrackingError
-from reprogpt.record.outbox import Box, open_box
+from reprogpt.record import courier
+from reprogpt.record.outbox import Box, open_box, waiting_boxes
 from reprogpt.record.store import open_store, store_name
 from reprogpt.record.tracking import deliver
 
@@ -230,3 +234,49 @@ def test_no_password_is_shown_or_written(client: MlflowClient, monkeypatch: pyte
         deliver(box)
     assert "http://127.0.0.1:9" in str(caught.value) and "secret" not in str(caught.value)
     assert b"secret" not in (box.folder / "records.jsonl").read_bytes()
+
+
+class Failing(BaseHTTPRequestHandler):
+    """A server that answers every request with `status`, or not at all."""
+
+    status: int | None = 500
+
+    def do_GET(self) -> None:
+        if self.status is None:
+            time.sleep(2)
+            return
+        self.send_response(self.status)
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815 - names that http.server looks for
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("status", "words"), [(500, "500"), (401, "401"), (403, "403"), (None, "timed out")], ids=str)
+def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: int | None,
+    words: str,
+) -> None:
+    monkeypatch.setattr(courier, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    handler = type("Handler", (Failing,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_address[1]}")
+        box = training_box()
+        with courier.carried(box):
+            started = time.monotonic()
+            for step in range(200):
+                box.append("metrics", step=step, values={"loss": 1.0})
+            assert time.monotonic() - started < 1
+        server.shutdown()
+    said = capsys.readouterr().err
+    assert words in said and "python -m reprogpt sync" in said
+    assert "MLflow has not got the last 203 records" in said
+    (waiting,) = waiting_boxes()
+    assert len(waiting.pending()) == 203

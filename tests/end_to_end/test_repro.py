@@ -156,7 +156,8 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
     assert "file://" in finished.succeed("dvc", "plots", "show")
     plots = json.loads(finished.succeed("dvc", "plots", "show", "--json"))["data"]
     drawn = [point for plot in ("loss", "lr", "gradients") for point in plots[plot][0]["content"]["data"]["values"]]
-    fields = {point.get("field", "lr") for point in drawn}  # a plot of one column alone does not name it
+    # A plot of several files names the file with the column; one of a single column names nothing.
+    fields = {point.get("filename::field", point.get("field", "lr")).rpartition(":")[2] for point in drawn}
     assert fields == {"loss", "train_loss", "val_loss", "lr", "max_grad", "max_grad_clipped", "grad_norm"}
     assert all(point["dvc_inferred_y_value"] for point in drawn)  # an empty cell would be drawn as 0
 

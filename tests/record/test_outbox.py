@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -131,3 +132,21 @@ def test_on_a_full_disk_records_wait_in_memory(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(box, "_file", real)
     assert box.write() is None
     assert kinds(box) == ["first", "with room for 0", "with room for 5"]
+
+
+def test_a_courier_that_writes_meanwhile_loses_no_record_and_doubles_none() -> None:
+    box = open_box("a")
+    done = threading.Event()
+
+    def write() -> None:
+        while not done.is_set():
+            box.write()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    for step in range(3000):
+        box.append("metrics", step=step)
+    done.set()
+    writer.join()
+    assert [record["step"] for record in box.records()] == list(range(3000))
+    assert len(box.pending()) == 3000

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -41,26 +42,28 @@ class Box:
         self.folder, self._lock = folder, lock
         self._path = folder / _RECORDS
         self._length = _sound_length(self._path)
-        self._unwritten = b""
+        self._unwritten, self._writing = b"", threading.Lock()  # the stage appends while its courier writes
         self._file = self._path.open("ab", buffering=0)
         self._file.truncate(self._length)  # a line that a kill or a power cut left torn
 
     def append(self, kind: str, **values: Any) -> None:
         """Add a record, made now. Times are milliseconds since 1970."""
         record = {"kind": kind, "time": time.time_ns() // 1_000_000, **values}
-        self._unwritten += json.dumps(record, ensure_ascii=False).encode() + b"\n"
+        with self._writing:
+            self._unwritten += json.dumps(record, ensure_ascii=False).encode() + b"\n"
         self.write()
 
     def write(self) -> OSError | None:
         """Write what append could not, as on a full disk; the reason if that fails again. Nothing is lost meanwhile."""
-        try:
-            if self._file.write(self._unwritten) < len(self._unwritten):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            self._file.truncate(self._length)
-            return error
-        self._length += len(self._unwritten)
-        self._unwritten = b""
+        with self._writing:
+            try:
+                if self._file.write(self._unwritten) < len(self._unwritten):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:
+                self._file.truncate(self._length)
+                return error
+            self._length += len(self._unwritten)
+            self._unwritten = b""
         return None
 
     def append_file(self, path: Path, folder: str, **values: Any) -> None:

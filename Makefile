@@ -26,7 +26,7 @@ bench: .venv/installed  ## what resume points and portable numerics cost: 20 min
 	python -m benchmarks.saving
 	python -m benchmarks.portable
 
-test: .venv/installed-dev  ## the tests, under six minutes on two cores
+test: .venv/installed-dev  ## the tests, about seven minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-full: .venv/installed-dev  ## all tests

@@ -14,7 +14,7 @@ from reprogpt.__main__ import run
 from reprogpt.errors import PipelineError
 from reprogpt.pipeline import key_of, recorded_inputs
 
-pytestmark = pytest.mark.slow  # `make test` has a bound of six minutes; the comparison itself is tested in commands/
+pytestmark = pytest.mark.slow  # the comparison itself is tested in commands/
 
 Command = Callable[..., tuple[int, str]]
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # every git knows it

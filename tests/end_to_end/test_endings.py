@@ -200,6 +200,7 @@ def test_a_cut_or_foreign_checkpoint_is_refused(trained: Workspace):
     path.write_bytes(whole)
 
 
+@pytest.mark.slow  # tests/record/test_delivery.py has the rule
 def test_without_an_mlflow_run_evaluate_says_so_and_succeeds(trained: Workspace):
     trained.env["MLFLOW_TRACKING_URI"] = "sqlite:///another.db"
     output = trained.succeed("dvc", "repro")

@@ -93,6 +93,7 @@ def test_force_gives_the_same_lock_file_and_a_second_complete_run(finished: Work
     assert set(second.data.metrics) >= FINAL
 
 
+@pytest.mark.slow
 def test_training_again_alone_still_gives_a_complete_run(finished: Workspace):
     """DVC then skips evaluate and plot, whose inputs are the same bits."""
     output = finished.succeed("dvc", "repro", "--force", "--single-item", "train")

@@ -50,6 +50,7 @@ def test_killed_it_resumes_in_the_same_run_and_leaves_nothing(clone: Workspace):
     assert not list((clone.path / ".reprogpt/outbox").iterdir())
 
 
+@pytest.mark.slow  # tests/training/test_resume_folder.py has the words
 def test_after_a_change_it_starts_afresh_and_says_why(clone: Workspace):
     clone.set_params(peak_lr=0.002)
     kill_after_a_point(clone, "dvc", "repro")

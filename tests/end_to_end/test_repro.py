@@ -160,7 +160,7 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
     # A plot of several files names the file with the column; one of a single column names nothing.
     fields = {point.get("filename::field", point.get("field", "lr")).rpartition(":")[2] for point in drawn}
     assert fields == {"loss", "train_loss", "val_loss", "lr", "max_grad", "max_grad_clipped", "grad_norm"}
-    assert all(point.get("dvc_inferred_y_value", point.get("lr")) for point in drawn)  # an empty cell would be drawn as 0
+    assert all(point.get("dvc_inferred_y_value", point.get("lr")) for point in drawn)  # an empty one is drawn as 0
 
 
 @pytest.mark.slow

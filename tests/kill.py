@@ -65,13 +65,11 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
     aims = chance.choices(list(STAGES), STAGES.values(), k=kills)
     for number, aim in enumerate(sorted(aims, key=list(STAGES).index)):
         log = workspace.path.parent / f"log-{number + 1}"  # one each: an orphan goes on writing to its own
-        saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
-        if _killed(workspace, log, aim, chance, result):
-            _read(log, saved, result)
-        else:
-            _read(log, saved, result)
+        saved, killed = _has_point(workspace), _killed(workspace, log, aim, chance, result)
+        _read(log, saved, result)
+        if not killed:
             break
-    saved = bool(list(workspace.path.glob(".reprogpt/resume/*/point-*.json")))
+    saved = _has_point(workspace)
     _end_orphans(workspace)
     log = workspace.path.parent / "log-last"
     with log.open("w") as output:
@@ -89,6 +87,10 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
     else:
         result.faults += differences(reference, snapshot(workspace))
     return result
+
+
+def _has_point(workspace: Workspace) -> bool:
+    return any(workspace.path.glob(".reprogpt/resume/*/point-*.json"))
 
 
 def _killed(workspace: Workspace, log: Path, aim: str, chance: random.Random, result: Round) -> bool:

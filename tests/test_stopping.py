@@ -81,5 +81,13 @@ def test_a_dvc_that_was_killed_before_the_stage_looked_is_missed_too(tmp_path: P
     program = tmp_path / "dvc"
     program.write_text('import os, subprocess, sys; subprocess.Popen([sys.executable, "-c", os.environ["CHILD"]])')
     environment = {**os.environ, "DVC_STAGE": "train", "CHILD": child}
-    parent = subprocess.run([sys.executable, program], env=environment, stdout=subprocess.PIPE, text=True, timeout=60)
+    # A session of its own, as a terminal or a scheduler gives: process 1 may be of the session of these tests.
+    parent = subprocess.run(
+        [sys.executable, program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+    )
     assert parent.stdout.startswith("ready the dvc that started this stage is gone")

@@ -69,7 +69,11 @@ def _runs_dvc(process: psutil.Process) -> bool:
 
 
 def _has_parent_of_its_session() -> bool:
-    """False of a process whose parent is gone: whoever takes it over, such as process 1, is not of its session."""
+    """False of a process whose parent is gone: whoever takes it over, such as process 1, is not of its session.
+
+    In a container whose process 1 shares the session, a DVC that is killed while the stage is still loading is
+    not missed.
+    """
     try:
         return os.getsid(os.getppid()) == os.getsid(0)
     except OSError:

@@ -5,6 +5,7 @@ from pathlib import Path
 from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.errors import run_program
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
+from reprogpt.memory import keep_freed_memory
 from reprogpt.model.checkpoint import load_model
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import load_params
@@ -20,6 +21,7 @@ RESULTS, SAMPLES = Path("data/metrics/eval.json"), Path("data/samples.txt")
 
 
 def main() -> None:
+    keep_freed_memory()
     params = load_params(EvaluateParams)
     facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
     numerics = set_up_numerics(**params.arithmetic())
@@ -28,7 +30,7 @@ def main() -> None:
     with follow_results(facts["run_key"], adds="final_val_loss") as box:
         model = load_model(MODEL).to(numerics.device)
         train, val = (read_tokens(path, vocab_size=model.config.vocab_size) for path in (TRAIN, VAL))
-        results = final_results(model, encoding, train, val, batch_size=params.batch_size, numerics=numerics)
+        results = final_results(model, encoding, train, val, batch_size=params.rows_together, numerics=numerics)
         write_json_atomic(RESULTS, results)
         write_text_atomic(SAMPLES, sample_text(model, encoding, params=params, numerics=numerics))
         print(f"evaluate: validation loss {results['final_val_loss']:.3f}, perplexity {results['val_perplexity']:.1f}")

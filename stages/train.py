@@ -7,6 +7,7 @@ from pathlib import Path
 from reprogpt.corpus.tokens import decode, load_encoding, read_tokens, write_tokenizer
 from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic, write_text_atomic
+from reprogpt.memory import keep_freed_memory
 from reprogpt.model.checkpoint import save_model
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import load_params
@@ -26,6 +27,7 @@ HISTORY, EVALUATIONS = Path("data/metrics/history.csv"), Path("data/metrics/eval
 
 
 def main() -> None:
+    keep_freed_memory()
     params, inputs = load_params(TrainParams), stage_inputs("train")
     numerics = set_up_numerics(**params.arithmetic())
     encoding, environment = load_encoding(params.encoding), environment_facts(numerics)

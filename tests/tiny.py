@@ -21,6 +21,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "encoding": "gpt2",
     "seed": 123,
     "batch_size": 2,
+    "accumulate": 1,
     "device": "cpu",
     "precision": "fp32",
     "matmul": "torch",
@@ -41,6 +42,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "eval_iter": 1,
     "sample_freq": 1,
     "save_seconds": 0.0,
+    "compile": False,
     "random_order": "independent",
 }
 

@@ -34,6 +34,7 @@ drop_rate: 0.1
 qkv_bias: false
 seed: 123
 batch_size: 2
+accumulate: 1
 stride: 256
 n_epochs: 15
 initial_lr: 0.00001
@@ -44,6 +45,7 @@ lr_decay: cosine
 weight_decay: 0.1
 max_norm: 1.0
 orig_book_version: false
+compile: false
 random_order: independent
 eval_freq: 5
 eval_iter: 1
@@ -118,6 +120,8 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
         ({"initial_lr": 0.1, "peak_lr": 0.01}, "peak_lr: 0.01 must be at least initial_lr=0.1"),
         ({"min_lr": 0.1, "peak_lr": 0.01}, "peak_lr: 0.01 must be at least min_lr=0.1"),
         ({"emb_dim": 770}, "n_heads: 12 must divide emb_dim=770 without remainder"),
+        ({"accumulate": 0}, "accumulate: 0 is not allowed; allowed: a whole number at least 1"),
+        ({"accumulate": 3}, "accumulate: 3 must divide batch_size=2 without remainder"),
         ({"batch_size": 0}, "batch_size: 0 is not allowed; allowed: a whole number at least 1"),
         ({"batch_size": 2.0}, "batch_size: 2.0 is not allowed; allowed: a whole number at least 1"),
         ({"batch_size": "2"}, "batch_size: '2' is not allowed; allowed: a whole number at least 1"),

@@ -1,10 +1,10 @@
-"""Sizes of a step's gradients, and their clipping."""
+"""Sizes of a step's gradients, and what the optimizer divides them by."""
 
 import pytest
 import torch
 from torch import nn
 
-from reprogpt.training.gradients import measure_and_clip
+from reprogpt.training.gradients import measure
 
 
 def with_grads(*grads: list[float]) -> list[nn.Parameter]:
@@ -28,58 +28,72 @@ def random_parameters(seed: int, scale: float) -> list[nn.Parameter]:
     return parameters
 
 
-def test_three_and_four_have_norm_five_and_are_scaled_by_a_fifth() -> None:
+def clipped(parameters: list[nn.Parameter], max_norm: float) -> list[list[float]]:
+    """The gradients after an optimizer that doesn't change the weights has divided them."""
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+    optimizer.grad_scale = measure(parameters, max_norm)[1]  # type: ignore[attr-defined]
+    optimizer.step()
+    return grads_of(parameters)
+
+
+def test_three_and_four_have_norm_five_and_are_divided_by_five() -> None:
     parameters = with_grads([-3.0, 0.0], [4.0])
-    measured = measure_and_clip(parameters, 1.0)
+    measured, divisor = measure(parameters, 1.0)
     assert (measured.shape, measured.dtype) == ((3,), torch.float32)
     assert measured.tolist() == pytest.approx([4.0, 0.8, 5.0])
-    assert grads_of(parameters) == [pytest.approx([-0.6, 0.0]), pytest.approx([0.8])]
+    assert divisor is not None
+    assert divisor.item() == pytest.approx(5)
+    assert grads_of(parameters) == [[-3.0, 0.0], [4.0]]
+    assert clipped(parameters, 1.0) == [pytest.approx([-0.6, 0.0]), pytest.approx([0.8])]
 
 
 def test_max_grad_is_the_largest_signed_entry_not_the_largest_size() -> None:
-    assert measure_and_clip(with_grads([-3.0, 2.0], [1.0]), None)[0] == 2
-    assert measure_and_clip(with_grads([-3.0, -2.0], [-4.0]), None)[0] == -2
+    assert measure(with_grads([-3.0, 2.0], [1.0]), None)[0][0] == 2
+    assert measure(with_grads([-3.0, -2.0], [-4.0]), None)[0][0] == -2
 
 
-def test_none_leaves_the_gradients_and_measures_the_same_twice() -> None:
-    parameters = with_grads([-3.0, 0.0], [4.0])
-    assert measure_and_clip(parameters, None).tolist() == [4.0, 4.0, 5.0]
-    assert grads_of(parameters) == [[-3.0, 0.0], [4.0]]
+def test_none_clips_nothing() -> None:
+    measured, divisor = measure(with_grads([-3.0, 0.0], [4.0]), None)
+    assert measured.tolist() == [4.0, 4.0, 5.0]
+    assert divisor is None
 
 
 def test_gradients_below_the_bound_stay() -> None:
     parameters = with_grads([-3.0, 0.0], [4.0])
-    assert measure_and_clip(parameters, 6.0).tolist() == [4.0, 4.0, 5.0]
-    assert grads_of(parameters) == [[-3.0, 0.0], [4.0]]
+    measured, divisor = measure(parameters, 6.0)
+    assert measured.tolist() == [4.0, 4.0, 5.0]
+    assert divisor == 1
+    assert clipped(parameters, 6.0) == [[-3.0, 0.0], [4.0]]
 
 
 def test_a_parameter_without_gradient_is_passed_over() -> None:
     parameters = [nn.Parameter(torch.ones(3)), *with_grads([-3.0, 4.0])]
-    assert measure_and_clip(parameters, 1.0).tolist() == pytest.approx([4.0, 0.8, 5.0])
+    assert measure(parameters, 1.0)[0].tolist() == pytest.approx([4.0, 0.8, 5.0])
     assert parameters[0].grad is None
 
 
 def test_parameters_may_come_from_a_generator() -> None:
-    assert measure_and_clip((p for p in with_grads([-3.0, 4.0])), 1.0)[2] == 5
+    assert measure((p for p in with_grads([-3.0, 4.0])), 1.0)[0][2] == 5
 
 
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
-def test_max_grad_clipped_is_what_a_second_scan_finds_to_the_bit(seed: int, scale: float) -> None:
+def test_max_grad_clipped_is_what_a_scan_of_the_divided_gradients_finds_to_the_bit(seed: int, scale: float) -> None:
     parameters = random_parameters(seed, scale)
-    largest = max(entry for grad in grads_of(parameters) for entry in torch.tensor(grad).flatten().tolist())
-    measured = measure_and_clip(parameters, 0.5)
-    second_scan = max(parameter.grad.max() for parameter in parameters if parameter.grad is not None)
-    assert measured[0] == largest
-    assert measured[1] == second_scan
+    largest, largest_clipped, _ = measure(parameters, 0.5)[0].tolist()
+    assert largest == max(entry for grad in grads_of(parameters) for entry in torch.tensor(grad).flatten().tolist())
+    second_scan = max(entry for grad in clipped(parameters, 0.5) for entry in torch.tensor(grad).flatten().tolist())
+    assert largest_clipped == second_scan
 
 
 @pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
-def test_norm_and_clipped_gradients_are_torchs_to_the_bit(scale: float) -> None:
+def test_norm_is_torchs_to_the_bit_and_clipped_gradients_to_rounding(scale: float) -> None:
     ours, theirs = random_parameters(1, scale), random_parameters(1, scale)
-    assert measure_and_clip(ours, 0.5)[2] == nn.utils.clip_grad_norm_(theirs, 0.5)
-    assert grads_of(ours) == grads_of(theirs)
+    assert measure(ours, 0.5)[0][2] == nn.utils.clip_grad_norm_(theirs, 0.5)
+    clipped(ours, 0.5)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=3e-7, atol=0)
 
 
 def test_nan_is_measured_not_hidden() -> None:
-    assert measure_and_clip(with_grads([1.0, torch.nan]), 1.0).isnan().tolist() == [True, True, True]
+    assert measure(with_grads([1.0, torch.nan]), 1.0)[0].isnan().tolist() == [True, True, True]

@@ -1,5 +1,6 @@
 """The training loop: what it computes, and what does not change it."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch.nn import functional
 
 from reprogpt.errors import NonFiniteError
 from reprogpt.model.generation import generate
-from reprogpt.model.gpt import GPTModel
 from reprogpt.training.evaluation import score
 from reprogpt.training.loop import StepRecord, train
 from reprogpt.training.schedule import learning_rate_at
@@ -72,7 +72,9 @@ def test_the_global_streams_change_no_bit_in_independent_order() -> None:
 
 @pytest.mark.parametrize("orig_book_version", [False, True])
 def test_loop_equals_the_books_written_out(orig_book_version: bool) -> None:
-    """Without dropout, with the rows' order taken from the record of the loop's own stream."""
+    """Without dropout, with the rows' order taken from the record of the loop's own stream. To rounding: the head and
+    its loss are one operation here, and the optimizer divides where the book multiplies.
+    """
     changes: dict[str, Any] = {"drop_rate": 0.0, "max_norm": 0.5, "orig_book_version": orig_book_version}
     training = tiny_training(**changes)
     rows, order = training.train_rows, training.order
@@ -93,8 +95,9 @@ def test_loop_equals_the_books_written_out(orig_book_version: bool) -> None:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
         optimizer.step()
         assert record.lr == pytest.approx(lr)
-        assert (record.loss, record.max_grad) == (loss.item(), max_grad)
-    assert weights_of(training.model) == weights_of(model)
+        assert (record.loss, record.max_grad) == pytest.approx((loss.item(), max_grad), rel=1e-5)
+    for ours, theirs in zip(training.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
 def test_records_count_steps_epochs_and_tokens() -> None:
@@ -139,17 +142,17 @@ def test_clipping_starts_at_once_without_warmup() -> None:
 
 
 @pytest.mark.parametrize("random_order", ORDERS)
-def test_an_epoch_visits_each_row_at_most_once(random_order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_visits_each_row_at_most_once(random_order: str) -> None:
     seen: list[list[int]] = []
-    forward = GPTModel.forward
-
-    def watched(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
-        seen.extend(ids.tolist())
-        return forward(model, ids)
-
     training = tiny_training(random_order=random_order, eval_freq=0, sample_freq=0)
+    features = training.features
+
+    def watched(ids: torch.Tensor) -> torch.Tensor:
+        seen.extend(ids.tolist())
+        return features(ids)
+
     rows = training.train_rows.inputs.tolist()
-    monkeypatch.setattr(GPTModel, "forward", watched)
+    training.features = watched
     run(training)
     visited = [rows.index(row) for row in seen]
     assert len(set(visited[:10])) == len(set(visited[10:])) == 10
@@ -212,17 +215,14 @@ def test_a_training_stopped_between_records_goes_on_to_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_its_step_and_updates_nothing(bad: float) -> None:
+def test_a_loss_that_is_not_finite_names_its_step(bad: float) -> None:
     training = tiny_training()
     records = train(training)
     next(records)
     next(records)
     training.model.final_norm.bias.data[0] = bad
-    before = weights_of(training.model)
     with pytest.raises(NonFiniteError, match=r"^step 2: loss is nan, not a finite number.*peak_lr"):
         next(records)
-    assert weights_of(training.model) == before
-    assert training.step == 2
 
 
 def test_a_gradient_that_is_not_finite_names_its_step() -> None:
@@ -235,6 +235,51 @@ def test_a_gradient_that_is_not_finite_names_its_step() -> None:
 def test_an_evaluation_that_is_not_finite_names_its_step() -> None:
     with pytest.raises(NonFiniteError, match=r"^step 0: train_loss is (nan|inf)"):
         run(tiny_training(initial_lr=1e38, min_lr=1e38, peak_lr=1e38))
+
+
+@pytest.mark.parametrize(
+    ("steps_together", "at_rest"),
+    [(2, [0, 2, 4, 5, 7, 9]), (3, [0, 3, 4, 5, 8, 9]), (4, [0, 4, 5, 9]), (16, [0, 4, 5, 9])],
+)
+def test_records_that_are_fetched_together_are_the_same(steps_together: int, at_rest: list[int]) -> None:
+    """As on a GPU: 10 steps, evaluations after 0 and 5, samples after 4 and 9."""
+    training = tiny_training()
+    training.steps_together = steps_together
+    records, found = [], []
+    for record in train(training):
+        records.append(record)
+        if record.step + 1 == training.step:
+            found.append(record.step)
+    assert found == at_rest
+    assert records == steps()
+    assert weights_of(training.model) == trained()
+
+
+def test_a_loss_that_is_not_finite_is_found_late_and_named_right() -> None:
+    training = tiny_training(eval_freq=0, sample_freq=0)
+    training.steps_together = 4
+    features, seen = training.features, []
+
+    def breaking(ids: torch.Tensor) -> torch.Tensor:
+        return features(ids) * (math.nan if training.step == 5 else 1)
+
+    training.features = breaking
+    with pytest.raises(NonFiniteError, match=r"^step 5: loss is nan"):
+        for record in train(training):
+            seen.append(record.step)
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_a_batch_in_parts_gives_the_same_gradients(accumulate: int) -> None:
+    """To rounding, without dropout, whose draws would come in another order."""
+    whole = steps(batch_size=4, drop_rate=0.0)
+    parts = steps(batch_size=4, drop_rate=0.0, accumulate=accumulate)
+    for one, other in zip(whole, parts, strict=True):
+        assert dataclasses.astuple(one)[:8] == pytest.approx(dataclasses.astuple(other)[:8], rel=1e-4)
+    assert [one.val_loss for one in whole if one.val_loss] == pytest.approx(
+        [other.val_loss for other in parts if other.val_loss], rel=1e-5
+    )
 
 
 def test_loss_falls() -> None:

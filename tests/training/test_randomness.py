@@ -1,6 +1,7 @@
 """The two orders of random draws."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,21 +96,22 @@ def test_gradients_pass_through_the_same_mask() -> None:
     assert torch.equal(values.grad * 2, dropped)
 
 
-def test_an_accelerators_mask_is_a_function_of_seed_and_step() -> None:
-    """The branch for other devices, on the CPU: what a GPU draws can't be tested without one."""
+def test_an_accelerators_stream_is_set_by_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU draws can't be tested without one; that its stream is set anew at every step can."""
+    seeds: list[int] = []
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(manual_seed=seeds.append))
 
-    def masks(order: IndependentOrder, step: int) -> list[list[float]]:
-        order.begin_step(step)
-        return [order._device_mask(ONES, 0.25).tolist() for _ in range(2)]
+    def seeds_of(seed: int, *steps: int) -> list[int]:
+        seeds.clear()
+        order = IndependentOrder(seed, torch.device("cuda"))
+        for step in steps:
+            order.begin_step(step)
+        return list(seeds)
 
-    order = IndependentOrder(123)
-    first, second = masks(order, 7)
-    assert sorted(set(first)) == pytest.approx([0, 4 / 3])
-    assert first.count(0.0) == pytest.approx(250, abs=50)
-    assert first != second != masks(order, 8)[0] != first
-    torch.rand(5)
-    assert masks(order, 7) == masks(IndependentOrder(123), 7) == [first, second]
-    assert masks(IndependentOrder(124), 7)[0] != first
+    first = seeds_of(123, 7, 8)
+    assert len(set(first + seeds_of(124, 7))) == 3
+    assert seeds_of(123, 8, 7) == first[::-1]
+    assert all(0 <= seed < 2**63 for seed in first)
 
 
 def test_each_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:

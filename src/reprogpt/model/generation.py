@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from reprogpt.model.gpt import GPTModel
+from reprogpt.model.gpt import GPTModel, Past
 
 
 def generate(
@@ -26,22 +26,37 @@ def generate(
     """
     was_training = model.training
     model.eval()
-    device = model.tok_emb.weight.device
+    reader = _Reader(model)
     ids = list(prompt)
     try:
         for _ in range(max_new_tokens):
-            ids.append(_next_token(_last_logits(model, ids, device), temperature, top_k, stream))
+            ids.append(_next_token(reader.last_logits(ids), temperature, top_k, stream))
             yield ids[-1]
     finally:
         model.train(was_training)
 
 
-@torch.no_grad()
-def _last_logits(model: GPTModel, ids: list[int], device: torch.device) -> Tensor:
-    """Logits of the token after ids: (V,) float32 on the CPU. Only the last position meets the output head."""
-    window = torch.tensor([ids[-model.config.context_length :]], device=device)
-    logits: Tensor = model.out_head(model.features(window)[0, -1])
-    return logits.float().cpu()
+class _Reader:
+    """Reads a growing text with a model, each token once for as long as all of it fits into context_length.
+
+    A longer text moves its window at every token; each token in it then has another position, and is read again.
+    """
+
+    def __init__(self, model: GPTModel) -> None:
+        self._model = model
+        self._past: list[Past] = []
+        self._num_read = 0
+
+    @torch.no_grad()
+    def last_logits(self, ids: list[int]) -> Tensor:
+        """Logits of the token after ids: (V,) float32 on the CPU. Only the last position meets the output head."""
+        length = self._model.config.context_length
+        if self._num_read == 0 or len(ids) > length:
+            self._past, self._num_read = [Past() for _ in self._model.trf_blocks], max(0, len(ids) - length)
+        unread = torch.tensor([ids[self._num_read :]], device=self._model.tok_emb.weight.device)
+        self._num_read = len(ids)
+        logits: Tensor = self._model.out_head(self._model.features(unread, self._past)[0, -1])
+        return logits.float().cpu()
 
 
 def _next_token(logits: Tensor, temperature: float, top_k: int | None, stream: torch.Generator | None) -> int:

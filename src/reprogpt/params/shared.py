@@ -14,6 +14,7 @@ class SharedParams(Params):
     encoding: Literal["gpt2"]
     seed: int = Field(ge=0, le=2**63 - 1)
     batch_size: int = Field(ge=1)
+    accumulate: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
@@ -21,9 +22,22 @@ class SharedParams(Params):
     start_context: str = Field(min_length=1, description="text of at least one character")
     max_new_tokens: int = Field(ge=1)
 
+    @property
+    def rows_together(self) -> int:
+        """Rows that meet the model at once: a batch, or a part of one."""
+        return self.batch_size // self.accumulate
+
     def arithmetic(self) -> dict[str, str]:
         """The keywords of numerics.set_up_numerics."""
         return {key: getattr(self, key) for key in ("device", "precision", "matmul", "numerics")}
+
+    @field_validator("accumulate")
+    @classmethod
+    def _parts_are_equal(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size", accumulate)
+        if batch_size % accumulate:
+            raise ValueError(f"must divide batch_size={batch_size} without remainder")
+        return accumulate
 
     @field_validator("numerics")
     @classmethod

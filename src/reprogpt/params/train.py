@@ -35,6 +35,7 @@ class TrainParams(SharedParams):
     eval_iter: int = Field(ge=1)
     sample_freq: int = Field(ge=0)
     save_seconds: float = Field(ge=0)
+    compile: bool
     random_order: Literal["independent", "book"]
 
     @field_validator("n_heads")

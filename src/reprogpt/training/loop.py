@@ -1,14 +1,15 @@
 """One update, and the loop as a generator of records. Nothing here prints, logs or writes."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch.nn import functional
+from torch import Tensor
 
 from reprogpt.model.generation import generate
 from reprogpt.training.evaluation import require_finite, score
-from reprogpt.training.gradients import measure_and_clip
+from reprogpt.training.gradients import measure
+from reprogpt.training.loss import head_loss
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Rows, Training
 
@@ -38,23 +39,62 @@ class StepRecord:
 def train(training: Training) -> Iterator[StepRecord]:
     """Train from training.step to the end of the plan, yielding a record per step.
 
-    Between two records a training is at rest: what is saved then is all that the rest needs.
-    Raises NonFiniteError at the step whose loss or gradient is not finite.
+    Records may lag behind, where steps_together is above 1: a step's numbers are fetched from the device with
+    those of others. Where record.step + 1 == training.step, the training is at rest and its records are
+    complete: what is saved then is all that the rest needs.
+    Raises NonFiniteError at the first step whose loss or gradient is not finite.
     """
     params, plan = training.params, training.plan
+    pending: list[_Step] = []
     while training.step < plan.total_steps:
+        pending.append(_take_step(training))
         step = training.step
-        epoch, position = divmod(step, plan.steps_per_epoch)
-        rows = training.order.training_rows(epoch, len(training.train_rows.inputs))
-        batch = training.train_rows.take(rows[position * params.batch_size :][: params.batch_size])
-        training.order.begin_step(step)
-        lr, measured = _rate(training), _forward_and_backward(training, batch)
-        _descend(training, lr)
-        losses = _evaluate(training) if params.eval_freq and step % params.eval_freq == 0 else {}
         training.step += 1
-        is_last = position == plan.steps_per_epoch - 1
-        sample = _sample(training) if is_last and params.sample_freq and (epoch + 1) % params.sample_freq == 0 else None
-        yield StepRecord(step, epoch, training.step * batch.inputs.size, lr, **measured, **losses, sample=sample)
+        is_evaluated = bool(params.eval_freq) and step % params.eval_freq == 0
+        is_sampled = bool(params.sample_freq) and (step + 1) % (params.sample_freq * plan.steps_per_epoch) == 0
+        is_last = training.step == plan.total_steps
+        if is_evaluated or is_sampled or is_last or len(pending) == training.steps_together:
+            *before, last = _records(pending)
+            pending.clear()
+            yield from before
+            train_loss, val_loss = _evaluate(training, step) if is_evaluated else (None, None)
+            sample = _sample(training) if is_sampled else None
+            yield replace(last, train_loss=train_loss, val_loss=val_loss, sample=sample)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step whose numbers are still on the device."""
+
+    step: int
+    epoch: int
+    tokens_seen: int
+    lr: float
+    measured: Tensor  # loss, max_grad, max_grad_clipped, grad_norm: float32 (4,)
+
+
+def _take_step(training: Training) -> _Step:
+    params, plan, step = training.params, training.plan, training.step
+    epoch, position = divmod(step, plan.steps_per_epoch)
+    rows = training.order.training_rows(epoch, len(training.train_rows.inputs))
+    batch = training.train_rows.take(rows[position * params.batch_size :][: params.batch_size])
+    training.order.begin_step(step)
+    lr, loss = _rate(training), accumulate_gradients(training, batch)
+    is_clipped = step >= plan.warmup_steps + int(params.orig_book_version)
+    sizes, divisor = measure(training.model.parameters(), params.max_norm if is_clipped else None)
+    descend(training, lr, divisor)
+    return _Step(step, epoch, (step + 1) * batch.inputs.size, lr, torch.cat([loss.view(1), sizes]))
+
+
+def _records(steps: list[_Step]) -> list[StepRecord]:
+    """The steps' numbers, in one transfer: each alone would wait for the device."""
+    names = ("loss", "max_grad", "max_grad_clipped", "grad_norm")
+    records = []
+    for step, values in zip(steps, torch.stack([step.measured for step in steps]).tolist(), strict=True):
+        measured = dict(zip(names, values, strict=True))
+        require_finite(measured, f"step {step.step}")
+        records.append(StepRecord(step.step, step.epoch, step.tokens_seen, step.lr, **measured))
+    return records
 
 
 def _rate(training: Training) -> float:
@@ -70,31 +110,37 @@ def _rate(training: Training) -> float:
     )
 
 
-def _forward_and_backward(training: Training, batch: Rows) -> dict[str, float]:
-    """Fill the gradients, clipped after warmup; return loss and gradient sizes by StepRecord's names."""
-    params, step, device = training.params, training.step, training.numerics.device
+def accumulate_gradients(training: Training, batch: Rows) -> Tensor:
+    """Fill the gradients of a batch, in as many parts as `accumulate` says; return its loss, on the device."""
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
+    num_rows = training.params.rows_together
+    losses = []
+    for start in range(0, len(batch.inputs), num_rows):
+        loss = loss_of(training, batch.take(slice(start, start + num_rows))) / training.params.accumulate
+        torch.autograd.backward(loss)
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
+
+
+def loss_of(training: Training, rows: Rows) -> Tensor:
+    """Mean cross-entropy of rows in train mode, nats per token: a float32 scalar that remembers how it was made."""
+    device = training.numerics.device
+    inputs, targets = (torch.from_numpy(ids).to(device) for ids in (rows.inputs, rows.targets))
     with training.numerics.autocast():
-        logits = training.model(torch.from_numpy(batch.inputs).to(device)).flatten(0, 1)
-        loss = functional.cross_entropy(logits, torch.from_numpy(batch.targets).to(device).flatten())
-    torch.autograd.backward(loss)
-    first_clipped = training.plan.warmup_steps + int(params.orig_book_version)
-    gradients = measure_and_clip(training.model.parameters(), params.max_norm if step >= first_clipped else None)
-    # One transfer for all values: each alone would wait for the device.
-    values = torch.cat([loss.detach().float().view(1), gradients]).tolist()
-    measured = dict(zip(("loss", "max_grad", "max_grad_clipped", "grad_norm"), values, strict=True))
-    require_finite(measured, f"step {step}")
-    return measured
+        return head_loss(training.features(inputs).flatten(0, 1), training.model.out_head.weight, targets.flatten())
 
 
-def _descend(training: Training, lr: float) -> None:
+def descend(training: Training, lr: float, divisor: Tensor | None) -> None:
+    """One step of the optimizer, on gradients that are divided by divisor."""
     for group in training.optimizer.param_groups:
         group["lr"] = lr
+    # What torch's GradScaler sets, too: the fused kernel divides each gradient as it reads it.
+    training.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     training.optimizer.step()
 
 
-def _evaluate(training: Training) -> dict[str, float]:
+def _evaluate(training: Training, step: int) -> tuple[float, float]:
     """Losses on the first eval_iter batches of each split, as the order visits the training rows."""
     params = training.params
     num_rows = params.eval_iter * params.batch_size
@@ -103,10 +149,10 @@ def _evaluate(training: Training) -> dict[str, float]:
     losses = {}
     for name, part in parts.items():
         losses[name] = score(
-            training.model, part.inputs, part.targets, batch_size=params.batch_size, numerics=training.numerics
+            training.model, part.inputs, part.targets, batch_size=params.rows_together, numerics=training.numerics
         ).loss
-    require_finite(losses, f"step {training.step}")
-    return losses
+    require_finite(losses, f"step {step}")
+    return losses["train_loss"], losses["val_loss"]
 
 
 def _sample(training: Training) -> list[int]:

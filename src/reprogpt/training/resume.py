@@ -57,7 +57,8 @@ class Resumable:
             for record in train(self._training):
                 self.records.append(record)
                 yield record
-                self._save_or_stop(stopping)
+                if record.step + 1 == self._training.step:  # no record is missing
+                    self._save_or_stop(stopping)
             self._save()
             self._sealed()
         except NonFiniteError:

@@ -1,17 +1,23 @@
 """A training made ready: data in rows, plan, model, optimizer, and the order of random draws."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reprogpt.corpus.windows import windows
-from reprogpt.errors import DataError
+from reprogpt.errors import DataError, DeviceError
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.numerics import Numerics
 from reprogpt.params.train import TrainParams
 from reprogpt.training.randomness import BookOrder, IndependentOrder, RandomOrder
 from reprogpt.training.schedule import Plan, plan_training
+
+# On a GPU, which works behind the program's back: so many steps that waiting for one transfer costs nothing, so
+# few that a person sees the loss move. On the CPU there is nothing to wait for.
+STEPS_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,11 @@ class Rows:
 
 @dataclass
 class Training:
-    """Everything a training needs. Steps change model, optimizer, step and, in book order, order; nothing else."""
+    """Everything a training needs. Steps change model, optimizer, step and, in book order, order; nothing else.
+
+    features: model.features, compiled where `compile` says so.
+    steps_together: steps whose numbers are fetched from the device in one go.
+    """
 
     params: TrainParams
     numerics: Numerics
@@ -39,6 +49,8 @@ class Training:
     order: RandomOrder
     model: GPTModel
     optimizer: torch.optim.AdamW
+    features: Callable[[Tensor], Tensor]
+    steps_together: int
     step: int = 0  # the next one
 
 
@@ -48,10 +60,11 @@ def prepare_training(
     """Cut the rows, plan the steps, draw the weights.
 
     Weights are drawn on the CPU, so every device starts from the same ones.
-    Raises DataError if a split or the prompt does not fit the parameters.
+    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if compile is not for the device.
     """
     if max(prompt) >= params.vocab_size:
         raise DataError(f"start_context holds token id {max(prompt)}, but vocab_size={params.vocab_size}")
+    _require_compilable(params, numerics)
     train_rows = _rows("training", train_ids, params.context_length, params.stride)
     val_rows = _rows("validation", val_ids, params.context_length, params.context_length)
     plan = plan_training(
@@ -60,12 +73,25 @@ def prepare_training(
         n_epochs=params.n_epochs,
         warmup_ratio=params.warmup_ratio,
     )
-    order: RandomOrder = (BookOrder if params.random_order == "book" else IndependentOrder)(params.seed)
+    is_book = params.random_order == "book"
+    order: RandomOrder = BookOrder(params.seed) if is_book else IndependentOrder(params.seed, numerics.device)
     order.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
     model = GPTModel(config, order.dropout).to(numerics.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay, fused=True)
-    return Training(params, numerics, plan, train_rows, val_rows, prompt, order, model, optimizer)
+    return Training(
+        params,
+        numerics,
+        plan,
+        train_rows,
+        val_rows,
+        prompt,
+        order,
+        model,
+        optimizer,
+        features=torch.compile(model.features) if params.compile else model.features,
+        steps_together=1 if numerics.device.type == "cpu" else STEPS_TOGETHER,
+    )
 
 
 def _rows(split: str, ids: np.ndarray, context_length: int, stride: int) -> Rows:
@@ -73,3 +99,11 @@ def _rows(split: str, ids: np.ndarray, context_length: int, stride: int) -> Rows
         return Rows(*windows(ids, context_length=context_length, stride=stride))
     except DataError as error:
         raise DataError(f"{split} text: {error}") from None
+
+
+def _require_compilable(params: TrainParams, numerics: Numerics) -> None:
+    if params.compile and numerics.device.type == "cpu":
+        raise DeviceError(
+            "compile: true is for a GPU; on the CPU compiled weights differ from run to run in their bits, and it is "
+            "no faster. Set compile to false"
+        )

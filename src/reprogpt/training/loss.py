@@ -32,12 +32,11 @@ class _HeadLoss(torch.autograd.Function):
         features, weight = features.to(kind), weight.to(kind)
         with torch.autocast(features.device.type, enabled=False):
             logits = (features @ weight.T).float()
-            highest, places = logits.max(dim=-1)
-            wanted = logits[rows, targets]
+            highest, wanted = logits.amax(dim=-1), logits[rows, targets]
             torch.softmax(logits, dim=-1, out=logits)
         # log(sum(exp(logits))) = highest - log(the highest probability), which is at least 1 / V: exact enough,
         # and finite where the target's own probability is too small for a float.
-        losses = highest - logits[rows, places].log() - wanted
+        losses = highest - logits.amax(dim=-1).log() - wanted
         logits[rows, targets] -= 1
         ctx.save_for_backward(features, weight, logits)
         return losses.mean()

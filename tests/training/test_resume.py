@@ -81,6 +81,17 @@ def test_stopped_after_each_step_it_ends_in_the_same_bits(held: Held) -> None:
     assert finish(held)[:2] == uninterrupted()
 
 
+@pytest.mark.parametrize("step", [0, 2, 5, 7])
+def test_records_that_are_fetched_together_are_saved_together(held: Held, step: int) -> None:
+    """As on a GPU: between the first and the last record of a few steps, weights are ahead of the records."""
+    training, resumable = start(held)
+    training.steps_together = 4
+    with pytest.raises(KeyboardInterrupt):
+        list(resumable.go_on(StopAfter(training, step)))
+    assert len(resumable.records) == training.step
+    assert finish(held)[:2] == uninterrupted()
+
+
 @pytest.mark.parametrize("save_seconds", [0.0, 1e-9, 1000.0])
 def test_saving_often_or_never_changes_no_bit(held: Held, save_seconds: float) -> None:
     assert finish(held, save_seconds=save_seconds)[:2] == uninterrupted()

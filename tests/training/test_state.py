@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reprogpt.errors import DataError
+from reprogpt.errors import DataError, DeviceError
 from reprogpt.params.train import TrainParams
 from reprogpt.training.randomness import BookOrder, IndependentOrder
 from reprogpt.training.schedule import Plan
@@ -80,3 +80,14 @@ def test_too_few_rows_for_a_batch_are_refused() -> None:
 def test_a_prompt_outside_the_vocabulary_is_refused() -> None:
     with pytest.raises(DataError, match="start_context holds token id 64, but vocab_size=64"):
         prepare(33, 25, prompt=(3, 64, 5))
+
+
+def test_compiling_is_refused_on_the_cpu() -> None:
+    with pytest.raises(
+        DeviceError, match=r"compile: true is for a GPU; .* differ from run to run .* Set compile to false"
+    ):
+        tiny_training(compile=True)
+
+
+def test_the_cpus_numbers_are_fetched_step_by_step() -> None:
+    assert tiny_training().steps_together == 1

@@ -1,6 +1,7 @@
 """Downloads, vocabulary and DVC's variables of the machine stay out of the tests."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +34,15 @@ def tiktoken_variable_put_back(own_environment: None, monkeypatch: pytest.Monkey
     """load_encoding sets TIKTOKEN_CACHE_DIR for its process: the next test must not see it."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that monkeypatch knows to remove it afterwards
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers_put_back() -> Iterator[None]:
+    """A stage that is imported here sets its own: the next test's Ctrl-C would end this process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

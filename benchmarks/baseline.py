@@ -178,8 +178,8 @@ def plain_training(model: PlainGPT, batches: Batches, val_batches: Batches, plan
                 nn.utils.clip_grad_norm_(model.parameters(), max_norm=plan.max_norm)
             optimizer.step()
             if plan.eval_freq and step % plan.eval_freq == 0:
-                _evaluate(model, batches, plan.eval_iter)
-                _evaluate(model, val_batches, plan.eval_iter)
+                evaluate(model, batches, plan.eval_iter)
+                evaluate(model, val_batches, plan.eval_iter)
             yield loss.item()
         plain_sample(model, plan.prompt, plan.max_new_tokens)
 
@@ -201,7 +201,8 @@ def plain_sample(model: PlainGPT, prompt: list[int], max_new_tokens: int) -> lis
     return [int(number) for number in ids[0]]
 
 
-def _evaluate(model: PlainGPT, batches: Batches, eval_iter: int) -> float:
+def evaluate(model: PlainGPT, batches: Batches, eval_iter: int) -> float:
+    """Mean loss of the first eval_iter batches, nats per token."""
     model.eval()
     with torch.no_grad():
         losses = [loss_of(model, *batch).item() for _, batch in zip(range(eval_iter), batches, strict=False)]

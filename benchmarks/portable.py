@@ -31,12 +31,14 @@ def measure(numerics: str, matmul: str) -> dict[str, list[float]]:
     """Seconds of each step; stages/ has set the environment for params.yaml in the current folder."""
     import numpy as np
 
+    from reprogpt.memory import keep_freed_memory
     from reprogpt.numerics import set_up_numerics
     from reprogpt.params import read_mapping
     from reprogpt.params.train import TrainParams
     from reprogpt.training.loop import train
     from reprogpt.training.state import prepare_training
 
+    keep_freed_memory()
     values = read_mapping(ROOT / "params.yaml")
     values |= {"device": "cpu", "precision": "fp32", "numerics": numerics, "matmul": matmul}
     values |= {"random_order": "independent", "eval_freq": 0, "sample_freq": 0}

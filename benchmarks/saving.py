@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from reprogpt.memory import keep_freed_memory
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import read_mapping
 from reprogpt.params.train import TrainParams
@@ -39,6 +40,7 @@ def block(records: Iterator[StepRecord]) -> float:
 
 def main(pairs: int) -> None:
     """Measure, and print a table."""
+    keep_freed_memory()
     values = read_mapping(ROOT / "params.yaml")
     seconds = values["save_seconds"]
     values |= {"eval_freq": 0, "sample_freq": 0, "save_seconds": 0.0, "n_epochs": 1}

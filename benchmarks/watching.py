@@ -1,0 +1,114 @@
+"""What it costs to record a training: a real outbox, its courier, and MLflow on SQLite or behind a server.
+
+Steps come at the pace of a training, since the courier delivers every few seconds what there is. Measured are the
+time for which the training's thread waits, and the processor time of the whole process, which the training might
+have used; a server's own work is not in it.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from reprogpt.record.courier import carried
+from reprogpt.record.outbox import Box, open_box
+from reprogpt.record.store import store_name
+from reprogpt.record.tracking import deliver
+
+VALUES = {"loss": 1.0, "lr": 1e-4, "max_grad": 0.1, "max_grad_clipped": 0.1, "grad_norm": 1.0}
+
+
+def measure_watching(step_seconds: float, *, seconds: float, many: int) -> list[dict[str, Any]]:
+    """A row for each store, fresh and with `many` steps in it: milliseconds of a step that lasts step_seconds.
+
+    seconds: for how long steps are recorded in each case.
+    """
+    before, rows = Path.cwd(), []
+    for store in ("SQLite", "server"):
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            try:
+                with _server(Path(folder)) if store == "server" else _own_store():
+                    rows += _measure(store, step_seconds, seconds, many)
+            finally:
+                os.chdir(before)
+    return rows
+
+
+def _measure(store: str, step_seconds: float, seconds: float, many: int) -> list[dict[str, Any]]:
+    rows = []
+    for earlier in (0, many):
+        box = open_box(f"{earlier:032d}")
+        tags = {"training_id": "0", "run_key": str(earlier)}
+        box.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+        for step in range(earlier):
+            box.append("metrics", step=step, values=VALUES)
+        deliver(box)
+        rows.append({"store": store, "earlier": earlier, **_pace(box, earlier, step_seconds, seconds)})
+    return rows
+
+
+def _pace(box: Box, first: int, step_seconds: float, seconds: float) -> dict[str, float]:
+    """Record steps for so long; milliseconds a step, and their shares of it."""
+    num_steps = max(1, round(seconds / step_seconds))
+    with carried(box):
+        time.sleep(1)  # the courier's start, which there is one of in a training
+        waited, began = 0.0, time.process_time()
+        for step in range(first, first + num_steps):
+            started = time.perf_counter()
+            box.append("metrics", step=step, values=VALUES)
+            waited += time.perf_counter() - started
+            time.sleep(step_seconds)
+        worked = time.process_time() - began
+    shares = {"waiting": waited / num_steps, "processor": worked / num_steps}
+    return {name: 1000 * value for name, value in shares.items()} | {"share": shares["processor"] / step_seconds}
+
+
+@contextmanager
+def _own_store() -> Iterator[None]:
+    removed = os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    if removed is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = removed
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[None]:
+    """A real MLflow server on 127.0.0.1, on a port of its own, for as long as the block lasts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(process, folder / "log")
+        yield
+    finally:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            MlflowClient().search_experiments()
+            return
+        except MlflowException:
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the MLflow server does not answer:\n{log.read_text()}") from None
+            time.sleep(0.5)

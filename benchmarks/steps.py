@@ -43,7 +43,9 @@ class Contender:
 
 
 def measure_steps(params_file: Path, rounds: int) -> dict[str, Any]:
-    """Medians by contender: seconds of the step (and the fastest) and its phases, an evaluation, a sample, the products; peak bytes."""
+    """By contender, in seconds: medians of the step, its phases, an evaluation, a sample and the products, and the
+    fastest step; peak memory in bytes.
+    """
     contenders = {name: Contender(name, params_file) for name in CONTENDERS}
     try:
         return _measure(contenders, rounds)

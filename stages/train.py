@@ -30,11 +30,12 @@ def main() -> None:
     keep_freed_memory()
     params, inputs = load_params(TrainParams), stage_inputs("train")
     numerics = set_up_numerics(**params.arithmetic())
-    encoding, environment = load_encoding(params.encoding), environment_facts(numerics)
+    encoding = load_encoding(params.encoding)
     ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
     prompt = encoding.encode_ordinary(params.start_context)
     training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics)
     key, steps = key_of(inputs), training.plan.total_steps
+    environment = environment_facts(numerics) | training.started_from
     with hold_training(inputs, environment) as held:
         resumable = Resumable(training, held)
         identity = RunIdentity(key, held.training_id, kept_for=held.folder)
@@ -47,7 +48,7 @@ def main() -> None:
             write_tokenizer(MODEL)
             write_text_atomic(HISTORY, history_csv(resumable.records))
             write_text_atomic(EVALUATIONS, evaluations_csv(resumable.records))
-            facts = summary(resumable.records, training.plan)
+            facts = summary(resumable.records, training.plan) | training.started_from
             write_json_atomic(SUMMARY, {"run_key": key, "max_norm": params.max_norm} | facts)
             follower.finish()
         mark_made(held)

@@ -110,6 +110,7 @@ def rerun_by(changed: str) -> list[str]:
     [
         ("train_ratio", ["split", "tokenize", "train", "evaluate", "plot"]),
         ("peak_lr", ["train", "evaluate", "plot"]),
+        ("init_from_sha256", ["train", "evaluate", "plot"]),
         ("temperature", ["evaluate"]),
         ("src/reprogpt/record/figures.py", ["plot"]),
         ("src/reprogpt/corpus/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),

@@ -18,6 +18,8 @@ torch.set_num_threads(1)
 CPU = Numerics(torch.device("cpu"), "fp32", "torch")
 CONFIG = GPTConfig(vocab_size=64, context_length=8, emb_dim=32, n_heads=4, n_layers=2, drop_rate=0.1, qkv_bias=False)
 PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
+    "init_from": "",
+    "init_from_sha256": "",
     "encoding": "gpt2",
     "seed": 123,
     "batch_size": 2,

@@ -32,6 +32,8 @@ n_heads: 12
 n_layers: 12
 drop_rate: 0.1
 qkv_bias: false
+init_from: ""
+init_from_sha256: ""
 seed: 123
 batch_size: 2
 accumulate: 1
@@ -158,6 +160,28 @@ def test_book_order_is_refused_without_torch_products(values: Values, matmul: st
     assert problem.startswith("random_order: 'book' needs matmul")
     assert "torch" in problem and f"now {matmul}" in problem
     assert problems_of(TrainParams, values | {"random_order": "book", "matmul": "torch"}) == []
+
+
+@pytest.mark.parametrize("digest", ["A" * 64, "a" * 63, "a" * 64 + "\n"])
+def test_the_digest_of_weights_is_64_lower_case_digits_or_empty(values: Values, digest: str) -> None:
+    [problem] = problems_of(TrainParams, values | {"init_from": "start", "init_from_sha256": digest})
+    assert problem.startswith(f"init_from_sha256: {digest!r} is not allowed; allowed: 64 hexadecimal digits")
+    assert problems_of(TrainParams, values | {"init_from": "start", "init_from_sha256": "a" * 64}) == []
+
+
+def test_a_digest_of_no_weights_is_refused(values: Values) -> None:
+    [problem] = problems_of(TrainParams, values | {"init_from_sha256": "a" * 64})
+    assert (
+        problem
+        == f'init_from_sha256: \'{"a" * 64}\' pins nothing while init_from is "": set it to "", too, or name the folder'
+    )
+
+
+def test_a_folder_to_start_from_is_absolute_or_in_the_repository(values: Values) -> None:
+    [problem] = problems_of(TrainParams, values | {"init_from": "../start"})
+    assert problem == "init_from: '../start' must not leave the repository with ..; write an absolute path"
+    for folder in ("start", "data/start", "/home/me/../start"):
+        assert problems_of(TrainParams, values | {"init_from": folder}) == []
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5])

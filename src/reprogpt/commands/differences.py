@@ -10,6 +10,7 @@ from reprogpt.record.runs import RecordedRun
 
 STEP_METRICS = ("loss", "lr", "max_grad", "max_grad_clipped", "grad_norm")
 CORPUS = ("corpus.url", "corpus.path", "corpus.sha256")
+START = ("started_from_sha256",)
 CODE = ("commit", "dirty")
 ENVIRONMENT = ("python", "torch", "numpy", "tiktoken", "device", "instruction_set", "threads", "matmul")
 WEIGHTS = "weights.sha256"
@@ -71,6 +72,7 @@ def compare_runs(a: RecordedRun, b: RecordedRun, history_a: History, history_b: 
     sections = {
         "corpus": changes(CORPUS, a.tags, b.tags),
         "tokens": changes(sorted(a.datasets | b.datasets), a.datasets, b.datasets),
+        "weights at the start": changes(START, a.tags, b.tags),
         "parameters": changes([*known, *sorted((a.params.keys() | b.params.keys()) - set(known))], a.params, b.params),
         "code": changes(CODE, a.tags, b.tags),
         "environment": changes(ENVIRONMENT, a.tags, b.tags),

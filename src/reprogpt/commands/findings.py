@@ -68,6 +68,8 @@ def add_run(findings: Findings, run: RecordedRun, state: State | None) -> None:
     findings.add(f"MLflow run {run.id}, {run.name}, {run.status}")
     findings.add(f"  corpus      {tags.get('corpus.path') or tags.get('corpus.url', 'not on record')}")
     findings.add(f"  sha256      {tags.get('corpus.sha256', 'not on record')}")
+    if start := tags.get("started_from_sha256"):
+        findings.add(f"  started from {run.params.get('init_from', 'weights not on record')}", f"  sha256      {start}")
     findings.add(f"  run key     {tags.get('run_key', 'not on record')}")
     commit = tags.get("commit", "")
     findings.add(

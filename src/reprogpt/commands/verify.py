@@ -38,6 +38,7 @@ from reprogpt.record.store import recorded_runs
 
 RAW, SOURCE = "data/corpus/raw.txt", "data/corpus/source.json"
 PINS = Path("requirements.lock")
+START_FILES = ("config.json", "model.safetensors")
 NUM_COPIES = 3  # of each out: in place, in the clone's DVC cache, and the checkpoint in its MLflow store
 
 
@@ -104,8 +105,15 @@ def _files_to_copy(workspace: State, repeated: Sequence[str]) -> list[str]:
     deps = [Path(dep) for stage in repeated for dep in workspace.stages[stage].get("deps", [])]
     read = [file.as_posix() for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*"))]
     made = _outs(workspace, repeated)
-    paths = dict.fromkeys([*filter(None, listed.split("\0")), *read])
+    paths = dict.fromkeys([*filter(None, listed.split("\0")), *read, *_start_files(workspace, repeated)])
     return [path for path in paths if Path(path).is_file() and not any(_is_in(path, out) for out in made)]
+
+
+def _start_files(workspace: State, repeated: Sequence[str]) -> list[str]:
+    """What train reads of a folder in the repository to start from, which is none of its deps; [] if it does not."""
+    folder = Path(workspace.params.get("init_from", ""))
+    is_read = "train" in repeated and folder != Path() and not folder.is_absolute()
+    return [path.as_posix() for name in START_FILES if (path := folder / name).is_file()] if is_read else []
 
 
 def _is_in(path: str, out: str) -> bool:
@@ -127,7 +135,8 @@ def _needed_bytes(workspace: State, repeated: Sequence[str]) -> int:
     entries = [workspace.lock[stage] for stage in repeated]
     made: dict[str, int] = {out["path"]: out.get("size", 0) for entry in entries for out in entry.get("outs", [])}
     read: dict[str, int] = {dep["path"]: dep.get("size", 0) for entry in entries for dep in entry.get("deps", [])}
-    return NUM_COPIES * sum(made.values()) + sum(size for path, size in read.items() if path not in made)
+    start = sum(Path(path).stat().st_size for path in _start_files(workspace, repeated))
+    return NUM_COPIES * sum(made.values()) + sum(size for path, size in read.items() if path not in made) + start
 
 
 def _recorded_training(workspace: State) -> dict[str, str] | None:

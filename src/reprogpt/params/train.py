@@ -1,5 +1,6 @@
 """What the `train` stage reads from params.yaml."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -21,6 +22,10 @@ class TrainParams(SharedParams):
     n_layers: int = Field(ge=1)
     drop_rate: float = Field(ge=0, lt=1)
     qkv_bias: bool
+    init_from: str = Field(description='a folder with GPT-2 weights, or "" for weights drawn from the seed')
+    init_from_sha256: str = Field(
+        pattern=r"^([0-9a-f]{64})?$", description='64 hexadecimal digits in lower case, or "" to accept any weights'
+    )
     stride: int = Field(ge=1)
     n_epochs: int = Field(ge=1)
     initial_lr: float = Field(ge=0)
@@ -45,6 +50,22 @@ class TrainParams(SharedParams):
         if emb_dim % n_heads:
             raise ValueError(f"must divide emb_dim={emb_dim} without remainder")
         return n_heads
+
+    @field_validator("init_from")
+    @classmethod
+    def _stays_in_the_repository_or_is_absolute(cls, init_from: str) -> str:
+        # A repeat in a temporary clone takes the folder along, which it can do of one within.
+        path = Path(init_from)
+        if ".." in path.parts and not path.is_absolute():
+            raise ValueError("must not leave the repository with ..; write an absolute path")
+        return init_from
+
+    @field_validator("init_from_sha256")
+    @classmethod
+    def _pins_weights(cls, init_from_sha256: str, info: ValidationInfo) -> str:
+        if init_from_sha256 and not info.data.get("init_from", "refused"):
+            raise ValueError('pins nothing while init_from is "": set it to "", too, or name the folder')
+        return init_from_sha256
 
     @field_validator("stride")
     @classmethod

@@ -1,7 +1,7 @@
 """A training made ready: data in rows, plan, model, optimizer, and the order of random draws."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from reprogpt.corpus.windows import windows
 from reprogpt.errors import DataError, DeviceError
 from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.model.importing import read_start
 from reprogpt.numerics import Numerics
 from reprogpt.params.train import TrainParams
 from reprogpt.training.randomness import BookOrder, IndependentOrder, RandomOrder
@@ -38,6 +39,7 @@ class Training:
 
     features: model.features, compiled where `compile` says so.
     steps_together: steps whose numbers are fetched from the device in one go.
+    started_from: started_from_sha256, the digest of the weights in init_from as they were found; {} without any.
     """
 
     params: TrainParams
@@ -51,16 +53,19 @@ class Training:
     optimizer: torch.optim.AdamW
     features: Callable[[Tensor], Tensor]
     steps_together: int
+    started_from: dict[str, str] = field(default_factory=dict)
     step: int = 0  # the next one
 
 
 def prepare_training(
     train_ids: np.ndarray, val_ids: np.ndarray, *, prompt: list[int], params: TrainParams, numerics: Numerics
 ) -> Training:
-    """Cut the rows, plan the steps, draw the weights.
+    """Cut the rows, plan the steps, draw the weights or read those of init_from.
 
-    Weights are drawn on the CPU, so every device starts from the same ones.
-    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if compile is not for the device.
+    Weights are drawn on the CPU, so every device starts from the same ones. Where others take their place they are
+    drawn all the same: what is drawn later does not depend on it.
+    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if compile is not for the device,
+    ParamsError if init_from can't be started from.
     """
     if max(prompt) >= params.vocab_size:
         raise DataError(f"start_context holds token id {max(prompt)}, but vocab_size={params.vocab_size}")
@@ -77,7 +82,9 @@ def prepare_training(
     order: RandomOrder = BookOrder(params.seed) if is_book else IndependentOrder(params.seed, numerics.device)
     order.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
-    model = GPTModel(config, order.dropout).to(numerics.device)
+    model = GPTModel(config, order.dropout)
+    started_from = _start_from(model, params) if params.init_from else {}
+    model.to(numerics.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay, fused=True)
     return Training(
         params,
@@ -91,7 +98,15 @@ def prepare_training(
         optimizer,
         features=torch.compile(model.features) if params.compile else model.features,
         steps_together=1 if numerics.device.type == "cpu" else STEPS_TOGETHER,
+        started_from=started_from,
     )
+
+
+def _start_from(model: GPTModel, params: TrainParams) -> dict[str, str]:
+    """Give the model the weights of init_from; what is recorded of them."""
+    start = read_start(params.init_from, params.init_from_sha256, model.config)
+    model.load_state_dict(start.weights)
+    return {"started_from_sha256": start.sha256}
 
 
 def _rows(split: str, ids: np.ndarray, context_length: int, stride: int) -> Rows:

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from reprogpt.record import outbox
 from reprogpt.record.outbox import Box, open_box, waiting_boxes
 
 
@@ -150,3 +152,19 @@ def test_a_courier_that_writes_meanwhile_loses_no_record_and_doubles_none() -> N
     writer.join()
     assert [record["step"] for record in box.records()] == list(range(3000))
     assert len(box.pending()) == 3000
+
+
+def test_the_first_record_is_read_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As every delivery does: it must not cost more the longer the training is."""
+    box = open_box("b" * 32)
+    for number in range(5):
+        box.append("metrics", step=number)
+    parsed: list[bytes] = []
+    loads = json.loads
+    monkeypatch.setattr(outbox.json, "loads", lambda line: parsed.append(line) or loads(line))
+    assert next(box.records())["step"] == 0
+    assert len(parsed) == 1
+    parsed.clear()
+    box.mark_delivered(box.pending()[1].end)
+    assert len(parsed) == 5 + 2
+    box.release()

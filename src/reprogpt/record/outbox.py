@@ -81,13 +81,13 @@ class Box:
 
     def records(self) -> Iterator[Record]:
         """All records, delivered or not, from the first."""
-        return (pending.record for pending in self._read(0))
+        return (pending.record for pending in self._read(0, self._length))
 
     def pending(self) -> list[Pending]:
         """What is not yet delivered, in order, and on disk: no power cut can undo what is sent from here."""
         os.fsync(self._file.fileno())
         fsync_folder(self.folder)
-        return list(self._read(self._delivered))
+        return list(self._read(self._delivered, self._length))
 
     def kept_file(self, record: Record) -> Path:
         """Where the bytes of a record of kind `file` lie."""
@@ -95,7 +95,7 @@ class Box:
 
     def mark_delivered(self, end: int) -> None:
         """The tracker has all records up to `end`, from Pending. Files among them are no longer needed."""
-        files = [pending.record for pending in self._read(self._delivered) if pending.end <= end]
+        files = [pending.record for pending in self._read(self._delivered, end)]
         write_text_atomic(self.folder / _DELIVERED, str(end))
         for record in files:
             if record["kind"] == "file":
@@ -117,11 +117,12 @@ class Box:
         except (OSError, ValueError):
             return 0
 
-    def _read(self, start: int) -> Iterator[Pending]:
-        end = start
+    def _read(self, start: int, stop: int) -> Iterator[Pending]:
+        """The records between two positions, a line at a time: the first one of 100,000 must not cost them all."""
         with self._path.open("rb") as file:
-            file.seek(start)
-            for line in file.read(max(0, self._length - start)).splitlines(keepends=True):
+            end = file.seek(start)
+            while end < stop:
+                line = file.readline()
                 end += len(line)
                 yield Pending(json.loads(line), end)
 

@@ -53,6 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_repro",
         "test_endings",
         "test_tracker",
+        "test_starting_from",
         "test_resuming",
         "test_portable",
     ]

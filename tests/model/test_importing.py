@@ -46,7 +46,9 @@ def saved(folder: Path, **changes: Any) -> Path:
 def start(folder: Path, config: GPTConfig = BIASED, sha256: str = "") -> GPTModel:
     """A model of this config with the folder's weights, in eval mode."""
     model = GPTModel(config)
-    model.load_state_dict(read_start(str(folder), sha256, config).weights)
+    weights = read_start(str(folder), sha256, config).weights
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    model.load_state_dict(weights)
     return model.eval()
 
 

@@ -92,9 +92,7 @@ def read_start(init_from: str, init_from_sha256: str, config: GPTConfig) -> Star
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         own = f"DVC removes {OUT}, which train writes, before it runs: copy it elsewhere and name the copy"
-        other = (
-            "a path that is not absolute starts at the repository's root, in a queued experiment too at the main one's"
-        )
+        other = "a path that is not absolute starts at the main repository's root, also in a queued experiment"
         raise _UnusableError(f"there is no folder {folder};\n{own if folder == repository_root() / OUT else other}")
     path = folder / CONFIG
     if not path.is_file():

@@ -110,6 +110,14 @@ def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, fl
     return histories
 
 
+def download_checkpoint(run_id: str, folder: Path) -> Path:
+    """Put the checkpoint of a run into folder; where it is. Raises TrackingError where it can't be had."""
+    client, _ = open_store()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with in_words():
+        return Path(client.download_artifacts(run_id, "checkpoint", str(folder)))
+
+
 def _plain(run: Run) -> RecordedRun:
     inputs = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
     paths = [re.fullmatch(r'\{"uri": "(.*)"\}', dataset.source) for dataset in inputs]  # as log_dataset writes it

@@ -1,6 +1,7 @@
 """The benchmarks on a tiny configuration: they run, and count what they say they count."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -90,6 +91,14 @@ def test_the_command_prints_a_table_and_writes_json(params_file: Path, tmp_path:
     found = json.loads(results.read_text("utf-8"))
     assert min(found["whole"].values()) > 0 and found["machine"]["torch"] == torch.__version__
     assert re.search(r"\| bf16 \| [\d.]+ \| [\d.]+ \|", done.stdout)
+
+
+def test_peak_memory_is_the_program_s_own_and_not_that_of_who_started_it() -> None:
+    held = bytearray(b"1") * (600 << 20)
+    program = "from benchmarks.report import peak_bytes; print(peak_bytes())"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    assert 10 << 20 < int(done.stdout) < len(held)
 
 
 def test_a_table_shows_three_digits_and_whole_hundreds() -> None:

@@ -15,6 +15,10 @@ from benchmarks.products import flops_of_a_step, seconds_of_products, weight_sha
 from benchmarks.report import table
 from benchmarks.work import PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.record import courier
+from reprogpt.record.outbox import open_box
+from reprogpt.record.store import store_name
+from reprogpt.record.tracking import deliver
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 101, "context_length": 16, "stride": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 2}
@@ -62,10 +66,30 @@ def test_all_contenders_take_steps_and_are_compared(params_file: Path) -> None:
     assert f"| {ratio:.3g} |" in next(line for line in text.splitlines() if line.startswith("| step, ms"))
 
 
-def test_watching_is_measured_on_a_store_and_on_a_server() -> None:
+@pytest.fixture
+def quick_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (watching, courier):
+        monkeypatch.setattr(module, "DELIVER_SECONDS", 0.2)
+
+
+def test_watching_is_measured_on_a_store_and_on_a_server(quick_deliveries: None) -> None:
     rows = watching.measure_watching(0.01, seconds=0.1, many=30)
     assert [(row["store"], row["earlier"]) for row in rows] == [(s, n) for s in ("SQLite", "server") for n in (0, 30)]
     assert all(0 < row["waiting"] < row["processor"] for row in rows)
+
+
+def test_the_clock_is_read_after_the_last_step_is_delivered(
+    quick_deliveries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    box = open_box("0" * 32)
+    tags = {"training_id": "0", "run_key": "k"}
+    box.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+    deliver(box)
+    waiting: list[int] = []
+    monkeypatch.setattr(watching.time, "process_time", lambda: float(waiting.append(len(box.pending())) or 0))
+    watching._pace(box, 0, 0.01, 0.1)
+    assert waiting == [0, 0]
 
 
 def test_light_stages_import_nothing_heavy() -> None:

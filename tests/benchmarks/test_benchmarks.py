@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import starting, steps, watching
+from benchmarks import starting, steps, watching, workspace
 from benchmarks.products import flops_of_a_step, seconds_of_products, weight_shapes
 from benchmarks.report import table
 from benchmarks.work import PHASES, read_params
@@ -97,6 +97,31 @@ def test_light_stages_import_nothing_heavy() -> None:
     for stage, wanted in {"fetch": set(), "split": set(), "tokenize": {"tiktoken"}}.items():
         assert set(starting._heavy_imports(f"import stages.{stage}")) == wanted, stage
     assert "torch" not in starting._heavy_imports("import stages.plot")
+
+
+def test_a_copy_holds_what_is_there_now_and_nothing_that_git_ignores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, text in {".gitignore": "ignored", "edited": "old", "removed": "", "kept": "kept"}.items():
+        (here / name).write_text(text, "utf-8")
+    who = ["-c", "user.name=t", "-c", "user.email=t@t.invalid"]
+    for command in (["init", "-q"], ["add", "--all"], [*who, "commit", "-qm", "old"]):
+        subprocess.run(["git", *command], cwd=here, check=True)
+    (here / "removed").unlink()
+    for name in ("edited", "added", "ignored"):
+        (here / name).write_text("new", "utf-8")
+    monkeypatch.setattr(workspace, "ROOT", here)
+    copy = workspace.copy_workspace(tmp_path / "copy")
+    found = {path.name: path.read_text("utf-8") for path in copy.iterdir() if path.is_file()}
+    assert found == {".gitignore": "ignored", "edited": "new", "added": "new", "kept": "kept"}
+
+
+@pytest.mark.slow
+def test_doing_nothing_is_measured_where_all_stages_are_up_to_date() -> None:
+    seconds = starting.measure_nothing_to_do(1)
+    assert list(seconds) == ["dvc status", "dvc repro"] and min(seconds.values()) > 0
 
 
 def test_tokenising_is_measured_beside_tiktoken() -> None:

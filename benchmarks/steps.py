@@ -22,6 +22,7 @@ class Contender:
     """A process that waits until it is told to work."""
 
     def __init__(self, name: str, params_file: Path) -> None:
+        self._name = name
         command = [sys.executable, "-m", "benchmarks.contender", name, str(params_file)]
         # Threads that wait for work must not turn in circles meanwhile: another contender has its turn.
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_WAIT_POLICY": "passive"}
@@ -35,7 +36,7 @@ class Contender:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self._process.args} ended before it answered; its message is above")
+            raise RuntimeError(f"contender {self._name} ended before it answered; its message is above")
         answer: dict[str, float] = json.loads(line)
         return answer
 

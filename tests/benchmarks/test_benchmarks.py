@@ -72,6 +72,7 @@ def quick_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "DELIVER_SECONDS", 0.2)
 
 
+@pytest.mark.slow
 def test_watching_is_measured_on_a_store_and_on_a_server(quick_deliveries: None) -> None:
     rows = watching.measure_watching(0.01, seconds=0.1, many=30)
     assert [(row["store"], row["earlier"]) for row in rows] == [(s, n) for s in ("SQLite", "server") for n in (0, 30)]

@@ -5,13 +5,13 @@ names the work (see work.py), or `products`; the answer is a line of JSON.
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks.products import seconds_of_products
+from benchmarks.report import peak_bytes
 from benchmarks.work import our_work, plain_work, read_params
 
 
@@ -22,7 +22,7 @@ def main(name: str, params_file: str) -> None:
     work["products"] = lambda: {"seconds": seconds_of_products(params, kind)}
     for line in sys.stdin:
         answer = work[line.strip()]()
-        answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        answer["peak_bytes"] = peak_bytes()
         print(json.dumps(answer), flush=True)
 
 

@@ -2,6 +2,9 @@
 
 import os
 import platform
+import re
+import resource
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,20 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, bytes.
+
+    As Linux counts it for the program: getrusage's number begins with what the process that started it held.
+    """
+    try:
+        found = re.search(r"(?m)^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text("utf-8"))
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -15,12 +15,14 @@ from benchmarks.work import CONTENDERS, PHASES, read_params
 WARM_UP = 2
 # Work, and after how many of the rounds it is done once: a sample takes longer than a step and varies less.
 WORK = {"step": 1, "evaluation": 2, "sample": 3}
+PRODUCT_ROUNDS = 3  # after all steps: their memory is not a step's
 
 
 class Contender:
     """A process that waits until it is told to work."""
 
     def __init__(self, name: str, params_file: Path) -> None:
+        self._name = name
         command = [sys.executable, "-m", "benchmarks.contender", name, str(params_file)]
         # Threads that wait for work must not turn in circles meanwhile: another contender has its turn.
         env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "OMP_WAIT_POLICY": "passive"}
@@ -32,7 +34,10 @@ class Contender:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(f"{work}\n")
         self._process.stdin.flush()
-        answer: dict[str, float] = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"contender {self._name} ended before it answered; its message is above")
+        answer: dict[str, float] = json.loads(line)
         return answer
 
     def close(self) -> None:
@@ -64,17 +69,19 @@ def _measure(contenders: dict[str, Contender], rounds: int) -> dict[str, Any]:
             if number % every == 0:
                 for name, contender in contenders.items():
                     found[name][work].append(contender.do(work))
+    products: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(PRODUCT_ROUNDS):
+        for name, contender in contenders.items():
+            products[name].append(contender.do("products")["seconds"])
     results = {}
-    for name, contender in contenders.items():
+    for name in contenders:
         peak = max(answer["peak_bytes"] for answers in found[name].values() for answer in answers)
         medians = {
             work: statistics.median(answer["seconds"] for answer in answers) for work, answers in found[name].items()
         }
         phases = {phase: statistics.median(answer[phase] for answer in found[name]["step"]) for phase in PHASES}
         fastest = {"fastest step": min(answer["seconds"] for answer in found[name]["step"])}
-        results[name] = (
-            medians | fastest | phases | {"products": contender.do("products")["seconds"], "peak_bytes": peak}
-        )
+        results[name] = medians | fastest | phases | {"products": statistics.median(products[name]), "peak_bytes": peak}
     return results
 
 

@@ -20,12 +20,15 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from reprogpt.record.courier import carried
+from reprogpt.record.courier import DELIVER_SECONDS, carried
 from reprogpt.record.outbox import Box, open_box
 from reprogpt.record.store import store_name
 from reprogpt.record.tracking import deliver
 
 VALUES = {"loss": 1.0, "lr": 1e-4, "max_grad": 0.1, "max_grad_clipped": 0.1, "grad_norm": 1.0}
+# What an evaluated step has besides, and how often one comes by params.yaml.
+EVALUATED = {"train_loss": 1.0, "val_loss": 1.0, "tokens_per_second": 1.0, "tokens_seen": 1.0}
+EVAL_FREQ = 5
 
 
 def measure_watching(step_seconds: float, *, seconds: float, many: int) -> list[dict[str, Any]]:
@@ -52,7 +55,7 @@ def _measure(store: str, step_seconds: float, seconds: float, many: int) -> list
         tags = {"training_id": "0", "run_key": str(earlier)}
         box.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
         for step in range(earlier):
-            box.append("metrics", step=step, values=VALUES)
+            box.append("metrics", step=step, values=_values(step))
         deliver(box)
         rows.append({"store": store, "earlier": earlier, **_pace(box, earlier, step_seconds, seconds)})
     return rows
@@ -66,12 +69,17 @@ def _pace(box: Box, first: int, step_seconds: float, seconds: float) -> dict[str
         waited, began = 0.0, time.process_time()
         for step in range(first, first + num_steps):
             started = time.perf_counter()
-            box.append("metrics", step=step, values=VALUES)
+            box.append("metrics", step=step, values=_values(step))
             waited += time.perf_counter() - started
             time.sleep(step_seconds)
+        time.sleep(DELIVER_SECONDS + 1)  # the last steps are delivered, too, before the clock is read
         worked = time.process_time() - began
     shares = {"waiting": waited / num_steps, "processor": worked / num_steps}
     return {name: 1000 * value for name, value in shares.items()} | {"share": shares["processor"] / step_seconds}
+
+
+def _values(step: int) -> dict[str, float]:
+    return VALUES | EVALUATED if step % EVAL_FREQ == 0 else VALUES
 
 
 @contextmanager

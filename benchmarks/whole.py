@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from benchmarks.baseline import PlainGPT, PlainPlan, batches_of, plain_training
 from benchmarks.report import ROOT
 from benchmarks.work import CONTENDERS, prompt_of, read_params
+from benchmarks.workspace import copy_workspace
 from reprogpt.corpus.windows import windows
 from reprogpt.model.gpt import GPTConfig
 from reprogpt.training.schedule import plan_training
@@ -40,9 +41,8 @@ def measure_whole(params_file: Path) -> dict[str, float]:
 
 
 def _prepared_clone(folder: Path, params_file: Path, precision: str) -> Path:
-    """This repository, its text tokenized, with these parameters."""
-    clone = folder / "clone"
-    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    """A copy of this workspace, its text tokenized, with these parameters."""
+    clone = copy_workspace(folder / "clone")
     yaml = YAML()
     values: dict[str, Any] = yaml.load(params_file)
     values |= {"corpus_url": TEXT.as_uri(), "corpus_sha256": "", "precision": precision, "device": "cpu"}

@@ -33,9 +33,10 @@ Work = dict[str, Callable[[], dict[str, float]]]
 
 
 def read_params(path: Path, precision: str = "fp32") -> TrainParams:
-    """Those of a params.yaml, on the CPU, without what belongs to a training's course."""
+    """Those of a params.yaml, on the CPU, without what belongs to a training's course; a batch is read in one part."""
     values = read_mapping(path)
     values |= {"device": "cpu", "precision": precision, "numerics": "native", "random_order": "independent"}
+    values |= {"accumulate": 1, "compile": False}
     return TrainParams(**{key: values[key] for key in TrainParams.model_fields})
 
 

@@ -1,6 +1,7 @@
 """The benchmarks on a tiny configuration: they run, and count what they say they count."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import starting, steps, watching
+from benchmarks import starting, steps, watching, workspace
 from benchmarks.products import flops_of_a_step, seconds_of_products, weight_shapes
 from benchmarks.report import table
 from benchmarks.work import PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.record import courier
+from reprogpt.record.outbox import open_box
+from reprogpt.record.store import store_name
+from reprogpt.record.tracking import deliver
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 101, "context_length": 16, "stride": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 2}
@@ -61,10 +66,31 @@ def test_all_contenders_take_steps_and_are_compared(params_file: Path) -> None:
     assert f"| {ratio:.3g} |" in next(line for line in text.splitlines() if line.startswith("| step, ms"))
 
 
-def test_watching_is_measured_on_a_store_and_on_a_server() -> None:
+@pytest.fixture
+def quick_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (watching, courier):
+        monkeypatch.setattr(module, "DELIVER_SECONDS", 0.2)
+
+
+@pytest.mark.slow
+def test_watching_is_measured_on_a_store_and_on_a_server(quick_deliveries: None) -> None:
     rows = watching.measure_watching(0.01, seconds=0.1, many=30)
     assert [(row["store"], row["earlier"]) for row in rows] == [(s, n) for s in ("SQLite", "server") for n in (0, 30)]
     assert all(0 < row["waiting"] < row["processor"] for row in rows)
+
+
+def test_the_clock_is_read_after_the_last_step_is_delivered(
+    quick_deliveries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    box = open_box("0" * 32)
+    tags = {"training_id": "0", "run_key": "k"}
+    box.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+    deliver(box)
+    waiting: list[int] = []
+    monkeypatch.setattr(watching.time, "process_time", lambda: float(waiting.append(len(box.pending())) or 0))
+    watching._pace(box, 0, 0.01, 0.1)
+    assert waiting == [0, 0]
 
 
 def test_light_stages_import_nothing_heavy() -> None:
@@ -72,6 +98,31 @@ def test_light_stages_import_nothing_heavy() -> None:
     for stage, wanted in {"fetch": set(), "split": set(), "tokenize": {"tiktoken"}}.items():
         assert set(starting._heavy_imports(f"import stages.{stage}")) == wanted, stage
     assert "torch" not in starting._heavy_imports("import stages.plot")
+
+
+def test_a_copy_holds_what_is_there_now_and_nothing_that_git_ignores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, text in {".gitignore": "ignored", "edited": "old", "removed": "", "kept": "kept"}.items():
+        (here / name).write_text(text, "utf-8")
+    who = ["-c", "user.name=t", "-c", "user.email=t@t.invalid"]
+    for command in (["init", "-q"], ["add", "--all"], [*who, "commit", "-qm", "old"]):
+        subprocess.run(["git", *command], cwd=here, check=True)
+    (here / "removed").unlink()
+    for name in ("edited", "added", "ignored"):
+        (here / name).write_text("new", "utf-8")
+    monkeypatch.setattr(workspace, "ROOT", here)
+    copy = workspace.copy_workspace(tmp_path / "copy")
+    found = {path.name: path.read_text("utf-8") for path in copy.iterdir() if path.is_file()}
+    assert found == {".gitignore": "ignored", "edited": "new", "added": "new", "kept": "kept"}
+
+
+@pytest.mark.slow
+def test_doing_nothing_is_measured_where_all_stages_are_up_to_date() -> None:
+    seconds = starting.measure_nothing_to_do(1)
+    assert list(seconds) == ["dvc status", "dvc repro"] and min(seconds.values()) > 0
 
 
 def test_tokenising_is_measured_beside_tiktoken() -> None:
@@ -90,6 +141,14 @@ def test_the_command_prints_a_table_and_writes_json(params_file: Path, tmp_path:
     found = json.loads(results.read_text("utf-8"))
     assert min(found["whole"].values()) > 0 and found["machine"]["torch"] == torch.__version__
     assert re.search(r"\| bf16 \| [\d.]+ \| [\d.]+ \|", done.stdout)
+
+
+def test_peak_memory_is_the_program_s_own_and_not_that_of_who_started_it() -> None:
+    held = bytearray(b"1") * (600 << 20)
+    program = "from benchmarks.report import peak_bytes; print(peak_bytes())"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, check=True)
+    assert 10 << 20 < int(done.stdout) < len(held)
 
 
 def test_a_table_shows_three_digits_and_whole_hundreds() -> None:

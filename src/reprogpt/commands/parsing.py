@@ -1,0 +1,161 @@
+"""The words and the grammar of the command line. It imports nothing heavy, so that help comes at once."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import dedent, indent
+
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
+RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
+DESCRIPTION = """\
+Ask the pipeline's results questions. `dvc repro` makes them; these commands look at them.
+Run them from the root of a clone. `reprogpt` and `python -m reprogpt` are the same."""
+EPILOG = """\
+examples:
+  reprogpt check
+  reprogpt compare corrected book
+
+exit codes:
+  0  done; where the command answers a question: yes
+  1  the answer is no (each command's help says of what)
+  2  it can't be done, and the message says why and what to do
+  130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has gone
+
+`reprogpt COMMAND --help` describes one command, with examples."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command as its help shows it. summary: a line. declare: adds its arguments to its parser."""
+
+    name: str
+    summary: str
+    description: str
+    codes: str
+    examples: str
+    declare: Callable[[argparse.ArgumentParser], None]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; what it returns names the command in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="reprogpt", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        declared = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=dedent(command.description),
+            epilog=_section("exit codes", command.codes) + "\n" + _section("examples", command.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.declare(declared)
+    return parser
+
+
+def _section(title: str, lines: str) -> str:
+    return f"{title}:\n{indent(dedent(lines), '  ')}"
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _declare_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help=RUN)
+    parser.add_argument("b", metavar="B", help="the other one, named in the same ways")
+
+
+def _declare_lineage(parser: argparse.ArgumentParser) -> None:
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
+    parser.add_argument("what", metavar="WHAT", nargs="?", help=words)
+
+
+def _declare_verify(parser: argparse.ArgumentParser) -> None:
+    words = f"only this one, from the recorded data of those before it: {', '.join(STAGES)}; all of them if left out"
+    parser.add_argument("--stage", metavar="NAME", choices=STAGES, help=words)
+
+
+CHECK = Command(
+    "check",
+    "report every problem of params.yaml",
+    """\
+    Check params.yaml for all stages at once: values out of range, wrong types, missing keys, and
+    keys that no stage reads. Nothing is run and nothing is changed.""",
+    """\
+    0 if there is no problem, 2 if there is one or more
+    """,
+    """\
+    reprogpt check && dvc repro
+    """,
+    _no_arguments,
+)
+COMPARE = Command(
+    "compare",
+    "what differs between two runs",
+    """\
+    Print what differs between two runs: inputs, code and environment, the first step whose recorded
+    values are not the same bits and how the losses part from there on, results, weights.""",
+    """\
+    0 if parameters, text, tokens, every recorded step, results and weights are identical to the
+    bit (code and environment may differ), 1 if not, 2 if a run can't be found
+    """,
+    """\
+    reprogpt compare corrected book      by name
+    reprogpt compare 3f9a1c b2774e       by the first digits of the ids
+    """,
+    _declare_compare,
+)
+LINEAGE = Command(
+    "lineage",
+    "where a result comes from, and whether that holds",
+    """\
+    Print the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as
+    dvc.lock records it, whether each link holds, the MLflow runs it belongs to, and the commands that
+    bring it back.""",
+    """\
+    0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found
+    """,
+    """\
+    reprogpt lineage                     of the workspace's result
+    reprogpt lineage corrected           of a run or a DVC experiment
+    reprogpt lineage HEAD~1              of a commit
+    """,
+    _declare_lineage,
+)
+VERIFY = Command(
+    "verify",
+    "whether the recorded run gives the same bits again",
+    """\
+    Run again what dvc.lock records, in a temporary clone that is removed afterwards, and compare every
+    out with the digest recorded. Workspace, DVC cache and MLflow store stay as they are. Where an out
+    is another one, the stage at which that begins is named, and what explains it: how text, environment
+    and versions differ from the recorded ones. The table goes to standard output, all that the stages
+    print to standard error.""",
+    """\
+    0 if every out is the same to the bit, 1 if one is not, 2 if it could not be tried: code,
+    parameters or data here are not the recorded ones, no room in the temporary folder (TMPDIR),
+    a stage that fails
+    """,
+    """\
+    reprogpt verify                      takes as long as `dvc repro --force`
+    reprogpt verify --stage tokenize     one stage
+    """,
+    _declare_verify,
+)
+SYNC = Command(
+    "sync",
+    "deliver what MLflow has not got yet",
+    """\
+    Deliver to MLflow the records that wait in .reprogpt/outbox since the store could not be used when
+    they were made. The next stage that runs does the same; this is for when none is to run.""",
+    """\
+    0 if nothing waits any longer, 1 if records wait for another store, 2 if the store can't be used
+    """,
+    """\
+    reprogpt sync
+    """,
+    _no_arguments,
+)
+COMMANDS = (CHECK, COMPARE, LINEAGE, VERIFY, SYNC)

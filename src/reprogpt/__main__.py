@@ -43,6 +43,11 @@ def _start(arguments: argparse.Namespace) -> int | None:
 
             check()
             return None
+        case "generate":
+            from reprogpt.commands.generate import generate
+
+            options = {key: value for key, value in vars(arguments).items() if key != "command"}
+            return generate(**options)
         case "compare":
             from reprogpt.commands.compare import compare
 

@@ -1,18 +1,20 @@
 """The words and the grammar of the command line. It imports nothing heavy, so that help comes at once."""
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 1000.0  # but for 0
 RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
 DESCRIPTION = """\
-Ask the pipeline's results questions. `dvc repro` makes them; these commands look at them.
+`dvc repro` trains the model; these commands let it write, and ask where its results come from.
 Run them from the root of a clone. `reprogpt` and `python -m reprogpt` are the same."""
 EPILOG = """\
 examples:
-  reprogpt check
+  reprogpt generate "Every effort moves you" --length 20
   reprogpt compare corrected book
 
 exit codes:
@@ -77,6 +79,49 @@ def _declare_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stage", metavar="NAME", choices=STAGES, help=words)
 
 
+def _declare_generate(parser: argparse.ArgumentParser) -> None:
+    words = "the text to continue; - reads it from standard input; start_context of params.yaml if left out"
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=words)
+    words = "tokens to add, at least 1 (max_new_tokens of params.yaml)"
+    parser.add_argument("--length", metavar="N", type=_whole_number(1), help=words)
+    words = (
+        f"0 takes the likeliest token each time; up to {MOST_TEMPERATURE:g}, more varied (temperature of params.yaml)"
+    )
+    parser.add_argument("--temperature", metavar="T", type=_temperature, help=words)
+    words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
+    parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
+    words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
+    parser.add_argument("--seed", metavar="S", type=_whole_number(0, 2**63 - 1), help=words)
+    parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
+
+
+def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
+        return value
+
+    return parse
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # Beyond these bounds, logits divided by it leave the range of float32.
+    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+        raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+    return value
+
+
 CHECK = Command(
     "check",
     "report every problem of params.yaml",
@@ -90,6 +135,30 @@ CHECK = Command(
     reprogpt check && dvc repro
     """,
     _no_arguments,
+)
+GENERATE = Command(
+    "generate",
+    "let the trained model continue a text",
+    """\
+    Write PROMPT and the model's continuation of it to standard output, each character as soon as its
+    tokens are there, and a line end after them. Nothing else goes there. What is left out is taken
+    from params.yaml, so that the same command gives the same text; another --seed gives another one.
+    With --temperature 0 it is the text that evaluate writes as its greedy sample, for the same prompt.
+
+    From standard input, one line end at its end is not part of the prompt. A PROMPT that begins with
+    a dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on
+    a GPU where there is one.""",
+    """\
+    0 if the text is complete, 2 if it can't be made: no weights, a prompt that is empty or has tokens
+    unknown to the model, an option out of bounds; 130 after Ctrl-C, 141 where the reader has gone
+    """,
+    """\
+    reprogpt generate "Every effort moves you" --length 20
+    reprogpt generate --temperature 0
+    reprogpt generate "He said" --seed 7 --top-k 50 --run corrected
+    reprogpt generate - < prompt.txt | head -n 3
+    """,
+    _declare_generate,
 )
 COMPARE = Command(
     "compare",
@@ -158,4 +227,4 @@ SYNC = Command(
     """,
     _no_arguments,
 )
-COMMANDS = (CHECK, COMPARE, LINEAGE, VERIFY, SYNC)
+COMMANDS = (CHECK, GENERATE, COMPARE, LINEAGE, VERIFY, SYNC)

@@ -21,6 +21,7 @@ from reprogpt.record.runs import RecordedRun
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the outbox tries again, and says so meanwhile
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it counts files, of which one is nearly all
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -108,6 +109,18 @@ def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, fl
             points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
             histories[key] = {point.step: point.value for point in points}
     return histories
+
+
+def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
+    """Copy a folder of a run's artifacts into `folder`, wherever the store keeps them; where the copy is.
+
+    None if the run has nothing at that path. Raises TrackingError where the store, or folder, can't be used.
+    """
+    client, _ = open_store()
+    with in_words():
+        if not client.list_artifacts(run_id, path):
+            return None
+        return Path(client.download_artifacts(run_id, path, str(folder)))
 
 
 def _plain(run: Run) -> RecordedRun:

@@ -82,12 +82,18 @@ def generate(place: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.
     return act
 
 
+def usual_environment() -> dict[str, str]:
+    """For a real program: output is buffered, as it is where nobody has set otherwise."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return kept | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
 def start(place: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """Start the real program; SIGINT as on a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "reprogpt", "generate", *arguments],
         cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        env=usual_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -189,8 +195,7 @@ def test_ctrl_c_is_130_and_ends_the_line(place: Path):
 )
 def test_no_place_for_the_text_is_exit_code_2(place: Path, target: str, fault: str):
     program = ["bash", "-c", f"exec {sys.executable} -m reprogpt generate A {target}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(program, cwd=place, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(program, cwd=place, env=usual_environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (2, f"\nerror: standard output {fault}\n")
 
 

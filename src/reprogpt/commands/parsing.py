@@ -143,11 +143,11 @@ GENERATE = Command(
     Write PROMPT and the model's continuation of it to standard output, each character as soon as its
     tokens are there, and a line end after them. Nothing else goes there. What is left out is taken
     from params.yaml, so that the same command gives the same text; another --seed gives another one.
-    With --temperature 0 it is the text that evaluate writes as its greedy sample, for the same prompt.
+    With --temperature 0 it is evaluate's greedy sample, for the same prompt.
 
     From standard input, one line end at its end is not part of the prompt. A PROMPT that begins with
     a dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on
-    a GPU where there is one.""",
+    a GPU where there is one, whatever params.yaml says of device, precision, matmul and numerics.""",
     """\
     0 if the text is complete, 2 if it can't be made: no weights, a prompt that is empty or has tokens
     unknown to the model, an option out of bounds; 130 after Ctrl-C, 141 where the reader has gone

@@ -18,7 +18,7 @@ STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc
 OBSERVERS = {path for path in (ROOT / "src/reprogpt/record").glob("*.py") if path.name != "figures.py"}
 ALLOWED = {
     "stages": {"record", "training", "model", "corpus", "params", ""},
-    "commands": {"record", "params", "model", "corpus", ""},
+    "commands": {"record", "model", "corpus", "params", ""},
     "record": {"params", ""},
     "training": {"model", "corpus", "params", ""},
     "model": {""},

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+from reprogpt.commands.parsing import COMMANDS
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
 PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
@@ -35,6 +37,14 @@ def test_every_make_target_named_exists():
 def test_every_file_linked_exists():
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_every_command_has_an_example():
+    """At the start of a line: end_to_end/test_repro.py runs those. And a row that says its exit codes."""
+    shown = {match[1] for match in re.finditer(r"^python -m reprogpt (\w+)", README, flags=re.MULTILINE)}
+    section = README.split("\n## Commands\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \|.*\| 0.*\|$", section, flags=re.MULTILINE)
+    assert shown == set(rows) == {command.name for command in COMMANDS}
 
 
 @pytest.mark.parametrize(

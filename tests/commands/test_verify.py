@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from reprogpt.__main__ import STAGES as NAMES
 from reprogpt.commands import repeating, verify
 from reprogpt.commands.differences import ENVIRONMENT, Change
+from reprogpt.commands.parsing import STAGES as NAMES
 from reprogpt.commands.repeating import clone_environment, temporary_clone
 from reprogpt.commands.verdict import (
     DEPENDS_ON,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
-from workspace import STEPS, Workspace
+from workspace import ROOT, STEPS, Workspace
 
 from reprogpt.model.checkpoint import load_model
 
@@ -22,6 +22,8 @@ ARTIFACTS = {
     "samples/training.txt",
     *(f"plots/{name}.{kind}" for name in ("learning_rate", "losses", "gradients") for kind in ("png", "pdf")),
 }
+README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m reprogpt ")]
 FINAL = {"final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
 
 
@@ -161,6 +163,33 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
     fields = {point.get("filename::field", point.get("field", "lr")).rpartition(":")[2] for point in drawn}
     assert fields == {"loss", "train_loss", "val_loss", "lr", "max_grad", "max_grad_clipped", "grad_norm"}
     assert all(point.get("dvc_inferred_y_value", point.get("lr")) for point in drawn)  # an empty one is drawn as 0
+
+
+@pytest.fixture(scope="module")
+def as_in_readme(finished: Workspace) -> Workspace:
+    """The clone with runs of two rates, by the names that README.md gives them, and the file that it reads."""
+    runs = [run for run in finished.runs() if "mlflow.parentRunId" not in run.data.tags]
+    assert runs[0].data.params["peak_lr"] != runs[-1].data.params["peak_lr"]
+    for run, name in ((runs[0], "book"), (runs[-1], "corrected")):
+        finished.client().update_run(run.info.run_id, name=name)
+    (finished.path / "prompt.txt").write_text("It was then that\n", "utf-8")
+    return finished
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_an_example_of_the_readme_does_what_it_says(as_in_readme: Workspace, line: str):
+    """Of two different runs, compare's answer is no."""
+    before = as_in_readme.files()
+    done = as_in_readme.run("bash", "-o", "pipefail", "-c", line)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (1 if " compare " in line else 0), done.stderr
+    assert done.stdout.strip()
+    assert as_in_readme.files() == before
+
+
+def test_greedy_text_is_the_greedy_sample(finished: Workspace):
+    text = finished.run("python", "-m", "reprogpt", "generate", "--temperature", "0").stdout
+    assert (finished.path / "data/samples.txt").read_text("utf-8").startswith(f"greedy\n{text}\ntemperature ")
 
 
 @pytest.mark.slow

@@ -127,6 +127,12 @@ def test_a_server_that_never_answers_costs_nothing_and_sync_delivers_later(serve
         assert_complete(server, clone)
         assert not list((clone.path / ".reprogpt/outbox").iterdir())
         assert clone.succeed("python", "-m", "reprogpt", "sync").startswith("no records delivered")
+        generated = clone.run(
+            "python", "-m", "reprogpt", "generate", "--temperature", "0", "--run", server.run().info.run_id
+        )
+    assert generated.returncode == 0, generated.stderr
+    samples = (clone.path / "data/samples.txt").read_text("utf-8")
+    assert samples.startswith(f"greedy\n{generated.stdout}\ntemperature")
 
 
 def test_a_server_that_is_killed_in_mid_run_and_restarted_misses_nothing(server: Server, clone: Workspace) -> None:

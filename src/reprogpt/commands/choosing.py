@@ -7,6 +7,7 @@ from reprogpt.errors import PipelineError
 from reprogpt.record.runs import RecordedRun
 
 MAX_LISTED = 10
+PARENT = "mlflow.parentRunId"
 
 
 def find_run(what: str, runs: Sequence[RecordedRun]) -> tuple[RecordedRun, str] | None:
@@ -45,6 +46,11 @@ def require_run(what: str, runs: Sequence[RecordedRun]) -> tuple[RecordedRun, st
 def named(name: str, runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """The runs of that name, or that DVC experiment, in the order given."""
     return [run for run in runs if name in (run.name, run.tags.get("dvc.experiment"))]
+
+
+def parent_of(run: RecordedRun, runs: Sequence[RecordedRun]) -> RecordedRun | None:
+    """The training that this run is an evaluation of; None if it is a training itself."""
+    return next((other for other in runs if other.id == run.tags.get(PARENT)), None)
 
 
 def listing(runs: Sequence[RecordedRun]) -> str:

@@ -1,110 +1,136 @@
-"""`reprogpt generate`: text from a trained model, written as it comes."""
+"""`reprogpt generate [PROMPT]`: trained weights continue a text, written as its tokens come."""
 
 import codecs
-import math
-import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import tiktoken
 import torch
 
-from reprogpt.commands.choosing import require_run
+from reprogpt.commands.choosing import parent_of, require_run
+from reprogpt.commands.output import write_output
 from reprogpt.corpus.tokens import load_encoding
 from reprogpt.errors import PipelineError
+from reprogpt.model import generation
 from reprogpt.model.checkpoint import load_model
-from reprogpt.model.generation import generate
+from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics import set_up_numerics
-from reprogpt.record.store import download_checkpoint, recorded_runs
+from reprogpt.params import load_params
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.record.store import download_artifacts, recorded_runs
 
 MODEL = Path("data/model")
+CHECKPOINT = "checkpoint"  # the folder of a run's artifacts that holds what train made
+STANDARD_INPUT = "-"
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """length: tokens, at least 1. temperature: at least 0; 0 takes the likeliest token every time.
+def generate(
+    prompt: str | None,
+    *,
+    length: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    seed: int | None,
+    run: str | None,
+) -> int:
+    """Write prompt and continuation to standard output, token by token, with a line end after them; 0.
 
-    top_k: draw from this many likeliest tokens, at least 1, None = all. seed: at least 0; one seed gives one text.
+    prompt: STANDARD_INPUT reads it from there. run: whose weights, in require_run's words; None takes MODEL.
+    The others are bounded as in parsing.py; None takes what params.yaml gives evaluate's samples.
+    Raises PipelineError for an empty or unreadable prompt, one with tokens that the model lacks, weights that
+    are not there, and output that can't be written; BrokenPipeError where its reader is gone.
     """
-
-    length: int
-    temperature: float
-    top_k: int | None
-    seed: int
-
-    def problems(self) -> list[str]:
-        """What is out of its bounds, in words."""
-        found = []
-        if self.length < 1:
-            found.append(f"--length {self.length} must be at least 1")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            found.append(f"--temperature {self.temperature} must be a number of at least 0")
-        if self.top_k is not None and self.top_k < 1:
-            found.append(f"--top-k {self.top_k} must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            found.append(f"--seed {self.seed} must be at least 0 and below 2**63")
-        return found
-
-
-def generate_text(prompt: str, sampling: Sampling, run: str | None) -> None:
-    """Print prompt and continuation to standard output, each part as soon as it is there.
-
-    run: an MLflow run whose checkpoint is used; None takes data/model.
-    Raises PipelineError for a value out of bounds, a run or checkpoint that is not there, or a prompt whose tokens
-    the model does not know.
-    """
-    problems = sampling.problems() + ([] if prompt else ["the prompt is empty: at least one character is needed"])
-    if problems:
-        raise PipelineError("; ".join(problems))
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `… | head` ends this as it ends other programs
+    params = load_params(EvaluateParams)
+    text = params.start_context if prompt is None else _read_prompt(prompt)
+    encoding = load_encoding(params.encoding)
+    ids = encoding.encode_ordinary(text)
     numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto")
-    encoding = load_encoding("gpt2")
-    with _checkpoint(run) as folder:
-        model = load_model(folder).to(numerics.device)
-    ids = encoding.encode_ordinary(prompt)
-    if max(ids) >= model.config.vocab_size:
-        raise PipelineError(f"the prompt has token id {max(ids)}, but the model knows {model.config.vocab_size} only")
-    new = generate(
+    model = (_model_here() if run is None else _model_of(run)).to(numerics.device)
+    _refuse_unknown_tokens(ids, encoding, model.config.vocab_size)
+    tokens = generation.generate(
         model,
         ids,
-        sampling.length,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        stream=torch.Generator().manual_seed(sampling.seed),
+        params.max_new_tokens if length is None else length,
+        temperature=params.temperature if temperature is None else temperature,
+        top_k=params.top_k if top_k is None else top_k,
+        stream=torch.Generator().manual_seed(params.seed if seed is None else seed),
     )
-    sys.stdout.write(prompt)
-    for part in as_text(encoding, new):
-        sys.stdout.write(part)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    write_output(text)
+    for piece in pieces(encoding, tokens):
+        write_output(piece)
+    write_output("\n")
+    return 0
 
 
-def as_text(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids in parts, one for each id: a character whose bytes are spread over tokens comes with its last.
+def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids, each character as soon as its last byte is there; together what tokens.decode gives.
 
-    The replacement character stands for bytes that are not UTF-8 and ids without a token.
+    A token may hold a part of a character. The replacement character stands for bytes that no later
+    token can complete, and for ids without a token.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for number in ids:
-        yield decoder.decode(encoding.decode_single_token_bytes(number) if number < encoding.n_vocab else b"\xff")
-    yield decoder.decode(b"", final=True)
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in ids:
+        content = encoding.decode_single_token_bytes(token) if token < encoding.n_vocab else b"\xff"
+        if piece := decoder.decode(content):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
 
 
-@contextmanager
-def _checkpoint(run: str | None) -> Iterator[Path]:
-    if run is None:
-        if not MODEL.is_dir():
+def _read_prompt(prompt: str) -> str:
+    """The prompt itself, or what standard input holds, without one line end at its end: echo adds that."""
+    if prompt == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise PipelineError("standard input is closed; give the prompt as an argument")
+        content = sys.stdin.buffer.read()
+    else:
+        content = prompt.encode("utf-8", errors="surrogateescape")  # bytes that are not UTF-8, as they came
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fault = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; convert it to UTF-8") from None
+    if prompt == STANDARD_INPUT:
+        text = text.removesuffix("\n")
+    if not text:
+        raise PipelineError(
+            "the prompt is empty; give a text of at least one character, or leave PROMPT out for start_context of\n"
+            "params.yaml"
+        )
+    return text
+
+
+def _model_here() -> GPTModel:
+    if not MODEL.is_dir():
+        raise PipelineError(
+            f"{MODEL} is missing: `dvc repro` trains it, `dvc pull` fetches it where a remote has it,\n"
+            "and --run RUN takes the weights of an MLflow run"
+        )
+    return load_model(MODEL)
+
+
+def _model_of(what: str) -> GPTModel:
+    """The weights that the run trained, by way of a temporary folder."""
+    runs = recorded_runs()
+    found, remark = require_run(what, runs)
+    trained = parent_of(found, runs) or found
+    print(*filter(None, [f"weights of run {trained.id}  {trained.name}", remark]), sep="\n", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="reprogpt-generate-") as folder:
+        checkpoint = download_artifacts(trained.id, CHECKPOINT, Path(folder))
+        if checkpoint is None:
             raise PipelineError(
-                f"{MODEL} is not there: `dvc repro` makes it, `dvc checkout` or `dvc pull` brings it back"
+                f"run {trained.id} ({trained.name}, {trained.status}) has no checkpoint: a training sends it at\n"
+                "its end. `reprogpt sync` delivers one that still waits; `reprogpt lineage` names the runs of a result"
             )
-        yield MODEL
-        return
-    chosen, remark = require_run(run, recorded_runs())
-    if remark:
-        print(remark, file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        yield download_checkpoint(chosen.id, Path(folder))
+        return load_model(checkpoint)
+
+
+def _refuse_unknown_tokens(ids: list[int], encoding: tiktoken.Encoding, vocab_size: int) -> None:
+    largest = max(ids)
+    if largest >= vocab_size:
+        raise PipelineError(
+            f"the prompt has token {largest} ({encoding.decode([largest])!r}), but the model was trained with\n"
+            f"vocab_size={vocab_size}, which allows 0 to {vocab_size - 1}; leave that word out"
+        )

@@ -3,14 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reprogpt.commands.choosing import find_run, listing
+from reprogpt.commands.choosing import find_run, listing, parent_of
 from reprogpt.commands.findings import Findings, add_run, add_state, lock_key
 from reprogpt.commands.states import Revision, State, Workspace, commit_named, commits_with_key, experiments
 from reprogpt.errors import PipelineError
 from reprogpt.record.runs import RecordedRun
 from reprogpt.record.store import recorded_runs
-
-PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def find_subject(what: str | None, runs: Sequence[RecordedRun]) -> Subject:
     found = find_run(what, runs)
     if found:
         run, remark = found
-        parent = next((other for other in runs if other.id == run.tags.get(PARENT)), None)
+        parent = parent_of(run, runs)
         if parent:
             return Subject(parent, _holder(parent), f"{run.id} is an evaluation of the training {parent.id}")
         return Subject(run, _holder(run), remark)

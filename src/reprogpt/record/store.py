@@ -21,6 +21,7 @@ from reprogpt.record.runs import RecordedRun
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the outbox tries again, and says so meanwhile
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # it counts files, of which one is nearly all
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -110,12 +111,16 @@ def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, fl
     return histories
 
 
-def download_checkpoint(run_id: str, folder: Path) -> Path:
-    """Put the checkpoint of a run into folder; where it is. Raises TrackingError where it can't be had."""
+def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
+    """Copy a folder of a run's artifacts into `folder`, wherever the store keeps them; where the copy is.
+
+    None if the run has nothing at that path. Raises TrackingError where the store, or folder, can't be used.
+    """
     client, _ = open_store()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with in_words():
-        return Path(client.download_artifacts(run_id, "checkpoint", str(folder)))
+        if not client.list_artifacts(run_id, path):
+            return None
+        return Path(client.download_artifacts(run_id, path, str(folder)))
 
 
 def _plain(run: Run) -> RecordedRun:

@@ -1,0 +1,230 @@
+"""The words and the grammar of the command line. It imports nothing heavy, so that help comes at once."""
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import dedent, indent
+
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 1000.0  # but for 0
+RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
+DESCRIPTION = """\
+`dvc repro` trains the model; these commands let it write, and ask where its results come from.
+Run them from the root of a clone. `reprogpt` and `python -m reprogpt` are the same."""
+EPILOG = """\
+examples:
+  reprogpt generate "Every effort moves you" --length 20
+  reprogpt compare corrected book
+
+exit codes:
+  0  done; where the command answers a question: yes
+  1  the answer is no (each command's help says of what)
+  2  it can't be done, and the message says why and what to do
+  130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has gone
+
+`reprogpt COMMAND --help` describes one command, with examples."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command as its help shows it. summary: a line. declare: adds its arguments to its parser."""
+
+    name: str
+    summary: str
+    description: str
+    codes: str
+    examples: str
+    declare: Callable[[argparse.ArgumentParser], None]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; what it returns names the command in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="reprogpt", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        declared = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=dedent(command.description),
+            epilog=_section("exit codes", command.codes) + "\n" + _section("examples", command.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.declare(declared)
+    return parser
+
+
+def _section(title: str, lines: str) -> str:
+    return f"{title}:\n{indent(dedent(lines), '  ')}"
+
+
+def _no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _declare_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help=RUN)
+    parser.add_argument("b", metavar="B", help="the other one, named in the same ways")
+
+
+def _declare_lineage(parser: argparse.ArgumentParser) -> None:
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
+    parser.add_argument("what", metavar="WHAT", nargs="?", help=words)
+
+
+def _declare_verify(parser: argparse.ArgumentParser) -> None:
+    words = f"only this one, from the recorded data of those before it: {', '.join(STAGES)}; all of them if left out"
+    parser.add_argument("--stage", metavar="NAME", choices=STAGES, help=words)
+
+
+def _declare_generate(parser: argparse.ArgumentParser) -> None:
+    words = "the text to continue; - reads it from standard input; start_context of params.yaml if left out"
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=words)
+    words = "tokens to add, at least 1 (max_new_tokens of params.yaml)"
+    parser.add_argument("--length", metavar="N", type=_whole_number(1), help=words)
+    words = (
+        f"0 takes the likeliest token each time; up to {MOST_TEMPERATURE:g}, more varied (temperature of params.yaml)"
+    )
+    parser.add_argument("--temperature", metavar="T", type=_temperature, help=words)
+    words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
+    parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
+    words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
+    parser.add_argument("--seed", metavar="S", type=_whole_number(0, 2**63 - 1), help=words)
+    parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
+
+
+def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
+        return value
+
+    return parse
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    # Beyond these bounds, logits divided by it leave the range of float32.
+    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
+        raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+    return value
+
+
+CHECK = Command(
+    "check",
+    "report every problem of params.yaml",
+    """\
+    Check params.yaml for all stages at once: values out of range, wrong types, missing keys, and
+    keys that no stage reads. Nothing is run and nothing is changed.""",
+    """\
+    0 if there is no problem, 2 if there is one or more
+    """,
+    """\
+    reprogpt check && dvc repro
+    """,
+    _no_arguments,
+)
+GENERATE = Command(
+    "generate",
+    "let the trained model continue a text",
+    """\
+    Write PROMPT and the model's continuation of it to standard output, each character as soon as its
+    tokens are there, and a line end after them. Nothing else goes there. What is left out is taken
+    from params.yaml, so that the same command gives the same text; another --seed gives another one.
+    With --temperature 0 it is evaluate's greedy sample, for the same prompt.
+
+    From standard input, one line end at its end is not part of the prompt. A PROMPT that begins with
+    a dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on
+    a GPU where there is one, whatever params.yaml says of device, precision, matmul and numerics.""",
+    """\
+    0 if the text is complete, 2 if it can't be made: no weights, a prompt that is empty or has tokens
+    unknown to the model, an option out of bounds; 130 after Ctrl-C, 141 where the reader has gone
+    """,
+    """\
+    reprogpt generate "Every effort moves you" --length 20
+    reprogpt generate --temperature 0
+    reprogpt generate "He said" --seed 7 --top-k 50 --run corrected
+    reprogpt generate - < prompt.txt | head -n 3
+    """,
+    _declare_generate,
+)
+COMPARE = Command(
+    "compare",
+    "what differs between two runs",
+    """\
+    Print what differs between two runs: inputs, code and environment, the first step whose recorded
+    values are not the same bits and how the losses part from there on, results, weights.""",
+    """\
+    0 if parameters, text, tokens, every recorded step, results and weights are identical to the
+    bit (code and environment may differ), 1 if not, 2 if a run can't be found
+    """,
+    """\
+    reprogpt compare corrected book      by name
+    reprogpt compare 3f9a1c b2774e       by the first digits of the ids
+    """,
+    _declare_compare,
+)
+LINEAGE = Command(
+    "lineage",
+    "where a result comes from, and whether that holds",
+    """\
+    Print the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as
+    dvc.lock records it, whether each link holds, the MLflow runs it belongs to, and the commands that
+    bring it back.""",
+    """\
+    0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found
+    """,
+    """\
+    reprogpt lineage                     of the workspace's result
+    reprogpt lineage corrected           of a run or a DVC experiment
+    reprogpt lineage HEAD~1              of a commit
+    """,
+    _declare_lineage,
+)
+VERIFY = Command(
+    "verify",
+    "whether the recorded run gives the same bits again",
+    """\
+    Run again what dvc.lock records, in a temporary clone that is removed afterwards, and compare every
+    out with the digest recorded. Workspace, DVC cache and MLflow store stay as they are. Where an out
+    is another one, the stage at which that begins is named, and what explains it: how text, environment
+    and versions differ from the recorded ones. The table goes to standard output, all that the stages
+    print to standard error.""",
+    """\
+    0 if every out is the same to the bit, 1 if one is not, 2 if it could not be tried: code,
+    parameters or data here are not the recorded ones, no room in the temporary folder (TMPDIR),
+    a stage that fails
+    """,
+    """\
+    reprogpt verify                      takes as long as `dvc repro --force`
+    reprogpt verify --stage tokenize     one stage
+    """,
+    _declare_verify,
+)
+SYNC = Command(
+    "sync",
+    "deliver what MLflow has not got yet",
+    """\
+    Deliver to MLflow the records that wait in .reprogpt/outbox since the store could not be used when
+    they were made. The next stage that runs does the same; this is for when none is to run.""",
+    """\
+    0 if nothing waits any longer, 1 if records wait for another store, 2 if the store can't be used
+    """,
+    """\
+    reprogpt sync
+    """,
+    _no_arguments,
+)
+COMMANDS = (CHECK, GENERATE, COMPARE, LINEAGE, VERIFY, SYNC)

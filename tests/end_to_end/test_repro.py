@@ -176,6 +176,7 @@ def as_in_readme(finished: Workspace) -> Workspace:
     return finished
 
 
+@pytest.mark.slow  # a minute and a half
 @pytest.mark.parametrize("line", EXAMPLES)
 def test_an_example_of_the_readme_does_what_it_says(as_in_readme: Workspace, line: str):
     """Of two different runs, compare's answer is no."""

@@ -3,9 +3,12 @@
 import json
 import shutil
 
+import pytest
 from workspace import Workspace
 
 from reprogpt.files import file_digest
+
+pytestmark = pytest.mark.slow  # what is read and refused is tested in model/ and training/
 
 
 def summary(workspace: Workspace) -> dict[str, object]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+TEXT = ROOT / "data/offline/an-error-of-the-press.txt"  # the corpus of what needs one
 
 
 def machine() -> dict[str, Any]:

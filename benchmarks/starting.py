@@ -5,11 +5,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Mapping, Sized
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import ROOT
+from benchmarks.report import ROOT, TEXT
 from benchmarks.workspace import copy_workspace
 from reprogpt.corpus.tokens import encode, load_encoding
 from reprogpt.params import DVC_FILE, read_mapping
@@ -17,20 +18,14 @@ from reprogpt.pipeline import out_paths
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 HEAVY = ("torch", "mlflow", "matplotlib", "pandas", "tiktoken", "requests")
-TEXT = ROOT / "data/offline/an-error-of-the-press.txt"
 
 
 def measure_starting(rounds: int) -> dict[str, dict[str, Any]]:
     """Of a bare interpreter and each stage's imports, in turn: seconds (median), and what heavy was imported."""
     programs = {"bare interpreter": "pass"} | {stage: f"import stages.{stage}" for stage in STAGES}
-    times: dict[str, list[float]] = {name: [] for name in programs}
-    for _ in range(rounds):
-        for name, program in programs.items():
-            times[name].append(_seconds([sys.executable, "-c", program], ROOT))
-    return {
-        name: {"seconds": statistics.median(times[name]), "imports": _heavy_imports(program)}
-        for name, program in programs.items()
-    }
+    commands = {name: [sys.executable, "-c", program] for name, program in programs.items()}
+    seconds = _medians({name: partial(_seconds, command, ROOT) for name, command in commands.items()}, rounds)
+    return {name: {"seconds": seconds[name], "imports": _heavy_imports(program)} for name, program in programs.items()}
 
 
 def _heavy_imports(program: str) -> list[str]:
@@ -45,12 +40,9 @@ def measure_nothing_to_do(rounds: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         workspace = copy_workspace(Path(folder) / "workspace")
         _pretend_all_is_made(workspace, dvc)
-        commands = {"dvc status": [dvc, "status"], "dvc repro": [dvc, "repro"]}
-        times: dict[str, list[float]] = {name: [] for name in commands}
-        for _ in range(rounds):
-            for name, command in commands.items():
-                times[name].append(_seconds(command, workspace))
-    return {name: statistics.median(found) for name, found in times.items()}
+        return _medians(
+            {f"dvc {name}": partial(_seconds, [dvc, name], workspace) for name in ("status", "repro")}, rounds
+        )
 
 
 def _pretend_all_is_made(workspace: Path, dvc: str) -> None:
@@ -69,17 +61,23 @@ def measure_tokenising(rounds: int, num_chars: int) -> dict[str, float]:
     """Tokens a second (medians, in turn) of this package and of tiktoken alone, on num_chars of the bundled text."""
     encoding, text = load_encoding("gpt2"), TEXT.read_text("utf-8")
     text = (text * (num_chars // len(text) + 1))[:num_chars]
-    ways: dict[str, Callable[[], Sized]] = {
-        "reprogpt": lambda: encode(encoding, text),
-        "tiktoken": lambda: encoding.encode_ordinary(text),
+    ways: dict[str, Callable[[str], Sized]] = {
+        "reprogpt": partial(encode, encoding),
+        "tiktoken": encoding.encode_ordinary,
     }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            started = time.perf_counter()
-            num_tokens = len(way())
-            rates[name].append(num_tokens / (time.perf_counter() - started))
-    return {name: statistics.median(found) for name, found in rates.items()}
+    return _medians({name: partial(_rate, way, text) for name, way in ways.items()}, rounds)
+
+
+def _medians(measurements: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Of so many rounds, in each of which every measurement has its turn."""
+    found = [{name: measure() for name, measure in measurements.items()} for _ in range(rounds)]
+    return {name: statistics.median(values[name] for values in found) for name in measurements}
+
+
+def _rate(way: Callable[[str], Sized], text: str) -> float:
+    started = time.perf_counter()
+    num_tokens = len(way(text))
+    return num_tokens / (time.perf_counter() - started)
 
 
 def _seconds(command: list[str], folder: Path) -> float:

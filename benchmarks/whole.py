@@ -16,14 +16,12 @@ import torch
 from ruamel.yaml import YAML
 
 from benchmarks.baseline import PlainGPT, PlainPlan, batches_of, plain_training
-from benchmarks.report import ROOT
+from benchmarks.report import TEXT
 from benchmarks.work import CONTENDERS, prompt_of, read_params
 from benchmarks.workspace import copy_workspace
 from reprogpt.corpus.windows import windows
 from reprogpt.model.gpt import GPTConfig
 from reprogpt.training.schedule import plan_training
-
-TEXT = ROOT / "data/offline/an-error-of-the-press.txt"
 
 
 def measure_whole(params_file: Path) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A training that is stopped goes on to the same bits and the same records."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -162,7 +163,7 @@ def test_a_damaged_point_is_reported_and_the_one_before_it_taken(
     stop_after(3, held)
     stop_after(6, held, save_seconds=0.0)
     newest, before = points.sealed_points(held.folder)
-    assert [points.read_point(point)[1]["step"] for point in (newest, before)] == [7, 4]
+    assert [points.read_point(point)[0] for point in (newest, before)] == [7, 4]
     damage(newest)
     weights, records, done = finish(held)
     assert f"a resume point is not used: {newest.name} is damaged" in capsys.readouterr().err
@@ -218,6 +219,7 @@ def test_without_a_folder_nothing_is_kept() -> None:
 def test_a_point_holds_the_records_to_the_last_bit(held: Held) -> None:
     assert held.folder is not None
     stop_after(4, held)
-    _, facts = points.read_point(points.sealed_points(held.folder)[0])
-    assert facts["records"] == [asdict(record) for record in uninterrupted()[1][:5]]
-    assert facts["records"][4]["sample"]
+    *_, lines = points.read_point(points.sealed_points(held.folder)[0])
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert records == [asdict(record) for record in uninterrupted()[1][:5]]
+    assert records[4]["sample"]

@@ -21,12 +21,15 @@ from reprogpt.model.gpt import GPTConfig, GPTModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # our field -> GPT-2's
-_CONFIG_KEYS = {
+SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "n_positions",
     "emb_dim": "n_embd",
     "n_heads": "n_head",
     "n_layers": "n_layer",
+}
+_CONFIG_KEYS = {
+    **SIZES,
     "drop_rate": "resid_pdrop",
     "qkv_bias": "qkv_bias",  # not GPT-2's: it always has one, which we write as zeros
 }

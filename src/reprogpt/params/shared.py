@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from reprogpt.params import Params
+from reprogpt.params import Params, require_divisor
 
 
 class SharedParams(Params):
@@ -34,10 +34,7 @@ class SharedParams(Params):
     @field_validator("accumulate")
     @classmethod
     def _parts_are_equal(cls, accumulate: int, info: ValidationInfo) -> int:
-        batch_size = info.data.get("batch_size", accumulate)
-        if batch_size % accumulate:
-            raise ValueError(f"must divide batch_size={batch_size} without remainder")
-        return accumulate
+        return require_divisor(accumulate, "batch_size", info)
 
     @field_validator("numerics")
     @classmethod

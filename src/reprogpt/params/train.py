@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from reprogpt.params import require_divisor
 from reprogpt.params.shared import SharedParams
 
 
@@ -46,10 +47,7 @@ class TrainParams(SharedParams):
     @field_validator("n_heads")
     @classmethod
     def _heads_divide_the_embedding(cls, n_heads: int, info: ValidationInfo) -> int:
-        emb_dim = info.data.get("emb_dim", n_heads)
-        if emb_dim % n_heads:
-            raise ValueError(f"must divide emb_dim={emb_dim} without remainder")
-        return n_heads
+        return require_divisor(n_heads, "emb_dim", info)
 
     @field_validator("init_from")
     @classmethod

@@ -4,6 +4,7 @@ What is left of a training depends on the weights, AdamW's moments, the number o
 order, the random stream. A resume point holds these, and the records so far, so that none is missing.
 """
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ class Resumable:
     def __init__(self, training: Training, held: Held) -> None:
         self._training, self._folder = training, held.folder
         self.records: list[StepRecord] = []
+        self._lines = bytearray()  # the records, each encoded once: of many, that takes longer than writing them
         self._sealer = ThreadPoolExecutor(1)
         self._sealing: Future[None] | None = None
         self._sound: Path | None = None  # the last sealed point
@@ -56,6 +58,7 @@ class Resumable:
         try:
             for record in train(self._training):
                 self.records.append(record)
+                self._lines += json.dumps(asdict(record), allow_nan=False).encode() + b"\n"
                 yield record
                 if record.step + 1 == self._training.step:  # no record is missing
                     self._save_or_stop(stopping)
@@ -94,11 +97,11 @@ class Resumable:
         finally:
             self._saved_at = time.monotonic()
             self._waited = self._saved_at - started
-        self._sealing = self._sealer.submit(self._seal, point, step, digests, list(self.records))
+        self._sealing = self._sealer.submit(self._seal, point, step, digests, bytes(self._lines))
 
-    def _seal(self, point: Path, step: int, digests: dict[str, str], records: list[StepRecord]) -> None:
+    def _seal(self, point: Path, step: int, digests: dict[str, str], records: bytes) -> None:
         try:
-            points.seal(point, step, digests, {"records": [asdict(record) for record in records]})
+            points.seal(point, step, digests, records)
             self._sound = point
         except OSError as error:
             _say_not_saved(step, error)
@@ -112,13 +115,14 @@ class Resumable:
         """Take up the newest sound point, if there is one. A damaged one is reported and removed."""
         for point in points.sealed_points(folder):
             try:
-                tensors, facts = points.read_point(point)
+                step, tensors, lines = points.read_point(point)
             except points.DamagedPointError as error:
                 _say(f"a resume point is not used: {error}")
                 points.remove(point)
                 continue
-            _load(self._training, facts["step"], tensors)
-            self.records = [StepRecord(**record) for record in facts["records"]]
+            _load(self._training, step, tensors)
+            self.records = [StepRecord(**json.loads(line)) for line in lines.splitlines()]
+            self._lines[:] = lines
             self._sound = point
             return
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
-from reprogpt.record.figures import draw_all, gradients, learning_rate, losses, save_figure
+from reprogpt.record.drawing import save_figure
+from reprogpt.record.figures import draw_all, gradients, learning_rate, losses
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -56,10 +56,9 @@ def refuse_twice(words: Sequence[str], chosen: Sequence[RecordedRun], runs: Sequ
     seen: dict[str, str] = {}
     for word, run in zip(words, chosen, strict=True):
         if run.id in seen:
-            same = listing(named(run.name, runs))
-            raise PipelineError(
-                f"{seen[run.id]} and {word} are the same run; runs of one name are told apart by id:{same}"
-            )
+            same = named(run.name, runs)
+            advice = f"; runs of one name are told apart by id:{listing(same)}" if len(same) > 1 else ""
+            raise PipelineError(f"{seen[run.id]} and {word} are the same run{advice}")
         seen[run.id] = word
 
 

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import indent, wrap
 
 from reprogpt.commands.choosing import find_run, parent_of, refuse_twice, unknown
 from reprogpt.commands.states import SUMMARY, Workspace, commit_named, experiments
 from reprogpt.errors import PipelineError
 from reprogpt.params.train import TrainParams
-from reprogpt.record.drawing import save_figure
+from reprogpt.record.drawing import METADATA, save_figure
 from reprogpt.record.overlay import METRICS, MOST_RUNS, Curves, draw_overlay
 from reprogpt.record.runs import RecordedRun
 from reprogpt.record.store import metric_histories, recorded_runs
@@ -19,6 +20,7 @@ FOLDER = Path("overlays")  # git ignores it
 WORKSPACE = "."
 MOST_LABEL = 58  # characters that fit into the legend
 MOST_NAME = 30
+WIDTH = 97
 
 
 def overlay(words: Sequence[str]) -> int:
@@ -39,14 +41,15 @@ def overlay(words: Sequence[str]) -> int:
     differing = differences(trainings)
     for (run, remark), curves, pairs in zip(chosen, drawn, differing, strict=True):
         print(f"{run.id}  {run.name}  {run.status}  {_extent(curves)}")
-        print("".join(f"   {line}\n" for line in (remark, ", ".join(pairs)) if line), end="")
+        for words_of_it in (remark, ", ".join(pairs)):
+            print(indent("".join(f"{line}\n" for line in wrap(words_of_it, WIDTH)), "   "), end="")
     note = remark_on_texts(trainings)
     print(f"\n{note}" if note else "")
     folder = FOLDER / "-".join(_file_names(trainings))
     with _in_words(folder):
         for name, figure in draw_overlay(drawn, note).items():
             save_figure(figure, folder, name)
-            print(f"{folder / name}.png  {folder / name}.pdf")
+            print(*(folder / f"{name}.{kind}" for kind in METADATA), sep="\n")
     return 0
 
 
@@ -125,7 +128,8 @@ def _extent(curves: Curves) -> str:
     """How much of the run there is to draw, and its best evaluation."""
     evaluated = curves.series("val_loss")
     best = f"best val_loss {evaluated.min():.3f} (step {evaluated.idxmin()})" if len(evaluated) else "no val_loss"
-    return f"{len(curves.history['loss'])} steps, {best}"
+    number = len(curves.history["loss"])
+    return f"{number} step{'s' if number > 1 else ''}, {best}"
 
 
 def _names(runs: Sequence[RecordedRun]) -> list[str]:

@@ -33,7 +33,7 @@ LOOKS: tuple[dict[str, Any], ...] = (
     {"color": BLACK, "linestyle": "-", "marker": "o"},
     {"color": VERMILLION, "linestyle": (0, (5, 1.5)), "marker": "s"},
     {"color": BLUE, "linestyle": (0, (6, 1.5, 1, 1.5)), "marker": "^"},
-    {"color": ORANGE, "linestyle": (0, (10, 2)), "marker": "D"},
+    {"color": ORANGE, "linestyle": (0, (8, 3.5)), "marker": "D"},
     {"color": SKY, "linestyle": (0, (1.2, 1.2)), "marker": "v"},
     {"color": PURPLE, "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5)), "marker": "X"},
 )
@@ -85,7 +85,7 @@ def _losses(runs: Sequence[Curves], note: str) -> Figure:
             _medians(frames[-1], run, "loss", every, number)
         if evaluated:
             frames[0].set_ylabel("val_loss\n(nats per token)")
-        frames[-1].set_ylim(0, 1.05 * frames[-1].dataLim.ymax or 1)
+        _from_zero(frames[-1])
         frames[-1].set_ylabel(f"{_of(every, 'loss')}\n(nats per token)")
         _tokens_axis(frames[0], runs)
         if note:
@@ -100,7 +100,7 @@ def _learning_rate(runs: Sequence[Curves]) -> Figure:
         for number, run in enumerate(runs):
             rates = run.series("lr")
             _marked(axes, run, rates, number, linewidth=1.2)
-        axes.set_ylim(0, 1.08 * axes.dataLim.ymax or 1)
+        _from_zero(axes)
         axes.set_ylabel("learning rate (lr)")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
         _legend(figure, runs)
@@ -131,6 +131,11 @@ def _frames(runs: Sequence[Curves], num_frames: int = 1) -> tuple[Figure, list[A
     frames = list(figure.subplots(num_frames, sharex=True, squeeze=False)[:, 0])
     step_axis(frames[-1], _last_step(runs))
     return figure, frames
+
+
+def _from_zero(axes: Axes) -> None:
+    highest = axes.dataLim.ymax if axes.has_data() else 0
+    axes.set_ylim(0, 1.06 * highest or 1)
 
 
 def _last_step(runs: Sequence[Curves]) -> int:

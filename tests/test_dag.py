@@ -15,9 +15,8 @@ from reprogpt.pipeline import out_paths
 ROOT = Path(__file__).resolve().parent.parent
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # record/ watches and does not decide; only its figures, and how they look, are a stage's out.
-OBSERVERS = {
-    path for path in (ROOT / "src/reprogpt/record").glob("*.py") if path.name not in ("figures.py", "drawing.py")
-}
+DECIDING = {"figures.py", "drawing.py"}
+OBSERVERS = {path for path in (ROOT / "src/reprogpt/record").glob("*.py") if path.name not in DECIDING}
 ALLOWED = {
     "stages": {"record", "training", "model", "corpus", "params", ""},
     "commands": {"record", "model", "corpus", "params", ""},
@@ -150,6 +149,14 @@ def test_imports_follow_the_arrows(path):
     reached = {wing(other) for other in own_files(path) if other.name != "__init__.py"} - {here}
     allowed = ALLOWED.get(here, {"params"})
     assert reached <= allowed, f"{here or 'the base'} must not import {reached - allowed}"
+
+
+def test_the_plot_stage_draws_its_own_training_alone():
+    """The figures come from its deps, not from MLflow, where other experiments are."""
+    data = {dep for dep in STAGES["plot"]["deps"] if dep.startswith("data/")}
+    assert data == {"data/metrics/history.csv", "data/metrics/train.json"}
+    names = {path.name for stage_file in DECIDING for path in own_files(ROOT / "src/reprogpt/record" / stage_file)}
+    assert names <= DECIDING | {"__init__.py", "errors.py", "files.py"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Metric, Param
 
 from reprogpt.__main__ import run
-from reprogpt.commands.overlay import MOST_LABEL, labels, remark_on_texts
+from reprogpt.commands.overlay import MOST_LABEL, _file_names, labels, remark_on_texts
 from reprogpt.errors import PipelineError
 from reprogpt.record.runs import RecordedRun
 from reprogpt.record.store import open_store
@@ -66,7 +66,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         slow = record("slow", peak_lr=0.0005)
         record("fast", status="FAILED", num_steps=7, peak_lr=0.01)
         record("twin", text="b", eval_freq=0)
-        record("twin", status="RUNNING", num_steps=1)
+        record("twin", status="RUNNING", num_steps=1)  # newer than the first of its name
         record("empty", status="RUNNING", num_steps=0)
         client, experiment = open_store()
         client.create_run(experiment, run_name="evaluated", tags={"mlflow.parentRunId": slow})
@@ -86,23 +86,36 @@ def overlay(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return act
 
 
-def test_runs_become_files_that_are_printed_and_that_git_ignores_the_same_in_another_process(
-    place: Path, overlay: Overlay
-):
-    printed = overlay("slow", "fast")
-    files = [f"overlays/slow-fast/{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
+def test_runs_become_files_that_git_ignores_and_words_the_same_in_another_process(place: Path, overlay: Overlay):
+    twin = ids_of("twin")[0]
+    words = ("slow", "fast", twin)
+    printed = overlay(*words)
+    files = [f"overlays/slow-fast-twin/{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
     assert printed.splitlines()[-6:] == files
-    assert sorted(path.name for path in (place / "overlays/slow-fast").iterdir()) == sorted(Path(f).name for f in files)
-    for said in ("slow  FINISHED  10 steps, best val_loss ", "fast  FAILED  7 steps, ", "   peak_lr=0.0005\n"):
+    drawn = sorted(path.relative_to(place).as_posix() for path in (place / "overlays").rglob("*.*"))
+    assert drawn == sorted(files)
+    for said in (
+        "slow  FINISHED  10 steps, best val_loss ",
+        "\n   peak_lr=0.0005, eval_freq=5\n",
+        "fast  FAILED  7 steps, best val_loss ",
+        "twin  FINISHED  10 steps, no val_loss\n",
+        "\ntrained on different texts: the losses don't compare\n",
+    ):
         assert said in printed
     status = subprocess.run(["git", "status", "--porcelain"], cwd=place, capture_output=True, text=True, check=True)
     assert "overlays" not in status.stdout
     first = {name: (place / name).read_bytes() for name in files}
     environment = os.environ | {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT / "src")}
-    command = [sys.executable, "-m", "reprogpt", "overlay", "slow", "fast"]
+    command = [sys.executable, "-m", "reprogpt", "overlay", *words]
     again = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, printed), again.stderr
     assert [name for name in files if (place / name).read_bytes() != first[name]] == []
+
+
+def ids_of(name: str) -> list[str]:
+    client, experiment = open_store()
+    found = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
+    return [recorded.info.run_id for recorded in found if recorded.info.run_name == name]
 
 
 @pytest.mark.parametrize("word", ["evaluated", "taken", "HEAD", "."])
@@ -111,20 +124,6 @@ def test_an_evaluation_an_experiment_from_the_cache_a_commit_and_the_workspace_s
 ):
     with pytest.raises(PipelineError, match=f"^{word} and slow are the same run$"):
         overlay(word, "slow")
-
-
-def test_runs_that_do_not_compare_are_drawn_with_words(place: Path, overlay: Overlay):
-    first, second = [line.split()[0] for line in overlay_listing(place) if "twin" in line]
-    printed = overlay(first, second)
-    assert "10 steps, no val_loss" in printed and "RUNNING  1 step, best val_loss" in printed
-    assert "\ntrained on different texts: the losses don't compare\n" in printed
-    assert f"overlays/twin-{first[:8]}-twin-{second[:8]}/losses.png" in printed
-
-
-def overlay_listing(place: Path) -> list[str]:
-    client, experiment = open_store()
-    found = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
-    return [f"{run.info.run_id} {run.info.run_name}" for run in found]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +157,11 @@ def test_a_folder_that_can_not_be_written_is_said(place: Path, overlay: Overlay)
     (place / "overlays/fast-slow").write_text("a file", "utf-8")
     with pytest.raises(PipelineError, match=r"^overlays/fast-slow can't be written: .*xists"):
         overlay("fast", "slow")
+
+
+def test_files_are_named_after_runs_in_letters_that_every_file_system_takes():
+    runs = [a_run("a/b: c"), a_run("..", start="d"), a_run("a b c", start="e"), a_run("n" * 99)]
+    assert _file_names(runs) == ["a0000000", "d0000000", "e0000000", "n" * 30]
 
 
 def a_run(name: str = "a", status: str = "FINISHED", start: str = "a", **params: str) -> RecordedRun:

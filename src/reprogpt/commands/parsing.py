@@ -159,10 +159,10 @@ OVERLAY = Command(
     "overlay",
     "draw several runs in one figure",
     """\
-    Draw losses, learning rate and norm of the gradients of two to six runs, each in one figure, as PNG and
-    PDF, into a folder in overlays/ that is named after them; git ignores it. The legend has the runs' names
-    and the parameters that differ. The lines are from MLflow, which has every step. Drawn again, the same
-    runs give the same bytes.""",
+    Draw losses, learning rate and norm of the gradients of two to six runs, each in one figure, as PNG
+    and PDF, into a folder in overlays/ that is named after them; git ignores it. The legend has the
+    runs' names and the parameters that differ. The lines are from MLflow, which has every step. Drawn
+    again, the same runs give the same bytes.""",
     """\
     0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps yet, one
     named twice, more runs than can be told apart

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reprogpt.commands.choosing import find_run, listing, parent_of
+from reprogpt.commands.choosing import find_run, parent_of, unknown
 from reprogpt.commands.findings import Findings, add_run, add_state, lock_key
 from reprogpt.commands.states import Revision, State, Workspace, commit_named, commits_with_key, experiments
 from reprogpt.errors import PipelineError
@@ -59,10 +59,7 @@ def find_subject(what: str | None, runs: Sequence[RecordedRun]) -> Subject:
     known = experiments()
     revision = known.get(what) or commit_named(what)
     if revision is None:
-        raise PipelineError(
-            f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
-            f"commit in this repository. Experiments: {', '.join(list(known)[:10]) or 'none'}. Runs:{listing(runs)}"
-        )
+        raise unknown(what, runs, list(known))
     return Subject(None, _with_lock(revision))
 
 

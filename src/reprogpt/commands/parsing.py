@@ -1,13 +1,13 @@
 """The words and the grammar of the command line. It imports nothing heavy, so that help comes at once."""
 
 import argparse
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
+from reprogpt.commands.numbers import MOST_TEMPERATURE, temperature, whole_number
+
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 1000.0  # but for 0
 RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
 DESCRIPTION = """\
 `dvc repro` trains the model; these commands let it write, and ask where its results come from.
@@ -69,6 +69,12 @@ def _declare_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="the other one, named in the same ways")
 
 
+def _declare_overlay(parser: argparse.ArgumentParser) -> None:
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; or . for the workspace's result"
+    parser.add_argument("a", metavar="A", help=words)
+    parser.add_argument("b", metavar="B", nargs="+", help="the others, at most five, named in the same ways")
+
+
 def _declare_lineage(parser: argparse.ArgumentParser) -> None:
     words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
     parser.add_argument("what", metavar="WHAT", nargs="?", help=words)
@@ -83,43 +89,16 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
     words = "the text to continue; - reads it from standard input; start_context of params.yaml if left out"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=words)
     words = "tokens to add, at least 1 (max_new_tokens of params.yaml)"
-    parser.add_argument("--length", metavar="N", type=_whole_number(1), help=words)
+    parser.add_argument("--length", metavar="N", type=whole_number(1), help=words)
     words = (
         f"0 takes the likeliest token each time; up to {MOST_TEMPERATURE:g}, more varied (temperature of params.yaml)"
     )
-    parser.add_argument("--temperature", metavar="T", type=_temperature, help=words)
+    parser.add_argument("--temperature", metavar="T", type=temperature, help=words)
     words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
-    parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
+    parser.add_argument("--top-k", metavar="K", type=whole_number(1), help=words)
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
-    parser.add_argument("--seed", metavar="S", type=_whole_number(0, 2**63 - 1), help=words)
+    parser.add_argument("--seed", metavar="S", type=whole_number(0, 2**63 - 1), help=words)
     parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
-
-
-def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
-        return value
-
-    return parse
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    # Beyond these bounds, logits divided by it leave the range of float32.
-    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
-        allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
-        raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
-    return value
 
 
 CHECK = Command(
@@ -176,6 +155,24 @@ COMPARE = Command(
     """,
     _declare_compare,
 )
+OVERLAY = Command(
+    "overlay",
+    "draw several runs in one figure",
+    """\
+    Draw losses, learning rate and norm of the gradients of two to six runs, each in one figure, as PNG
+    and PDF, into a folder in overlays/ that is named after them; git ignores it. The legend has the
+    runs' names and the parameters that differ. The lines are from MLflow, which has every step. Drawn
+    again, the same runs give the same bytes.""",
+    """\
+    0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps yet, one
+    named twice, more runs than can be told apart
+    """,
+    """\
+    reprogpt overlay corrected book
+    reprogpt overlay . corrected 3f9a1c
+    """,
+    _declare_overlay,
+)
 LINEAGE = Command(
     "lineage",
     "where a result comes from, and whether that holds",
@@ -227,4 +224,4 @@ SYNC = Command(
     """,
     _no_arguments,
 )
-COMMANDS = (CHECK, GENERATE, COMPARE, LINEAGE, VERIFY, SYNC)
+COMMANDS = (CHECK, GENERATE, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)

@@ -1,8 +1,10 @@
 """DVC stage `train`: token ids -> weights, with a record of every step. Logic: reprogpt.training.loop, .resume."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from reprogpt.corpus.tokens import decode, load_encoding, read_tokens, write_tokenizer
 from reprogpt.errors import run_program
@@ -16,10 +18,12 @@ from reprogpt.pipeline import key_of, stage_inputs
 from reprogpt.record.environment import environment_facts
 from reprogpt.record.following import RunIdentity, follow_training
 from reprogpt.stopping import stop_softly
+from reprogpt.training.group import joined_group
 from reprogpt.training.history import evaluations_csv, history_csv, summary
+from reprogpt.training.launching import launch, launcher, worker
 from reprogpt.training.resume import Resumable
 from reprogpt.training.resume_folder import hold_training, mark_made
-from reprogpt.training.state import prepare_training
+from reprogpt.training.state import Training, prepare_training
 
 TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
 MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
@@ -27,24 +31,43 @@ HISTORY, EVALUATIONS = Path("data/metrics/history.csv"), Path("data/metrics/eval
 
 
 def main() -> None:
-    keep_freed_memory()
     params, inputs = load_params(TrainParams), stage_inputs("train")
-    numerics = set_up_numerics(**params.arithmetic())
-    encoding = load_encoding(params.encoding)
-    ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
-    prompt = encoding.encode_ordinary(params.start_context)
-    training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics)
+    if params.in_several_processes and launcher() is None:
+        launch("stages.train", nproc_per_node=params.nproc_per_node, torchrun_args=params.torchrun_args)
+        return
+    keep_freed_memory()
+    with worker(), joined_group(params.device) as group:
+        numerics = set_up_numerics(**params.arithmetic())
+        encoding = load_encoding(params.encoding)
+        ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
+        prompt = encoding.encode_ordinary(params.start_context)
+        training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics, group=group)
+        if group.is_first:
+            train_on_record(training, inputs, partial(decode, encoding))
+        else:
+            with stop_softly(launcher(), quiet=True) as stopping:
+                for _ in Resumable(training, held=None).go_on(stopping):
+                    pass
+            group.whole(training.model.state_dict())  # for the first process, which saves it
+
+
+def train_on_record(training: Training, inputs: dict[str, Any], decoded: Callable[[list[int]], str]) -> None:
+    """Train, with resume points, MLflow run and progress; write the outs.
+
+    inputs: pipeline.stage_inputs of train. decoded: token ids -> text.
+    """
+    params, group = training.params, training.group
     key, steps = key_of(inputs), training.plan.total_steps
-    environment = environment_facts(numerics) | training.started_from
+    environment = environment_facts(training.numerics) | group.facts() | training.started_from
     with hold_training(inputs, environment) as held:
         resumable = Resumable(training, held)
         identity = RunIdentity(key, held.training_id, kept_for=held.folder)
-        with follow_training(identity, params.model_dump(), environment, steps, partial(decode, encoding)) as follower:
+        with follow_training(identity, params.model_dump(), environment, steps, decoded) as follower:
             follower.resume(asdict(record) for record in resumable.records)
-            with stop_softly() as stopping:
+            with stop_softly(launcher()) as stopping:
                 for record in resumable.go_on(stopping):
                     follower.step(asdict(record))
-            save_model(MODEL, training.model)
+            save_model(MODEL, training.model, group.whole(training.model.state_dict()))
             write_tokenizer(MODEL)
             write_text_atomic(HISTORY, history_csv(resumable.records))
             write_text_atomic(EVALUATIONS, evaluations_csv(resumable.records))

@@ -145,14 +145,14 @@ def test_clipping_starts_at_once_without_warmup() -> None:
 def test_an_epoch_visits_each_row_at_most_once(random_order: str) -> None:
     seen: list[list[int]] = []
     training = tiny_training(random_order=random_order, eval_freq=0, sample_freq=0)
-    features = training.features
+    features = training.loss.features
 
     def watched(ids: torch.Tensor) -> torch.Tensor:
         seen.extend(ids.tolist())
         return features(ids)
 
     rows = training.train_rows.inputs.tolist()
-    training.features = watched
+    training.loss.features = watched
     run(training)
     visited = [rows.index(row) for row in seen]
     assert len(set(visited[:10])) == len(set(visited[10:])) == 10
@@ -258,12 +258,12 @@ def test_records_that_are_fetched_together_are_the_same(steps_together: int, at_
 def test_a_loss_that_is_not_finite_is_found_late_and_named_right() -> None:
     training = tiny_training(eval_freq=0, sample_freq=0)
     training.steps_together = 4
-    features, seen = training.features, []
+    features, seen = training.loss.features, []
 
     def breaking(ids: torch.Tensor) -> torch.Tensor:
         return features(ids) * (math.nan if training.step == 5 else 1)
 
-    training.features = breaking
+    training.loss.features = breaking
     with pytest.raises(NonFiniteError, match=r"^step 5: loss is nan"):
         for record in train(training):
             seen.append(record.step)

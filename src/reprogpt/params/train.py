@@ -42,7 +42,14 @@ class TrainParams(SharedParams):
     sample_freq: int = Field(ge=0)
     save_seconds: float = Field(ge=0)
     compile: bool
+    parallel: Literal["ddp", "fsdp"]
+    torchrun_args: str = Field(description="arguments of torchrun, or empty")
     random_order: Literal["independent", "book"]
+
+    @property
+    def in_several_processes(self) -> bool:
+        """Whether torch's launcher is to start the training."""
+        return self.nproc_per_node > 1 or bool(self.torchrun_args)
 
     @field_validator("n_heads")
     @classmethod
@@ -80,6 +87,20 @@ class TrainParams(SharedParams):
             if peak_lr < info.data.get(key, 0):
                 raise ValueError(f"must be at least {key}={info.data[key]}")
         return peak_lr
+
+    @field_validator("parallel")
+    @classmethod
+    def _shards_are_not_compiled(cls, parallel: str, info: ValidationInfo) -> str:
+        if parallel == "fsdp" and info.data.get("compile"):
+            raise ValueError("needs compile: false; with compile: true use parallel: ddp")
+        return parallel
+
+    @field_validator("random_order")
+    @classmethod
+    def _book_is_read_by_one_process(cls, random_order: str, info: ValidationInfo) -> str:
+        if random_order == "book" and (info.data.get("nproc_per_node", 1) > 1 or info.data.get("torchrun_args")):
+            raise ValueError('needs nproc_per_node: 1 and torchrun_args: "": the book draws from one stream')
+        return random_order
 
     @field_validator("random_order")
     @classmethod

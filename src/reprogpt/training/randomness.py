@@ -45,20 +45,24 @@ class RandomOrder(Protocol):
 
 
 class IndependentOrder:
-    """Each step's draws from (seed, step), each epoch's from (seed, epoch)."""
+    """Each step's draws from (seed, step), each epoch's from (seed, epoch).
 
-    def __init__(self, seed: int, device: torch.device = _CPU) -> None:
-        self._seed, self._device = seed, device
+    rank: of several processes that share each batch; the masks of their shares must differ.
+    """
+
+    def __init__(self, seed: int, device: torch.device = _CPU, rank: int = 0) -> None:
+        self._seed, self._device, self._rank = seed, device, rank
         self._stream = self._bits(_DROPOUT, 0)
 
     def seed_weights(self) -> None:
         torch.manual_seed(self._seed)
 
     def begin_step(self, step: int) -> None:
-        self._stream = self._bits(_DROPOUT, step)
+        self._stream = self._bits(_DROPOUT, step, self._rank)
         if self._device.type != "cpu":
             # A GPU's fused kernels draw from its own stream: from here on, that one depends on the step alone.
-            torch.get_device_module(self._device).manual_seed(int(self._bits(_DEVICE, step).random_raw() >> 1))
+            seed = int(self._bits(_DEVICE, step, self._rank).random_raw() >> 1)
+            torch.get_device_module(self._device).manual_seed(seed)
 
     def training_rows(self, epoch: int, num_rows: int) -> np.ndarray:
         return np.random.Generator(self._bits(_EPOCH_ROWS, epoch)).permutation(num_rows)
@@ -85,8 +89,9 @@ class IndependentOrder:
     def load_state(self, state: dict[str, Tensor]) -> None:
         pass
 
-    def _bits(self, purpose: int, index: int) -> np.random.SFC64:
-        return np.random.SFC64(np.random.SeedSequence([self._seed, purpose, index]))
+    def _bits(self, purpose: int, index: int, rank: int = 0) -> np.random.SFC64:
+        words = [self._seed, purpose, index, rank] if rank else [self._seed, purpose, index]
+        return np.random.SFC64(np.random.SeedSequence(words))
 
 
 class BookOrder:

@@ -39,7 +39,8 @@ class Stopping:
 def stop_softly(launcher: psutil.Process | None = None, *, quiet: bool = False) -> Iterator[Stopping]:
     """Inside, the first Ctrl-C or SIGTERM only sets reason(); a second one ends at once, as outside.
 
-    launcher: as in Stopping. quiet: another process says what the signal does.
+    launcher: as in Stopping. It hands on the signal that it got, which this process may have got, too: here a second
+    one changes nothing. quiet: another process says what the signal does.
     """
     stopping = Stopping(launcher)
 
@@ -47,8 +48,9 @@ def stop_softly(launcher: psutil.Process | None = None, *, quiet: bool = False) 
         stopping.signal = number
         if not quiet:
             print("\nstopping after this step; once more to stop at once", file=sys.stderr)
-        for known, handler in before.items():
-            signal.signal(known, handler)
+        if launcher is None:
+            for known, handler in before.items():
+                signal.signal(known, handler)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -23,6 +23,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from reprogpt import errors
 from reprogpt.errors import ParamsError, PipelineError, Terminated
+from reprogpt.params.train import TrainParams
+from reprogpt.training.group import Group, joined_group
 
 STOP_SECONDS = 120  # from a signal to the end of a worker that does not follow it: time for a step and a resume point
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for a worker's reason
@@ -31,6 +33,15 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # where torch's launcher looks for a wor
 def launcher() -> psutil.Process | None:
     """The process that started this one as a worker, by torch's launcher; None for any other process."""
     return psutil.Process().parent() if dist.is_torchelastic_launched() else None
+
+
+def run_in_processes(params: TrainParams, module: str, train: Callable[[TrainParams, Group], None]) -> None:
+    """Call train in as many processes as params ask for: here if it is one, else in new ones, by `python -m module`."""
+    if params.in_several_processes and launcher() is None:
+        launch(module, nproc_per_node=params.nproc_per_node, torchrun_args=params.torchrun_args)
+        return
+    with worker(), joined_group(params.device) as group:
+        train(params, group)
 
 
 def launch(module: str, *, nproc_per_node: int, torchrun_args: str) -> None:
@@ -44,7 +55,7 @@ def launch(module: str, *, nproc_per_node: int, torchrun_args: str) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP warns of what parallel.py does on purpose
     with tempfile.TemporaryDirectory(prefix="reprogpt-workers-") as log_folder:
         own = [f"--nproc-per-node={nproc_per_node}", f"--shutdown-timeout={STOP_SECONDS}", f"--log-dir={log_folder}"]
-        arguments = _parse([*own, *shlex.split(torchrun_args), "--module", module], torchrun_args)
+        arguments = _parse(own, torchrun_args, module)
         logging.disable()  # torch's launcher logs what is said here in a person's words
         try:
             torchrun.run(arguments)  # type: ignore[no-untyped-call]
@@ -56,16 +67,21 @@ def launch(module: str, *, nproc_per_node: int, torchrun_args: str) -> None:
             logging.disable(logging.NOTSET)
 
 
-def _parse(arguments: list[str], torchrun_args: str) -> Any:
+def _parse(own: list[str], torchrun_args: str, module: str) -> Any:
     said = StringIO()
     try:
         with redirect_stderr(said):
-            return torchrun.parse_args(arguments)  # type: ignore[no-untyped-call]
+            arguments = torchrun.parse_args([*own, *shlex.split(torchrun_args), "--module", module])  # type: ignore[no-untyped-call]
+        fault = f"{arguments.training_script} is no option of it" if arguments.training_script != module else ""
+    except ValueError as error:
+        fault = str(error)
     except SystemExit:
         fault = said.getvalue().strip().rpartition("error: ")[2]
+    if fault:
         raise ParamsError(
             f"torchrun_args: {torchrun_args!r} is not what torchrun takes: {fault}; `torchrun --help` lists it"
-        ) from None
+        )
+    return arguments
 
 
 class WorkerError(PipelineError):
@@ -86,6 +102,9 @@ def _reason(failures: dict[int, ProcessFailure]) -> BaseException:
         kind = getattr(errors, report.get("kind", ""), None)
         if kind is not None:
             return kind(report["message"])  # type: ignore[no-any-return]
+    codes = {failure.exitcode for failure in failures.values()}
+    if stopped := codes & {130, 143}:  # a signal that one of them got alone; all then stop
+        return Terminated() if 143 in stopped else KeyboardInterrupt()
     rank, failure = min(failures.items(), key=lambda item: reports[item[0]].get("time", 0.0))
     text = reports[rank]["message"] or f"exit code {failure.exitcode}"
     return WorkerError(f"process {rank} of the training failed, so the others were stopped:\n\n{text}")

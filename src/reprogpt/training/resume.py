@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
 from reprogpt.errors import NonFiniteError, Terminated
-from reprogpt.stopping import Stopping
+from reprogpt.stopping import Stopping, stop_softly
 from reprogpt.training import points
 from reprogpt.training.loop import StepRecord, train
 from reprogpt.training.resume_folder import Held, discard, interrupted_elsewhere
@@ -138,6 +139,14 @@ class Resumable:
                 points.remove(point)
         self._sound = None
         return None
+
+
+def train_along(training: Training, launcher: psutil.Process | None) -> None:
+    """Do the share of a process that is not the first, to the end of the training."""
+    with stop_softly(launcher, quiet=True) as stopping:
+        for _ in Resumable(training, held=None).go_on(stopping):
+            pass
+    training.group.whole(training.model.state_dict())  # for the first, which saves it
 
 
 def _tensors(training: Training) -> dict[str, Tensor]:

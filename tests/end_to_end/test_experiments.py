@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from workspace import STEPS, Workspace, make_workspace
 
+from tests.browser.mlflow_page import MlflowPage
+from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, serving
+
+BROWSER = browser_program()
 EVALUATE = "src/reprogpt/training/samples.py"
 
 
@@ -53,6 +57,32 @@ def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace):
         assert {"final_val_loss", "val_accuracy"} <= set(run.data.metrics)
         assert {"checkpoint/model.safetensors", "plots/losses.png", "samples/samples.txt"} <= queued.artifacts(run)
         assert Path(run.info.artifact_uri.removeprefix("file://")).parent.parent == queued.path / "mlruns"
+
+
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: Workspace):
+    """As the README says to: what is compared here is what `mlflow ui` draws, point for point."""
+    names = ["slower", "faster"]
+    ids = {run.info.run_name: run.info.run_id for run in queued.runs()}
+    assert BROWSER is not None
+    with serving(queued.path, queued.env) as address, browsing(BROWSER, {"width": 1100, "height": 800}) as page:
+        mlflow = MlflowPage(page, address)
+        mlflow.open_experiment()
+        assert sorted(mlflow.run_names(2)) == sorted(names)
+        mlflow.tick(*names)
+        mlflow.compare()
+        compared = mlflow.compared_runs()
+        assert sorted(compared) == sorted(names)
+        assert mlflow.differing_parameters() == {
+            "peak_lr": [{"slower": "0.002", "faster": "0.003"}[name] for name in compared]
+        }
+        for metric in ("lr", "max_grad", "loss"):
+            histories = {name: queued.client().get_metric_history(ids[name], metric) for name in names}
+            points = {name: sorted((point.step, point.value) for point in histories[name]) for name in names}
+            assert all(len(of_run) == STEPS for of_run in points.values())
+            mlflow.open_metric(metric)
+            assert mlflow.charts([metric], names) == {metric: points}
+            mlflow.back_to_comparison()
 
 
 def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace):

@@ -12,10 +12,13 @@ repro: .venv/installed  ## set up, check params.yaml, run the pipeline
 	python -m reprogpt check
 	dvc repro
 
+# MLflow's processes for jobs that judge traces are not needed here, and starting them is most of its start.
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 ui: .venv/installed  ## MLflow on the store that the stages write to
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "The runs are on the tracking server: open MLFLOW_TRACKING_URI in a browser";; \
 	*) echo "MLflow: http://127.0.0.1:$${PORT:-5000}   (another port: make ui PORT=5001)"; \
+	echo "There: Model training, at the top left, then the experiment reprogpt"; \
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000};; \
 	esac
 

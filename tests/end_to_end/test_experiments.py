@@ -109,3 +109,15 @@ def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace):
     runs = {run.info.run_name: run.data.tags["weights.sha256"] for run in queued.runs()}
     assert runs["slower"] == runs["in-a-copy"] == runs["in-place"]
     assert runs["slower"] != runs["faster"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspace):
+    """The command itself refuses charts with other lines than theirs."""
+    output = queued.succeed("python", "-m", "tests.browser.screenshots", "slower", "faster")
+    pictures = [queued.path / "docs/images" / f"mlflow-{name}.png" for name in ("runs", "differences", "charts")]
+    for picture in pictures:
+        assert picture.relative_to(queued.path).as_posix() in output
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+    queued.succeed("git", "clean", "-qfd", "docs/images")

@@ -77,11 +77,12 @@ def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: W
             "peak_lr": [{"slower": "0.002", "faster": "0.003"}[name] for name in compared]
         }
         for metric in ("lr", "max_grad", "loss"):
-            histories = {name: queued.client().get_metric_history(ids[name], metric) for name in names}
-            points = {name: sorted((point.step, point.value) for point in histories[name]) for name in names}
-            assert all(len(of_run) == STEPS for of_run in points.values())
             mlflow.open_metric(metric)
-            assert mlflow.charts([metric], names) == {metric: points}
+            drawn = mlflow.charts([metric], names)
+            assert {name: len(points) for name, points in drawn[metric].items()} == dict.fromkeys(names, STEPS)
+            for name in names:
+                stored = queued.client().get_metric_history(ids[name], metric)
+                assert drawn[metric][name] == sorted((point.step, point.value) for point in stored)
             mlflow.back_to_comparison()
 
 

@@ -1,5 +1,7 @@
 """A training's MLflow run and display, from before the first step to after the last, over all its starts."""
 
+import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
+import numpy as np
+
+from reprogpt.files import file_digest, read_json, write_bytes_atomic, write_text_atomic
 from reprogpt.params import PARAMS_FILE, load_params
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.pipeline import dvc_md5, is_up_to_date, out_paths, stage_definition
 from reprogpt.record.courier import carried
+from reprogpt.record.machine import Machine
 from reprogpt.record.outbox import Box, open_box
 from reprogpt.record.progress import Progress
 from reprogpt.record.provenance import corpus_facts, experiment_facts, git_facts, git_patch, read_source
@@ -21,7 +26,8 @@ from reprogpt.record.store import store_name
 STEP_METRICS = ("loss", "lr", "max_grad", "max_grad_clipped", "grad_norm", "train_loss", "val_loss")
 TEXT = Path("data/corpus/raw.txt")
 TOKENS = {"training": Path("data/tokens/train.npy"), "validation": Path("data/tokens/val.npy")}
-MODEL = Path("data/model")
+MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
+PLAN = ("total_steps", "steps_per_epoch", "warmup_steps")
 PATCH = "uncommitted.patch"
 
 
@@ -52,11 +58,12 @@ class TrainingFollower:
     decode: token ids -> text, for samples.
     """
 
-    def __init__(self, box: Box, progress: Progress, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, box: Box, progress: Progress, decode: Callable[[list[int]], str], total_steps: int) -> None:
         self._box, self._progress, self._decode = box, progress, decode
         self._recorded = {record["step"] for record in box.records() if record["kind"] == "metrics"}
         self._samples: list[str] = []
         self._last_step = -1
+        self._machine, self._total_steps = Machine(), total_steps
 
     def resume(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take the steps of earlier starts, by history.csv's columns and `sample`, and show where this one begins."""
@@ -67,8 +74,12 @@ class TrainingFollower:
     def step(self, record: Mapping[str, Any]) -> None:
         """Take one step, just done."""
         self._progress.step(record)
-        rate = {"tokens_per_second": self._progress.tokens_per_second} if record["val_loss"] is not None else {}
-        self._record(record, rate)
+        is_evaluated, is_last = record["val_loss"] is not None, record["step"] + 1 == self._total_steps
+        measured = {"tokens_per_second": self._progress.tokens_per_second} if is_evaluated else {}
+        if is_evaluated or is_last:
+            measured |= self._machine.measure()
+        with self._machine.recording():
+            self._record(record, measured)
         if record["sample"]:
             self._progress.say(" ".join(self._samples[-1].split("\n", 1)[1].split()))
 
@@ -81,7 +92,10 @@ class TrainingFollower:
         for path in sorted(MODEL.iterdir()):
             self._box.append_file(path, "checkpoint")
         digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
-        self._box.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
+        weights = MODEL / "model.safetensors"
+        made = {"weights.sha256": file_digest(weights), "num_parameters": str(num_parameters(weights))}
+        self._box.append("tags", values=digests | made | _plan())
+        self._box.append("description")
         # The same bits as before: DVC will skip the later stages, and their results are these already.
         if is_up_to_date("evaluate"):
             record_evaluation(self._box, load_params(EvaluateParams).model_dump(), self._last_step)
@@ -120,7 +134,8 @@ def follow_training(
     name = experiment.get("dvc.experiment", f"repro-{identity.run_key[:8]}")
     box, progress = open_box(identity.training_id), Progress(total_steps)
     if next(box.records(), None) is None:
-        tags = {**git_facts(), **experiment, **corpus_facts(source), **environment, **_digests(), **identity.tags()}
+        tags = {**git_facts(), **experiment, **corpus_facts(source), **environment, **_tokens(), **identity.tags()}
+        tags["total_steps"] = str(total_steps)
         kept = {"kept_for": str(identity.kept_for)} if identity.kept_for else {}
         facts = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
         box.append("training", store=store_name(), **facts, **kept)
@@ -128,16 +143,32 @@ def follow_training(
         box.append("tags", values=experiment)
     _append_origin(box)
     box.append("start", name=name)
+    box.append("description")
     try:
         with carried(box):
-            yield TrainingFollower(box, progress, decode)
+            yield TrainingFollower(box, progress, decode, total_steps)
     finally:
         progress.close()
 
 
-def _digests() -> dict[str, str]:
-    """Tags with the digests of text and tokens, by the names that train's outs get, too."""
-    return {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
+def _tokens() -> dict[str, str]:
+    """Tags with the digests of text and tokens, by the names that train's outs get, too, and the numbers of tokens."""
+    digests = {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
+    numbers = {f"tokens.{part}": str(len(np.load(path, mmap_mode="r"))) for part, path in TOKENS.items()}
+    return digests | numbers
+
+
+def _plan() -> dict[str, str]:
+    """Tags with the numbers of steps that train wrote down."""
+    summary = read_json(SUMMARY, needs=PLAN[0], remedy="`dvc repro -f train` writes it again")
+    return {key: str(summary[key]) for key in PLAN}
+
+
+def num_parameters(weights: Path) -> int:
+    """How many numbers a safetensors file holds, by its header alone."""
+    with weights.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _datasets(source: Mapping[str, Any]) -> list[dict[str, str]]:

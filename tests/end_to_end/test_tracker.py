@@ -188,7 +188,7 @@ def test_the_run_says_what_it_is_and_how_to_get_back_to_it(tracker: Tracker, clo
     commit = clone.succeed("git", "rev-parse", "HEAD").strip()
     assert re.match(r"- \*\*Corpus\*\* `corpus.txt`, sha256 `[0-9a-f]{64}`, [\d,]+ training tokens", note), tokens
     assert "- **Schedule** 36 steps, 7 of them warmup, n_epochs 4, initial_lr 1e-05, peak_lr 0.001, cosine" in note
-    assert "- **Model** 3,246,208 parameters, n_layers 2" in note
+    assert "- **Model** 3,243,776 parameters, n_layers 2" in note
     assert f"- **Result** final_train_loss {run.data.metrics['final_train_loss']:.4g}, " in note
     assert f"- **From** commit `{commit}`\n" in note
     output = tracker.ask(clone, *REPROGPT, "lineage", run.info.run_id, URI=tracker.uri(tracker.password))

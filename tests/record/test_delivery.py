@@ -281,6 +281,8 @@ def test_a_store_of_another_version_says_the_command(client: MlflowClient, monke
 
 @pytest.mark.parametrize("user_info", ["user:secret", "user:secret@with-an-at", "user:secret/with-a-slash"])
 def test_no_password_is_shown_or_written(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, user_info: str) -> None:
+    for variable in ("USERNAME", "PASSWORD"):  # set by the store, which takes them out of the URI
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{variable}", "")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user_info}@127.0.0.1:9")
     box = training_box()
     with pytest.raises(TrackingError) as caught:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
@@ -63,6 +64,7 @@ def open_store() -> tuple[MlflowClient, str]:
     """
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    _set_credentials_apart()
     private_folder().mkdir(exist_ok=True)
     # Two processes that create the tables of one fresh SQLite file crash each other.
     with FileLock(private_folder() / "store.lock"), in_words():
@@ -74,6 +76,18 @@ def open_store() -> tuple[MlflowClient, str]:
                 _experiment(MlflowClient(f"{SQLITE}{temporary}"))
         client = MlflowClient(store_uri())
         return client, _experiment(client)
+
+
+def _set_credentials_apart() -> None:
+    """From http://user:password@host to variables of their own: MLflow prints the URI with the address of a run."""
+    try:
+        uri = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    except ValueError:  # MLflow will say so
+        return
+    if uri.scheme in ("http", "https") and uri.username and uri.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(uri.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(uri.password)
+        os.environ["MLFLOW_TRACKING_URI"] = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl()
 
 
 def _experiment(client: MlflowClient) -> str:

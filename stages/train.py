@@ -34,12 +34,12 @@ def main() -> None:
     ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
     prompt = encoding.encode_ordinary(params.start_context)
     training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics)
-    key, steps = key_of(inputs), training.plan.total_steps
+    key, extent = key_of(inputs), training.extent
     environment = environment_facts(numerics) | training.started_from
     with hold_training(inputs, environment) as held:
         resumable = Resumable(training, held)
         identity = RunIdentity(key, held.training_id, kept_for=held.folder)
-        with follow_training(identity, params.model_dump(), environment, steps, partial(decode, encoding)) as follower:
+        with follow_training(identity, params.model_dump(), environment, extent, partial(decode, encoding)) as follower:
             follower.resume(asdict(record) for record in resumable.records)
             with stop_softly() as stopping:
                 for record in resumable.go_on(stopping):

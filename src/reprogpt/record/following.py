@@ -1,7 +1,5 @@
 """A training's MLflow run and display, from before the first step to after the last, over all its starts."""
 
-import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from reprogpt.files import file_digest, read_json, write_bytes_atomic, write_text_atomic
+from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.params import PARAMS_FILE, load_params
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.pipeline import dvc_md5, is_up_to_date, out_paths, stage_definition
@@ -26,8 +24,7 @@ from reprogpt.record.store import store_name
 STEP_METRICS = ("loss", "lr", "max_grad", "max_grad_clipped", "grad_norm", "train_loss", "val_loss")
 TEXT = Path("data/corpus/raw.txt")
 TOKENS = {"training": Path("data/tokens/train.npy"), "validation": Path("data/tokens/val.npy")}
-MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
-PLAN = ("total_steps", "steps_per_epoch", "warmup_steps")
+MODEL = Path("data/model")
 PATCH = "uncommitted.patch"
 
 
@@ -92,10 +89,7 @@ class TrainingFollower:
         for path in sorted(MODEL.iterdir()):
             self._box.append_file(path, "checkpoint")
         digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
-        weights = MODEL / "model.safetensors"
-        made = {"weights.sha256": file_digest(weights), "num_parameters": str(num_parameters(weights))}
-        self._box.append("tags", values=digests | made | _plan())
-        self._box.append("description")
+        self._box.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
         # The same bits as before: DVC will skip the later stages, and their results are these already.
         if is_up_to_date("evaluate"):
             record_evaluation(self._box, load_params(EvaluateParams).model_dump(), self._last_step)
@@ -121,21 +115,22 @@ def follow_training(
     identity: RunIdentity,
     params: Mapping[str, Any],
     environment: Mapping[str, str],
-    total_steps: int,
+    extent: Mapping[str, int],
     decode: Callable[[list[int]], str],
 ) -> Iterator[TrainingFollower]:
     """Make or take up the training's MLflow run and a progress display; the run ends as the block does.
 
-    params: train's. environment: provenance.environment_facts. decode: token ids -> text, for samples.
+    params: train's. environment: provenance.environment_facts. extent: total_steps, and whatever else of the training's
+    size a reader would like to know. decode: token ids -> text, for samples.
     """
     source, experiment = read_source(), experiment_facts()
     if "path" in source:
         warn_of_fallback(source["path"])
     name = experiment.get("dvc.experiment", f"repro-{identity.run_key[:8]}")
-    box, progress = open_box(identity.training_id), Progress(total_steps)
+    box, progress = open_box(identity.training_id), Progress(extent["total_steps"])
     if next(box.records(), None) is None:
         tags = {**git_facts(), **experiment, **corpus_facts(source), **environment, **_tokens(), **identity.tags()}
-        tags["total_steps"] = str(total_steps)
+        tags |= {key: str(value) for key, value in extent.items()}
         kept = {"kept_for": str(identity.kept_for)} if identity.kept_for else {}
         facts = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
         box.append("training", store=store_name(), **facts, **kept)
@@ -146,7 +141,7 @@ def follow_training(
     box.append("description")
     try:
         with carried(box):
-            yield TrainingFollower(box, progress, decode, total_steps)
+            yield TrainingFollower(box, progress, decode, extent["total_steps"])
     finally:
         progress.close()
 
@@ -156,19 +151,6 @@ def _tokens() -> dict[str, str]:
     digests = {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
     numbers = {f"tokens.{part}": str(len(np.load(path, mmap_mode="r"))) for part, path in TOKENS.items()}
     return digests | numbers
-
-
-def _plan() -> dict[str, str]:
-    """Tags with the numbers of steps that train wrote down."""
-    summary = read_json(SUMMARY, needs=PLAN[0], remedy="`dvc repro -f train` writes it again")
-    return {key: str(summary[key]) for key in PLAN}
-
-
-def num_parameters(weights: Path) -> int:
-    """How many numbers a safetensors file holds, by its header alone."""
-    with weights.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _datasets(source: Mapping[str, Any]) -> list[dict[str, str]]:

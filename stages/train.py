@@ -41,12 +41,12 @@ def train(params: TrainParams, group: Group) -> None:
     training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics, group=group)
     if not group.is_first:
         return train_along(training, launcher())
-    key, steps = key_of(inputs), training.plan.total_steps
+    key, extent = key_of(inputs), training.extent
     environment = environment_facts(numerics) | group.facts() | training.started_from
     with hold_training(inputs, environment) as held:
         resumable = Resumable(training, held)
         identity = RunIdentity(key, held.training_id, kept_for=held.folder)
-        with follow_training(identity, params.model_dump(), environment, steps, partial(decode, encoding)) as follower:
+        with follow_training(identity, params.model_dump(), environment, extent, partial(decode, encoding)) as follower:
             follower.resume(asdict(record) for record in resumable.records)
             with stop_softly(launcher()) as stopping:
                 for record in resumable.go_on(stopping):

@@ -7,6 +7,7 @@ from reprogpt.commands.choosing import find_run, parent_of, unknown
 from reprogpt.commands.findings import Findings, add_run, add_state, lock_key
 from reprogpt.commands.states import Revision, State, Workspace, commit_named, commits_with_key, experiments
 from reprogpt.errors import PipelineError
+from reprogpt.record.description import way_to_experiment, way_to_repeat
 from reprogpt.record.runs import RecordedRun
 from reprogpt.record.store import recorded_runs
 
@@ -75,7 +76,7 @@ def way_back(subject: Subject, *, broken: bool) -> list[str]:
         state = _revision_holding(run)
     if isinstance(state, Revision):
         name = state.experiment
-        return [f"dvc exp apply {name}", "dvc repro"] if name else [f"git checkout {state.commit}", "dvc checkout"]
+        return way_to_experiment(name) if name else [f"git checkout {state.commit}", "dvc checkout"]
     return _way_to_repeat(run) if run else []
 
 
@@ -83,8 +84,7 @@ def _way_to_repeat(run: RecordedRun) -> list[str]:
     commit = run.tags.get("commit", "")
     if not commit_named(commit):
         return [f"impossible here: this repository lacks the run's commit {commit or '(none is on record)'}"]
-    download = f"mlflow artifacts download -r {run.id} -a params.yaml -d ."
-    return [f"git checkout {commit}", download, "dvc repro  # trains again, unless DVC's cache has the result"]
+    return way_to_repeat(run)
 
 
 def _holder(run: RecordedRun) -> State | None:

@@ -1,6 +1,6 @@
 """A training made ready: data in rows, plan, model, optimizer, and the order of random draws."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -58,6 +58,11 @@ class Training:
     group: Group
     started_from: dict[str, str] = field(default_factory=dict)
     step: int = 0  # the next one
+
+    @property
+    def extent(self) -> dict[str, int]:
+        """The plan's numbers of steps by their names, and num_parameters."""
+        return asdict(self.plan) | {"num_parameters": sum(tensor.numel() for tensor in self.model.parameters())}
 
 
 def prepare_training(

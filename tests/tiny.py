@@ -48,6 +48,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "eval_iter": 1,
     "sample_freq": 1,
     "save_seconds": 0.0,
+    "activation_checkpointing": False,
     "compile": False,
     "random_order": "independent",
 }

@@ -48,6 +48,7 @@ lr_decay: cosine
 weight_decay: 0.1
 max_norm: 1.0
 orig_book_version: false
+activation_checkpointing: false
 compile: false
 parallel: ddp
 torchrun_args: ""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from reprogpt.errors import NonFiniteError
 from reprogpt.model.generation import generate
 from reprogpt.training.evaluation import score
-from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.loop import StepRecord, loss_of, train
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Training
 from tests.tiny import CPU, tiny_model, tiny_training, weights_of
@@ -285,3 +285,22 @@ def test_a_batch_in_parts_gives_the_same_gradients(accumulate: int) -> None:
 def test_loss_falls() -> None:
     records = steps(n_epochs=20, drop_rate=0.0, peak_lr=0.01)
     assert records[-1].loss < 0.5 * records[0].loss
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_activations_made_again_have_the_same_masks_and_give_the_same_bits(random_order: str) -> None:
+    changes: dict[str, Any] = {"random_order": random_order, "eval_freq": 3, "accumulate": 2}
+    kept = steps(**changes), trained(**changes)
+    changes["activation_checkpointing"] = True
+    assert (steps(**changes), trained(**changes)) == kept
+
+
+def test_with_checkpointing_a_step_keeps_fewer_activations() -> None:
+    def kept_entries(is_on: bool) -> int:
+        training = tiny_training(activation_checkpointing=is_on, n_layers=4)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
+            loss_of(training, training.train_rows.take(slice(2)))
+        return sum(sizes)
+
+    assert kept_entries(True) < 0.5 * kept_entries(False)

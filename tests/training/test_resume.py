@@ -138,6 +138,7 @@ def test_points_never_take_more_than_their_share_of_the_time(held: Held, monkeyp
     _, resumable = start(held)
     for _ in resumable.go_on(Stopping()):
         now[0] += 1
+        resumable._sealed()  # the disk, which keeps its own time, holds nothing up here
     assert saved == pytest.approx([1.09, 6.18, 10.27])  # after steps 0 and 5, and the last one at the end
 
 

@@ -41,6 +41,7 @@ class TrainParams(SharedParams):
     eval_iter: int = Field(ge=1)
     sample_freq: int = Field(ge=0)
     save_seconds: float = Field(ge=0)
+    activation_checkpointing: bool
     compile: bool
     parallel: Literal["ddp", "fsdp"]
     torchrun_args: str = Field(description="arguments of torchrun, or empty")

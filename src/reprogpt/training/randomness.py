@@ -7,7 +7,9 @@ stream in the order of the book's program, for holding our numbers against the p
 Both have one interface (RandomOrder); the training loop knows neither.
 """
 
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +38,9 @@ class RandomOrder(Protocol):
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
         """values with a share `rate` of its entries zeroed, the rest scaled by 1 / (1 - rate)."""
+
+    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        """Two contexts: dropout in the second draws what it drew in the first, and leaves no other trace."""
 
     def state(self) -> dict[str, Tensor]:
         """What load_state needs to go on from here in another process."""
@@ -83,6 +88,17 @@ class IndependentOrder:
         mask = torch.from_numpy(kept).view(values.shape).to(values.dtype)
         return values * mask.mul_(65536 / (65536 - threshold))
 
+    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        return nullcontext(), self._rewound(self._stream.state)
+
+    @contextmanager
+    def _rewound(self, then: Any) -> Iterator[None]:
+        now, self._stream.state = self._stream.state, then
+        try:
+            yield
+        finally:  # torch leaves by an exception of its own, once it has all it needs
+            self._stream.state = now
+
     def state(self) -> dict[str, Tensor]:
         return {}
 
@@ -125,6 +141,9 @@ class BookOrder:
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
         return functional.dropout(values, rate)
+
+    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        return nullcontext(), nullcontext()  # torch itself brings its streams back
 
     def state(self) -> dict[str, Tensor]:
         state = {"epoch": torch.tensor(self._epoch), "rows": torch.from_numpy(self._rows), "cpu": torch.get_rng_state()}

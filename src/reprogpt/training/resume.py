@@ -50,6 +50,11 @@ class Resumable:
             _say("starting afresh: the training that was interrupted was another one\n  " + "\n  ".join(other))
         self._saved_step, self._saved_at, self._waited = training.step, time.monotonic(), 0.0
 
+    def until_stopped(self, launcher: psutil.Process | None) -> Iterator[StepRecord]:
+        """go_on, to be stopped by a signal after a step, or where launcher, if there is one, is gone."""
+        with stop_softly(launcher, quiet=not self._training.group.is_first) as stopping:
+            yield from self.go_on(stopping)
+
     def go_on(self, stopping: Stopping) -> Iterator[StepRecord]:
         """Train to the end, yielding a record per step still to be done.
 
@@ -143,9 +148,8 @@ class Resumable:
 
 def train_along(training: Training, launcher: psutil.Process | None) -> None:
     """Do the share of a process that is not the first, to the end of the training."""
-    with stop_softly(launcher, quiet=True) as stopping:
-        for _ in Resumable(training, held=None).go_on(stopping):
-            pass
+    for _ in Resumable(training, held=None).until_stopped(launcher):
+        pass
     training.group.whole(training.model.state_dict())  # for the first, which saves it
 
 

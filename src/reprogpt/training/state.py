@@ -1,10 +1,12 @@
 """A training made ready: data in rows, plan, model, optimizer, and the order of random draws."""
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.corpus.windows import windows
 from reprogpt.errors import DataError, DeviceError
 from reprogpt.model.gpt import GPTConfig, GPTModel
@@ -65,6 +67,13 @@ class Training:
         return asdict(self.plan) | {"num_parameters": sum(tensor.numel() for tensor in self.model.parameters())}
 
 
+def read_training(train: Path, val: Path, *, params: TrainParams, numerics: Numerics, group: Group) -> Training:
+    """prepare_training on the token files of both splits. Raises DataError if one can't be used, too."""
+    prompt = load_encoding(params.encoding).encode_ordinary(params.start_context)
+    ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (train, val))
+    return prepare_training(*ids, prompt=prompt, params=params, numerics=numerics, group=group)
+
+
 def prepare_training(
     train_ids: np.ndarray,
     val_ids: np.ndarray,
@@ -99,7 +108,7 @@ def prepare_training(
     )
     order.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
-    model = GPTModel(config, order.dropout)
+    model = GPTModel(config, order.dropout, order.replay if params.activation_checkpointing else None)
     started_from = _start_from(model, params, group) if params.init_from else {}
     place_model(model, numerics.device, params.parallel, group)
     loss = shared_loss(NextTokenLoss(model, compiled=params.compile), numerics.device, params.parallel, group)

@@ -14,7 +14,7 @@ from tests.training.in_processes import run as train_alone
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_DROPOUT = {"batch_size": 6, "n_epochs": 1, "drop_rate": 0.0, "eval_freq": 5, "eval_iter": 2, "save_seconds": 1e-9}
-DROPOUT = {**NO_DROPOUT, "drop_rate": 0.1, "accumulate": 1}
+DROPOUT = {**NO_DROPOUT, "drop_rate": 0.1, "activation_checkpointing": True}
 NUM_STEPS = 20
 
 
@@ -23,7 +23,7 @@ def trainings(nproc_per_node: int) -> list[dict[str, Any]]:
     return [
         {"name": "ddp", **NO_DROPOUT, **shared},
         {"name": "fsdp", "parallel": "fsdp", **NO_DROPOUT, **shared},
-        {"name": "parts", **NO_DROPOUT, **shared, "batch_size": 12, "accumulate": 2},
+        {"name": "parts", **NO_DROPOUT, **shared, "batch_size": 12, "accumulate": 2, "activation_checkpointing": True},
         *(
             {"name": f"{parallel}-{name}", "parallel": parallel, **DROPOUT, **shared, "stop_after": stop_after}
             for parallel in ("ddp", "fsdp")

@@ -2,12 +2,14 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
+from reprogpt.sampling import LEAST_TEMPERATURE, MOST_SEED, MOST_TEMPERATURE, is_temperature
+
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 1000.0  # but for 0
 RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
 DESCRIPTION = """\
 `dvc repro` trains the model; these commands let it write, and ask where its results come from.
@@ -91,8 +93,21 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
     words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
     parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
-    parser.add_argument("--seed", metavar="S", type=_whole_number(0, 2**63 - 1), help=words)
+    parser.add_argument("--seed", metavar="S", type=_whole_number(0, MOST_SEED), help=words)
     parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
+
+
+def _declare_register(parser: argparse.ArgumentParser) -> None:
+    words = "of the registered model: letters, digits, dots, dashes and underscores; made if it is not there"
+    parser.add_argument("name", metavar="NAME", type=_name, help=words)
+    words = f"its model, not that of the run which made data/model. {RUN}"
+    parser.add_argument("--run", metavar="RUN", help=words)
+
+
+def _name(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, dots, dashes and underscores")
+    return text
 
 
 def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -115,8 +130,7 @@ def _temperature(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    # Beyond these bounds, logits divided by it leave the range of float32.
-    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+    if not is_temperature(value):
         allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
         raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
     return value
@@ -159,6 +173,23 @@ GENERATE = Command(
     reprogpt generate - < prompt.txt | head -n 3
     """,
     _declare_generate,
+)
+REGISTER = Command(
+    "register",
+    "put a trained model into MLflow's registry",
+    """\
+    Make the model of the run that trained data/model, or of another run, the next version of NAME in
+    the registry of the MLflow store, and say how to serve it. Weights are not copied. A model that is
+    a version of NAME already gets no second one.""",
+    """\
+    0 if the model is a version of NAME now, 2 if it can't be: no such run, a run without a model, as
+    one that did not finish training, a store that can't be used
+    """,
+    """\
+    reprogpt register gpt                the workspace's
+    reprogpt register gpt --run corrected
+    """,
+    _declare_register,
 )
 COMPARE = Command(
     "compare",
@@ -227,4 +258,4 @@ SYNC = Command(
     """,
     _no_arguments,
 )
-COMMANDS = (CHECK, GENERATE, COMPARE, LINEAGE, VERIFY, SYNC)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, LINEAGE, VERIFY, SYNC)

@@ -96,9 +96,10 @@ def register_model(run_id: str, name: str) -> RegisteredModel | None:
         if model is None:
             return None
         known = client.search_model_versions(f"name = '{name}'")
-        same = [int(version.version) for version in known if version.model_id == model.model_id]
+        sources = (model.artifact_location, f"models:/{model.model_id}")  # the second by mlflow.register_model
+        same = [int(version.version) for version in known if version.source in sources]
         if same:
-            return RegisteredModel(name, max(same), new=False)
+            return RegisteredModel(name, min(same), new=False)
         try:
             client.create_registered_model(name)
         except MlflowException as error:

@@ -56,6 +56,8 @@ class TextGenerator(PythonModel):
         return pd.DataFrame({"text": [self._continued(prompt, params) for prompt in model_input["prompt"]]})
 
     def _continued(self, prompt: str, params: Mapping[str, Any]) -> str:
+        if not isinstance(prompt, str):  # as in {"prompt": ["a", "b"]}, which MLflow takes for one row
+            raise _refusal(f"prompt is {prompt!r}, not a text; give a table with a row for each prompt")
         ids, vocab_size = self._encoding.encode_ordinary(prompt), self._model.config.vocab_size
         if not ids:
             raise _refusal("prompt is empty; give a text of at least one character")

@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from mlflow.utils.uri import append_to_uri_path
 
 from reprogpt.record.store import in_words, open_store, store_uri
 
@@ -77,7 +78,7 @@ def download_checkpoint(run_id: str, folder: Path) -> Path | None:
     with in_words():
         model = _complete_model(client, run_id)
         if model is not None:
-            uri = f"models:/{model.model_id}/{CHECKPOINT}"
+            uri = append_to_uri_path(model.artifact_location, CHECKPOINT)
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
         if client.list_artifacts(run_id, CHECKPOINT):  # a run from before runs had models
             return Path(client.download_artifacts(run_id, CHECKPOINT, str(folder)))

@@ -10,13 +10,9 @@ from transformers import GPT2LMHeadModel
 from workspace import ROOT, STEPS, Workspace
 
 from reprogpt.model.checkpoint import load_model
+from reprogpt.pipeline import dvc_md5
 
 ARTIFACTS = {
-    "checkpoint/config.json",
-    "checkpoint/merges.txt",
-    "checkpoint/model.safetensors",
-    "checkpoint/tokenizer_config.json",
-    "checkpoint/vocab.json",
     "params.yaml",
     "samples/samples.txt",
     "samples/training.txt",
@@ -39,6 +35,16 @@ def test_one_finished_run_holds_every_step_result_and_artifact(finished: Workspa
         assert [point.step for point in points] == [0, 5, 10, 15], key
     assert set(run.data.metrics) >= FINAL
     assert finished.artifacts(run) == ARTIFACTS
+
+
+def test_the_runs_model_holds_the_only_other_copy_of_the_checkpoint(finished: Workspace):
+    (run,) = finished.runs()
+    checkpoint = finished.model_folder(run) / "checkpoint"
+    made = finished.path / "data/model"
+    assert dvc_md5(checkpoint) == dvc_md5(made)
+    stored = (finished.path / "mlruns").rglob("*")
+    size = (made / "model.safetensors").stat().st_size
+    assert [path for path in stored if path.stat().st_size >= size] == [checkpoint / "model.safetensors"]
 
 
 def test_the_run_has_every_parameter_of_train_and_evaluate(finished: Workspace):
@@ -92,6 +98,7 @@ def test_force_gives_the_same_lock_file_and_a_second_complete_run(finished: Work
     first, second = finished.runs()
     assert first.data.tags["weights.sha256"] == second.data.tags["weights.sha256"]
     assert finished.artifacts(second) == ARTIFACTS
+    assert dvc_md5(finished.model_folder(second) / "checkpoint") == second.data.tags["dvc.data/model.md5"]
     assert set(second.data.metrics) >= FINAL
 
 

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import mlflow.pyfunc
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from workspace import Workspace, make_workspace
 
@@ -23,7 +25,7 @@ class Server:
     """An MLflow server on 127.0.0.1 that a test can kill and start again with what it had stored."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
@@ -34,11 +36,11 @@ class Server:
         """Start it, and wait until it answers."""
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "log").open("ab") as log:
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self._folder
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
             )
         deadline = time.monotonic() + 120
         while True:
@@ -47,7 +49,7 @@ class Server:
                 self.client().search_experiments()
                 return
             except (OSError, MlflowException):
-                assert time.monotonic() < deadline and self._process.poll() is None, (self._folder / "log").read_text()
+                assert time.monotonic() < deadline and self._process.poll() is None, (self.folder / "log").read_text()
                 time.sleep(0.2)
 
     def kill(self) -> None:
@@ -101,17 +103,20 @@ def server(tmp_path_factory: pytest.TempPathFactory, clone: Workspace) -> Server
 
 
 def assert_complete(server: Server, clone: Workspace) -> None:
-    """One finished run with every step once, results, and a checkpoint that is the one on disk."""
+    """One finished run with every step once, results, and one complete model with the checkpoint that is on disk."""
     run, client = server.run(), server.client()
     assert run.info.status == "FINISHED"
     for key in ("loss", "lr", "max_grad"):
         points = client.get_metric_history(run.info.run_id, key)
         assert sorted(point.step for point in points) == list(range(STEPS)), key
     assert {"final_val_loss", "val_accuracy"} <= set(run.data.metrics)
-    kinds = ("checkpoint", "samples", "plots")
+    kinds = ("samples", "plots")
     sizes = {file.path: file.file_size for kind in kinds for file in client.list_artifacts(run.info.run_id, kind)}
-    assert sizes["checkpoint/model.safetensors"] == (clone.path / "data/model/model.safetensors").stat().st_size
     assert {"samples/samples.txt", "samples/training.txt", "plots/losses.png"} <= set(sizes)
+    (model,) = client.search_logged_models([run.info.experiment_id])
+    assert (model.source_run_id, model.status) == (run.info.run_id, LoggedModelStatus.READY)
+    stored = [path for path in server.folder.rglob("*.safetensors") if model.model_id in path.parts]
+    assert [path.read_bytes() for path in stored] == [(clone.path / "data/model/model.safetensors").read_bytes()]
 
 
 def test_a_server_that_never_answers_costs_nothing_and_sync_delivers_later(server: Server, clone: Workspace) -> None:
@@ -130,9 +135,17 @@ def test_a_server_that_never_answers_costs_nothing_and_sync_delivers_later(serve
         generated = clone.run(
             "python", "-m", "reprogpt", "generate", "--temperature", "0", "--run", server.run().info.run_id
         )
+        assert clone.succeed("python", "-m", "reprogpt", "register", "gpt").startswith("gpt version 1: run ")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MLFLOW_TRACKING_URI", server.uri)
+            patch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's own code first
+            served = mlflow.pyfunc.load_model("models:/gpt/1").predict(
+                pd.DataFrame({"prompt": ["Every effort moves you"]}), params={"temperature": 0}
+            )
     assert generated.returncode == 0, generated.stderr
     samples = (clone.path / "data/samples.txt").read_text("utf-8")
     assert samples.startswith(f"greedy\n{generated.stdout}\ntemperature")
+    assert generated.stdout == f"{served['text'][0]}\n"
 
 
 def test_a_server_that_is_killed_in_mid_run_and_restarted_misses_nothing(server: Server, clone: Workspace) -> None:

@@ -92,6 +92,9 @@ def test_a_training_sends_one_complete_model_and_leaves_nothing(client: MlflowCl
     assert file_digest(stored / "checkpoint/model.safetensors") == file_digest(root / "data/model/model.safetensors")
     assert f"model_id: {model.model_id}" in (stored / "MLmodel").read_text()
     assert not list((box.folder / "files").iterdir()) and not (box.folder / "model").exists()
+    (box.folder / "delivered").unlink()  # as if nothing had been noted, though the files are gone from here
+    deliver(box)
+    assert_one_complete_model(client, root)
 
 
 def test_every_record_may_be_delivered_twice(client: MlflowClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.artifacts import download_artifacts
+from mlflow import MlflowClient, artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
@@ -21,7 +20,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from mlflow.utils.uri import append_to_uri_path
 
-from reprogpt.record.store import in_words, open_store, store_uri
+from reprogpt.record.store import download_artifacts, in_words, open_store, store_uri
 
 NAME = "gpt"
 CHECKPOINT = "checkpoint"  # the Hugging Face directory in the model, as in packing.py
@@ -79,10 +78,8 @@ def download_checkpoint(run_id: str, folder: Path) -> Path | None:
         model = _complete_model(client, run_id)
         if model is not None:
             uri = append_to_uri_path(model.artifact_location, CHECKPOINT)
-            return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
-        if client.list_artifacts(run_id, CHECKPOINT):  # a run from before runs had models
-            return Path(client.download_artifacts(run_id, CHECKPOINT, str(folder)))
-    return None
+            return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
+    return download_artifacts(run_id, CHECKPOINT, folder)  # where runs had it before they had models
 
 
 def register_model(run_id: str, name: str) -> RegisteredModel | None:

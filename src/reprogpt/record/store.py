@@ -1,6 +1,6 @@
 """The MLflow store: which one, opening it, reading runs from it, and its failures in a person's words.
 
-Only this file and its neighbours that write, and know of models, import mlflow: see CONTRIBUTING.md.
+Whoever else imports mlflow is named in CONTRIBUTING.md.
 """
 
 import logging
@@ -109,6 +109,18 @@ def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, fl
             points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
             histories[key] = {point.step: point.value for point in points}
     return histories
+
+
+def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
+    """Copy a folder of a run's artifacts into `folder`, wherever the store keeps them; where the copy is.
+
+    None if the run has nothing at that path. Raises TrackingError where the store, or folder, can't be used.
+    """
+    client, _ = open_store()
+    with in_words():
+        if not client.list_artifacts(run_id, path):
+            return None
+        return Path(client.download_artifacts(run_id, path, str(folder)))
 
 
 def _plain(run: Run) -> RecordedRun:

@@ -252,7 +252,8 @@ def test_a_served_model_answers_as_generate_does(finished: Workspace, tmp_path: 
     assert (finished.path / "data/samples.txt").read_text("utf-8").startswith(f"greedy\n{text['text']}\n\ntemperature ")
     for prompt, row in zip(("He laughed", "She wept"), drawn.json()["predictions"], strict=True):
         options = ["--seed", "7", "--top-k", "50", "--length", "12", "--run", run.info.run_id]
-        assert finished.run("python", "-m", "reprogpt", "generate", prompt, *options).stdout == f"{row['text']}\n"
+        generated = finished.run("python", "-m", "reprogpt", "generate", prompt, *options)
+        assert generated.stdout == f"{row['text']}\n", generated.stderr
     assert refused.status_code == 400
     assert "temperature is -1.0, but must be 0 or from 0.001 to 1000" in refused.json()["message"]
 

@@ -77,7 +77,7 @@ def download_checkpoint(run_id: str, folder: Path) -> Path | None:
     with in_words():
         model = _complete_model(client, run_id)
         if model is not None:
-            uri = append_to_uri_path(model.artifact_location, CHECKPOINT)
+            uri = append_to_uri_path(model.artifact_location, CHECKPOINT)  # type: ignore[no-untyped-call]
             return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
     return download_artifacts(run_id, CHECKPOINT, folder)  # where runs had it before they had models
 

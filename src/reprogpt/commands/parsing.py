@@ -1,13 +1,12 @@
 """The words and the grammar of the command line. It imports nothing heavy, so that help comes at once."""
 
 import argparse
-import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
-from reprogpt.sampling import LEAST_TEMPERATURE, MOST_SEED, MOST_TEMPERATURE, is_temperature
+from reprogpt.commands.arguments import model_name, temperature, whole_number
+from reprogpt.sampling import MOST_SEED, MOST_TEMPERATURE
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
@@ -85,55 +84,23 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
     words = "the text to continue; - reads it from standard input; start_context of params.yaml if left out"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=words)
     words = "tokens to add, at least 1 (max_new_tokens of params.yaml)"
-    parser.add_argument("--length", metavar="N", type=_whole_number(1), help=words)
+    parser.add_argument("--length", metavar="N", type=whole_number(1), help=words)
     words = (
         f"0 takes the likeliest token each time; up to {MOST_TEMPERATURE:g}, more varied (temperature of params.yaml)"
     )
-    parser.add_argument("--temperature", metavar="T", type=_temperature, help=words)
+    parser.add_argument("--temperature", metavar="T", type=temperature, help=words)
     words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
-    parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
+    parser.add_argument("--top-k", metavar="K", type=whole_number(1), help=words)
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
-    parser.add_argument("--seed", metavar="S", type=_whole_number(0, MOST_SEED), help=words)
+    parser.add_argument("--seed", metavar="S", type=whole_number(0, MOST_SEED), help=words)
     parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
 
 
 def _declare_register(parser: argparse.ArgumentParser) -> None:
     words = "of the registered model: letters, digits, dots, dashes and underscores; made if it is not there"
-    parser.add_argument("name", metavar="NAME", type=_name, help=words)
+    parser.add_argument("name", metavar="NAME", type=model_name, help=words)
     words = f"its model, not that of the run which made data/model. {RUN}"
     parser.add_argument("--run", metavar="RUN", help=words)
-
-
-def _name(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, dots, dashes and underscores")
-    return text
-
-
-def _whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
-        return value
-
-    return parse
-
-
-def _temperature(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not is_temperature(value):
-        allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
-        raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
-    return value
 
 
 CHECK = Command(

@@ -1,4 +1,4 @@
-"""What may stand on the command line, as argparse's types: each raises ArgumentTypeError with the value and its bound."""
+"""What may stand on the command line, as types of argparse: an ArgumentTypeError says the value and its bound."""
 
 import argparse
 import math

@@ -3,8 +3,9 @@
     python -m tests.kill --kills 100 [--seed 0]
 
 A round is a fresh clone: `dvc repro` is killed (-9) again and again, in one of three ways, and then
-left to finish. Compared: every file under data/, dvc.lock, every MLflow point, parameter and artifact;
-that there is one run; that nothing is left in .reprogpt; that training resumed wherever it could.
+left to finish. Compared: every file under data/, dvc.lock, every MLflow point, parameter, artifact and
+file of the model; that there is one run with one complete model; that nothing is left in .reprogpt; that
+training resumed wherever it could.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from mlflow.entities import Run
 
 sys.path.insert(0, str(Path(__file__).parent / "end_to_end"))
 
@@ -178,9 +180,23 @@ def snapshot(workspace: Workspace) -> dict[str, Any]:
             facts[f"metric {key}"] = sorted((point.step, point.value) for point in points)
         root = Path(run.info.artifact_uri.removeprefix("file://"))
         facts |= {f"artifact {name}": (root / name).read_bytes() for name in workspace.artifacts(run)}
+        facts |= _models(workspace, run)
     for kind in ("resume", "outbox"):
         facts[f"left in {kind}"] = [path.name for path in (workspace.path / ".reprogpt" / kind).glob("*")]
     return facts
+
+
+def _models(workspace: Workspace, run: Run) -> dict[str, Any]:
+    """What the store holds of models: files, those that are no longer in the store's lists included."""
+    models = workspace.client().search_logged_models([run.info.experiment_id])
+    root = workspace.path / "mlruns/models"
+    paths = [path for path in root.rglob("*") if path.is_file() and path.name != "MLmodel"]  # that has ids and times
+    return {
+        "models": [(model.name, model.status, model.source_run_id == run.info.run_id) for model in models],
+        "models of the run": len(run.outputs.model_outputs) if run.outputs else 0,
+        "files of models": sorted(path.relative_to(root).parts[2:] for path in root.rglob("*") if path.is_file()),
+        **{f"model {'/'.join(path.relative_to(root).parts[2:])}": path.read_bytes() for path in paths},
+    }
 
 
 def differences(reference: dict[str, Any], found: dict[str, Any]) -> list[str]:

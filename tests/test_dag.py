@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ruamel.yaml import YAML
 
 from reprogpt.params import Params
 from reprogpt.pipeline import out_paths
+from reprogpt.record.packing import CODE, LIBRARIES
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
@@ -26,6 +28,8 @@ ALLOWED = {
     "corpus": {""},
     "params": {""},
 }
+# MLflow runs it, with a copy of the files that it imports; nothing of ours imports it.
+SERVED = ROOT / "src/reprogpt/record/serving.py"
 SOURCES = sorted([*(ROOT / "src/reprogpt").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
 
 
@@ -53,15 +57,21 @@ def own_files(path: Path) -> set[Path]:
     return found
 
 
-def closure(stage: str) -> set[str]:
-    """Files that decide what a stage writes: its imports, direct or not, observers and empty files aside."""
+def imported_from(*paths: Path, apart_from: set[Path]) -> set[Path]:
+    """These files and those of ours that they import, direct or not."""
     seen: set[Path] = set()
-    waiting = {ROOT / "stages" / f"{stage}.py", ROOT / "stages" / "__init__.py"}
+    waiting = set(paths)
     while waiting:
         path = waiting.pop()
-        if path not in seen and path not in OBSERVERS:
+        if path not in seen and path not in apart_from:
             seen.add(path)
             waiting |= own_files(path)
+    return seen
+
+
+def closure(stage: str) -> set[str]:
+    """Files that decide what a stage writes: its imports, direct or not, observers and empty files aside."""
+    seen = imported_from(ROOT / f"stages/{stage}.py", ROOT / "stages/__init__.py", apart_from=OBSERVERS)
     return {path.relative_to(ROOT).as_posix() for path in seen if path.stat().st_size}
 
 
@@ -147,7 +157,7 @@ def test_imports_follow_the_arrows(path):
     if path.name == "__main__.py":
         return
     reached = {wing(other) for other in own_files(path) if other.name != "__init__.py"} - {here}
-    allowed = ALLOWED.get(here, {"params"})
+    allowed = {"model", "corpus", ""} if path == SERVED else ALLOWED.get(here, {"params"})
     assert reached <= allowed, f"{here or 'the base'} must not import {reached - allowed}"
 
 
@@ -159,10 +169,18 @@ def test_the_plot_stage_draws_its_own_training_alone():
     assert names <= DECIDING | {"__init__.py", "errors.py", "files.py"}
 
 
+def test_a_model_carries_the_code_and_names_the_libraries_that_it_runs_on():
+    package = ROOT / "src/reprogpt"
+    files = imported_from(SERVED, apart_from=set())
+    assert {package / name for name in CODE} == files - {SERVED}
+    modules = {name.split(".")[0] for path in files for name in imported_modules(path)}
+    assert modules - set(sys.stdlib_module_names) - {"reprogpt", "tiktoken_ext"} == set(LIBRARIES)
+
+
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
-        ("mlflow", {"record/store.py", "record/tracking.py"}),
+        ("mlflow", {f"record/{name}.py" for name in ("store", "tracking", "logged_models", "packing", "serving")}),
         ("matplotlib", {"record/drawing.py", "record/figures.py", "record/overlay.py"}),
         ("requests", {"corpus/download.py"}),
         ("pickle", set()),

@@ -48,6 +48,10 @@ def _start(arguments: argparse.Namespace) -> int | None:
 
             options = {key: value for key, value in vars(arguments).items() if key != "command"}
             return generate(**options)
+        case "register":
+            from reprogpt.commands.register import register
+
+            return register(arguments.name, arguments.run)
         case "compare":
             from reprogpt.commands.compare import compare
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mlflow.entities import Run
+from mlflow.models import Model
 
 from reprogpt.__main__ import run
 from reprogpt.commands import generate as command
@@ -24,6 +25,7 @@ from reprogpt.model.checkpoint import load_model, save_model
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import load_params
 from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.record.logged_models import complete_model, send_model_file
 from reprogpt.record.store import open_store
 from reprogpt.training.samples import sample_text
 from tests.tiny import tiny_model
@@ -54,15 +56,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(place: Path) -> dict[str, Run]:
-    """A training with data/other as its checkpoint, an evaluation of it, and a training that was killed."""
+    """A training with data/other in its model, an evaluation of it, a training that was killed, and one from before
+    runs had models, with the checkpoint among its artifacts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         client, experiment = open_store()
         trained = client.create_run(experiment, run_name="trained")
-        client.log_artifacts(trained.info.run_id, str(place / "data/other"), "checkpoint")
+        for path in (place / "data/other").iterdir():
+            send_model_file(client, trained.info.run_id, path, "checkpoint")
+        complete_model(client, trained.info.run_id, Model().to_dict())
+        former = client.create_run(experiment, run_name="former")
+        client.log_artifacts(former.info.run_id, str(place / "data/other"), "checkpoint")
         tags = {"mlflow.parentRunId": trained.info.run_id}
         evaluated = client.create_run(experiment, run_name="evaluated", tags=tags)
-        return {"trained": trained, "evaluated": evaluated, "killed": client.create_run(experiment, run_name="killed")}
+        killed = client.create_run(experiment, run_name="killed")
+        send_model_file(client, killed.info.run_id, place / "data/other/config.json", "checkpoint")
+        return {"trained": trained, "evaluated": evaluated, "killed": killed, "former": former}
 
 
 @pytest.fixture
@@ -199,7 +208,7 @@ def test_no_place_for_the_text_is_exit_code_2(place: Path, target: str, fault: s
     assert (done.returncode, done.stderr) == (2, f"\nerror: standard output {fault}\n")
 
 
-@pytest.mark.parametrize("what", ["trained", "evaluated", "id"])
+@pytest.mark.parametrize("what", ["trained", "evaluated", "id", "former"])
 def test_a_run_lends_its_checkpoint(
     place: Path,
     recorded: dict[str, Run],
@@ -208,18 +217,18 @@ def test_a_run_lends_its_checkpoint(
     tmp_path: Path,
     what: str,
 ):
-    trained = recorded["trained"].info
+    trained = recorded["former" if what == "former" else "trained"].info
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     text, said = generate("A", *SHORT, "--run", trained.run_id[:10] if what == "id" else what)
-    assert said == f"weights of run {trained.run_id}  trained\n"
+    assert said == f"weights of run {trained.run_id}  {trained.run_name}\n"
     assert list(tmp_path.iterdir()) == []
     assert text != generate("A", *SHORT)[0]
     monkeypatch.setattr(command, "MODEL", place / "data/other")
     assert text == generate("A", *SHORT)[0]
 
 
-def test_a_run_without_checkpoint_says_so(recorded: dict[str, Run], generate: Generate):
-    with pytest.raises(PipelineError, match=r"run [0-9a-f]{32} \(killed, RUNNING\) has no checkpoint"):
+def test_a_run_without_a_complete_model_says_so(recorded: dict[str, Run], generate: Generate):
+    with pytest.raises(PipelineError, match=r"run [0-9a-f]{32} \(killed, RUNNING\) has no model"):
         generate("A", "--run", "killed")
     with pytest.raises(PipelineError, match=r"no MLflow run has the id or name unknown[^%]*trained"):
         generate("A", "--run", "unknown")

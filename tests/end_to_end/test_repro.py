@@ -2,21 +2,26 @@
 
 import csv
 import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
 from transformers import GPT2LMHeadModel
 from workspace import ROOT, STEPS, Workspace
 
 from reprogpt.model.checkpoint import load_model
+from reprogpt.pipeline import dvc_md5
 
 ARTIFACTS = {
-    "checkpoint/config.json",
-    "checkpoint/merges.txt",
-    "checkpoint/model.safetensors",
-    "checkpoint/tokenizer_config.json",
-    "checkpoint/vocab.json",
     "params.yaml",
     "samples/samples.txt",
     "samples/training.txt",
@@ -39,6 +44,16 @@ def test_one_finished_run_holds_every_step_result_and_artifact(finished: Workspa
         assert [point.step for point in points] == [0, 5, 10, 15], key
     assert set(run.data.metrics) >= FINAL
     assert finished.artifacts(run) == ARTIFACTS
+
+
+def test_the_runs_model_holds_the_only_other_copy_of_the_checkpoint(finished: Workspace):
+    (run,) = finished.runs()
+    checkpoint = finished.model_folder(run) / "checkpoint"
+    made = finished.path / "data/model"
+    assert dvc_md5(checkpoint) == dvc_md5(made)
+    stored = (finished.path / "mlruns").rglob("*")
+    size = (made / "model.safetensors").stat().st_size
+    assert [path for path in stored if path.stat().st_size >= size] == [checkpoint / "model.safetensors"]
 
 
 def test_the_run_has_every_parameter_of_train_and_evaluate(finished: Workspace):
@@ -92,6 +107,7 @@ def test_force_gives_the_same_lock_file_and_a_second_complete_run(finished: Work
     first, second = finished.runs()
     assert first.data.tags["weights.sha256"] == second.data.tags["weights.sha256"]
     assert finished.artifacts(second) == ARTIFACTS
+    assert dvc_md5(finished.model_folder(second) / "checkpoint") == second.data.tags["dvc.data/model.md5"]
     assert set(second.data.metrics) >= FINAL
 
 
@@ -191,6 +207,55 @@ def test_an_example_of_the_readme_does_what_it_says(as_in_readme: Workspace, lin
 def test_greedy_text_is_the_greedy_sample(finished: Workspace):
     text = finished.run("python", "-m", "reprogpt", "generate", "--temperature", "0").stdout
     assert (finished.path / "data/samples.txt").read_text("utf-8").startswith(f"greedy\n{text}\ntemperature ")
+
+
+@contextmanager
+def served(workspace: Workspace, model: str, folder: Path) -> Iterator[str]:
+    """The address of a real `mlflow models serve` of the model, started in another folder."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = ["mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", str(port)]
+    env = workspace.env | {"MLFLOW_TRACKING_URI": f"sqlite:///{workspace.path / 'mlflow.db'}"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
+    try:
+        while True:
+            try:
+                requests.get(f"{address}/ping", timeout=60).raise_for_status()
+                break
+            except requests.RequestException:
+                assert time.monotonic() < deadline and process.poll() is None, (folder / "log").read_text()
+                time.sleep(0.2)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.slow
+def test_a_served_model_answers_as_generate_does(finished: Workspace, tmp_path: Path):
+    run = [run for run in finished.runs() if "mlflow.parentRunId" not in run.data.tags][-1]
+    id_in_the_store = finished.model_folder(run).parent.name
+    with served(finished, f"models:/{id_in_the_store}", tmp_path) as address:
+
+        def answer(**asked: Any) -> requests.Response:
+            return requests.post(f"{address}/invocations", json=asked, timeout=120)
+
+        greedy = answer(inputs=["Every effort moves you"], params={"temperature": 0})
+        drawn = answer(inputs=["He laughed", "She wept"], params={"seed": 7, "top_k": 50, "max_new_tokens": 12})
+        refused = answer(inputs=["He laughed"], params={"temperature": -1})
+        given = json.loads((finished.model_folder(run) / "serving_input_example.json").read_text("utf-8"))
+        assert answer(**given).status_code == 200
+    (text,) = greedy.json()["predictions"]
+    assert (finished.path / "data/samples.txt").read_text("utf-8").startswith(f"greedy\n{text['text']}\n\ntemperature ")
+    for prompt, row in zip(("He laughed", "She wept"), drawn.json()["predictions"], strict=True):
+        options = ["--seed", "7", "--top-k", "50", "--length", "12", "--run", run.info.run_id]
+        generated = finished.run("python", "-m", "reprogpt", "generate", prompt, *options)
+        assert generated.stdout == f"{row['text']}\n", generated.stderr
+    assert refused.status_code == 400
+    assert "temperature is -1.0, but must be 0 or from 0.001 to 1000" in refused.json()["message"]
 
 
 @pytest.mark.slow

@@ -6,14 +6,17 @@ Behind it is PostgreSQL where that is installed, else SQLite.
 import json
 import re
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import mlflow.pyfunc
+import pandas as pd
 import postgres
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 from workspace import Workspace, make_workspace
 
 from benchmarks.server import TrackingServer
@@ -136,10 +139,14 @@ def assert_complete(tracker: Tracker, run: Run, clone: Workspace) -> None:
     assert (run.data.params["n_epochs"], run.data.params["top_k"]) == ("4", "25")
     digests = {json.loads(item.dataset.source)["uri"]: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert digests == {path: clone.out_digests()[path] for path in ("data/tokens/train.npy", "data/tokens/val.npy")}
-    kinds = ("checkpoint", "samples", "plots")
+    kinds = ("samples", "plots")
     sizes = {file.path: file.file_size for kind in kinds for file in client.list_artifacts(run.info.run_id, kind)}
-    assert sizes["checkpoint/model.safetensors"] == (clone.path / "data/model/model.safetensors").stat().st_size
     assert {"samples/samples.txt", "samples/training.txt", "plots/losses.png"} <= set(sizes)
+    models = client.search_logged_models([run.info.experiment_id])
+    (model,) = (model for model in models if model.source_run_id == run.info.run_id)
+    assert model.status == LoggedModelStatus.READY
+    stored = [path for path in tracker.server.artifacts.rglob("*.safetensors") if model.model_id in path.parts]
+    assert [path.read_bytes() for path in stored] == [(clone.path / "data/model/model.safetensors").read_bytes()]
 
 
 def assert_no_secrets(tracker: Tracker, clone: Workspace) -> None:
@@ -180,6 +187,15 @@ def test_a_server_that_is_away_or_refuses_costs_nothing_and_sync_delivers_later(
     printed = tracker.ask(clone, *REPROGPT, "generate", "--temperature", "0", "--run", run.info.run_id, **token)
     samples = (clone.path / "data/samples.txt").read_text("utf-8")
     assert f"greedy\n{printed.splitlines()[0]}\n" in samples
+    assert tracker.ask(clone, *REPROGPT, "register", "gpt", **token).startswith("gpt version 1: run ")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in right.items():
+            patch.setenv(f"MLFLOW_TRACKING_{name}", value)
+        patch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's own code first
+        served = mlflow.pyfunc.load_model("models:/gpt/1").predict(
+            pd.DataFrame({"prompt": ["Every effort moves you"]}), params={"temperature": 0}
+        )
+    assert printed == f"{served['text'][0]}\n"
 
 
 def test_the_run_says_what_it_is_and_how_to_get_back_to_it(tracker: Tracker, clone: Workspace) -> None:

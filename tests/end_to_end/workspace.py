@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LoggedModelStatus, Run
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +122,13 @@ class Workspace:
         """Paths of the run's artifacts that exist as files now."""
         folder = Path(run.info.artifact_uri.removeprefix("file://"))
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+    def model_folder(self, run: Run) -> Path:
+        """Where the files of the run's model lie: it has one, which is complete."""
+        mine = f"source_run_id = '{run.info.run_id}'"
+        (model,) = self.client().search_logged_models([run.info.experiment_id], mine)
+        assert model.status == LoggedModelStatus.READY
+        return Path(model.artifact_location.removeprefix("file://"))
 
 
 def make_workspace(path: Path, cache: Path, **params: Any) -> Workspace:

@@ -1,11 +1,19 @@
-"""Boxes that a test leaves open are closed: another test, for which warnings are errors, would pay for them."""
+"""A real store for each test; and boxes that a test leaves open are closed.
 
+Another test, for which warnings are errors, would pay for them.
+"""
+
+import shutil
+import sqlite3
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from reprogpt.record.outbox import Box
+from reprogpt.record.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +29,25 @@ def boxes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for file in opened:
         file.close()
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
+    """A store with our experiment and nothing in it: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def client(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A repository's root with a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    client, _ = open_store()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ?", ((tmp_path / "mlruns").as_uri(),))
+    database.close()
+    return client

@@ -17,32 +17,10 @@ from mlflow.entities import Run
 from reprogpt.errors import TrackingError
 from reprogpt.record import courier
 from reprogpt.record.outbox import Box, open_box, waiting_boxes
-from reprogpt.record.store import open_store, store_name
+from reprogpt.record.store import store_name
 from reprogpt.record.tracking import deliver
 
 SAMPLING = {"temperature": 1.0, "top_k": 25}
-
-
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
-    """A store with our experiment and nothing in it: making one takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        open_store()
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def client(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    """A repository's root with a store of its own."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(fresh_store, tmp_path / "mlflow.db")
-    client, _ = open_store()
-    with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        database.execute("UPDATE experiments SET artifact_location = ?", ((tmp_path / "mlruns").as_uri(),))
-    database.close()
-    return client
 
 
 def runs(client: MlflowClient) -> list[Run]:

@@ -19,10 +19,10 @@ from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics import set_up_numerics
 from reprogpt.params import load_params
 from reprogpt.params.evaluate import EvaluateParams
-from reprogpt.record.store import download_artifacts, recorded_runs
+from reprogpt.record.logged_models import download_checkpoint
+from reprogpt.record.store import recorded_runs
 
 MODEL = Path("data/model")
-CHECKPOINT = "checkpoint"  # the folder of a run's artifacts that holds what train made
 STANDARD_INPUT = "-"
 
 
@@ -118,11 +118,11 @@ def _model_of(what: str) -> GPTModel:
     trained = parent_of(found, runs) or found
     print(*filter(None, [f"weights of run {trained.id}  {trained.name}", remark]), sep="\n", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="reprogpt-generate-") as folder:
-        checkpoint = download_artifacts(trained.id, CHECKPOINT, Path(folder))
+        checkpoint = download_checkpoint(trained.id, Path(folder))
         if checkpoint is None:
             raise PipelineError(
-                f"run {trained.id} ({trained.name}, {trained.status}) has no checkpoint: a training sends it at\n"
-                "its end. `reprogpt sync` delivers one that still waits; `reprogpt lineage` names the runs of a result"
+                f"run {trained.id} ({trained.name}, {trained.status}) has no model: a training sends it at its\n"
+                "end. `reprogpt sync` delivers one that still waits; `reprogpt lineage` names the runs of a result"
             )
         return load_model(checkpoint)
 

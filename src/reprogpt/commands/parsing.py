@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
-from reprogpt.commands.numbers import MOST_TEMPERATURE, temperature, whole_number
+from reprogpt.commands.arguments import model_name, temperature, whole_number
+from reprogpt.sampling import MOST_SEED, MOST_TEMPERATURE
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
@@ -97,8 +98,15 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
     words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
     parser.add_argument("--top-k", metavar="K", type=whole_number(1), help=words)
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
-    parser.add_argument("--seed", metavar="S", type=whole_number(0, 2**63 - 1), help=words)
+    parser.add_argument("--seed", metavar="S", type=whole_number(0, MOST_SEED), help=words)
     parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
+
+
+def _declare_register(parser: argparse.ArgumentParser) -> None:
+    words = "of the registered model: letters, digits, dots, dashes and underscores; made if it is not there"
+    parser.add_argument("name", metavar="NAME", type=model_name, help=words)
+    words = f"its model, not that of the run which made data/model. {RUN}"
+    parser.add_argument("--run", metavar="RUN", help=words)
 
 
 CHECK = Command(
@@ -138,6 +146,23 @@ GENERATE = Command(
     reprogpt generate - < prompt.txt | head -n 3
     """,
     _declare_generate,
+)
+REGISTER = Command(
+    "register",
+    "put a trained model into MLflow's registry",
+    """\
+    Make the model of the run that trained data/model, or of another run, the next version of NAME in
+    the registry of the MLflow store, and say how to serve it. Weights are not copied. A model that is
+    a version of NAME already gets no second one.""",
+    """\
+    0 if the model is a version of NAME now, 2 if it can't be: no such run, a run without a model, as
+    one that did not finish training, a store that can't be used
+    """,
+    """\
+    reprogpt register gpt                the workspace's
+    reprogpt register gpt --run corrected
+    """,
+    _declare_register,
 )
 COMPARE = Command(
     "compare",
@@ -224,4 +249,4 @@ SYNC = Command(
     """,
     _no_arguments,
 )
-COMMANDS = (CHECK, GENERATE, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)

@@ -16,6 +16,7 @@ from reprogpt.pipeline import dvc_md5, is_up_to_date, out_paths, stage_definitio
 from reprogpt.record.courier import carried
 from reprogpt.record.machine import Machine
 from reprogpt.record.outbox import Box, open_box
+from reprogpt.record.packing import WEIGHTS, record_model
 from reprogpt.record.progress import Progress
 from reprogpt.record.provenance import corpus_facts, experiment_facts, git_facts, git_patch, read_source
 from reprogpt.record.results import record_evaluation, record_plots
@@ -24,7 +25,6 @@ from reprogpt.record.store import store_name
 STEP_METRICS = ("loss", "lr", "max_grad", "max_grad_clipped", "grad_norm", "train_loss", "val_loss")
 TEXT = Path("data/corpus/raw.txt")
 TOKENS = {"training": Path("data/tokens/train.npy"), "validation": Path("data/tokens/val.npy")}
-MODEL = Path("data/model")
 PATCH = "uncommitted.patch"
 
 
@@ -81,15 +81,14 @@ class TrainingFollower:
             self._progress.say(" ".join(self._samples[-1].split("\n", 1)[1].split()))
 
     def finish(self) -> None:
-        """Record what training made: checkpoint, digests, samples. Its outs must be in place."""
+        """Record what training made: model, digests, samples. Its outs must be in place."""
         if self._samples:
             text = self._box.folder / "training.txt"
             write_text_atomic(text, "\n".join(self._samples))
             self._box.append_file(text, "samples")
-        for path in sorted(MODEL.iterdir()):
-            self._box.append_file(path, "checkpoint")
+        record_model(self._box)
         digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
-        self._box.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
+        self._box.append("tags", values=digests | {"weights.sha256": file_digest(WEIGHTS)})
         # The same bits as before: DVC will skip the later stages, and their results are these already.
         if is_up_to_date("evaluate"):
             record_evaluation(self._box, load_params(EvaluateParams).model_dump(), self._last_step)

@@ -66,8 +66,10 @@ class Box:
             self._unwritten = b""
         return None
 
-    def append_file(self, path: Path, folder: str, **values: Any) -> None:
+    def append_file(self, path: Path, folder: str, *, kind: str = "file", **values: Any) -> None:
         """Add a file as it is now, to become an artifact in `folder` of the run's ("" for their root).
+
+        kind: file, or model file: then it goes to the run's model.
 
         A hard link keeps its bytes, whatever takes its place in the workspace; a copy where there can be none.
         """
@@ -77,7 +79,7 @@ class Box:
             os.link(path, kept)
         except OSError:
             shutil.copyfile(path, kept)
-        self.append("file", kept=f"{kept.parent.name}/{path.name}", folder=folder, **values)
+        self.append(kind, kept=f"{kept.parent.name}/{path.name}", folder=folder, **values)
 
     def records(self) -> Iterator[Record]:
         """All records, delivered or not, from the first."""
@@ -90,7 +92,7 @@ class Box:
         return list(self._read(self._delivered, self._length))
 
     def kept_file(self, record: Record) -> Path:
-        """Where the bytes of a record of kind `file` lie."""
+        """Where the bytes of a record with a file lie."""
         return self.folder / _FILES / str(record["kept"])
 
     def mark_delivered(self, end: int) -> None:
@@ -98,7 +100,7 @@ class Box:
         files = [pending.record for pending in self._read(self._delivered, end)]
         write_text_atomic(self.folder / _DELIVERED, str(end))
         for record in files:
-            if record["kind"] == "file":
+            if "kept" in record:
                 shutil.rmtree(self.kept_file(record).parent, ignore_errors=True)
 
     def release(self) -> None:

@@ -31,7 +31,7 @@ def follow_results(run_key: str, adds: str) -> Iterator[Box]:
 def record_evaluation(box: Box, sampling: Mapping[str, Any], step: int) -> None:
     """Add what evaluate wrote, made with these parameters of its, as of the training's last 0-based step."""
     values = json.loads(EVAL_FILE.read_text(encoding="utf-8"))
-    origin = {"sampling": dict(sampling), "tags": git_facts() | experiment_facts()}
+    origin: dict[str, Any] = {"sampling": dict(sampling), "tags": git_facts() | experiment_facts()}
     box.append("results", values=values, step=step, **origin)
     box.append_file(SAMPLES, "samples", **origin)
     box.append("description", **origin)

@@ -1,6 +1,6 @@
 """The MLflow store: which one, opening it, reading runs from it, and its failures in a person's words.
 
-Only this file and tracking.py, which writes, import mlflow.
+Whoever else imports mlflow is named in CONTRIBUTING.md.
 """
 
 import logging

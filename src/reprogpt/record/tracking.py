@@ -14,6 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from reprogpt.errors import TrackingError
 from reprogpt.record.description import describe_evaluation, describe_training
+from reprogpt.record.logged_models import complete_model, send_model_file
 from reprogpt.record.outbox import Box, Pending, Record
 from reprogpt.record.store import in_words, open_store, plain_run, store_name, without_password
 
@@ -91,6 +92,10 @@ def _apply(client: MlflowClient, run_id: str, box: Box, record: Record) -> None:
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in record["values"].items()])
         case "file":
             _send_file(client, _evaluated(client, run_id, record), box, record)
+        case "model file":
+            send_model_file(client, run_id, box.kept_file(record), record["folder"])
+        case "model":
+            complete_model(client, run_id, record["description"])
         case "results":
             _send_results(client, _evaluated(client, run_id, record), record)
         case "description":

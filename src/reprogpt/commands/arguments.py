@@ -1,14 +1,22 @@
-"""Numbers on the command line, with their bounds. It imports nothing heavy."""
+"""What may stand on the command line, as types of argparse: an ArgumentTypeError says the value and its bound."""
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 0.001, 1000.0  # but for 0
+from reprogpt.sampling import LEAST_TEMPERATURE, MOST_TEMPERATURE, is_temperature
+
+
+def model_name(text: str) -> str:
+    """A name that a models:/ URI can hold."""
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, dots, dashes and underscores")
+    return text
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers from least to most, None being no bound."""
+    """A parser of whole numbers within these bounds."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
@@ -24,13 +32,12 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def temperature(text: str) -> float:
-    """0, or a number from LEAST_TEMPERATURE to MOST_TEMPERATURE."""
+    """0, or a number within the bounds of sampling.py."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    # Beyond these bounds, logits divided by it leave the range of float32.
-    if value != 0 and not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+    if not is_temperature(value):
         allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
         raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
     return value

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.commands.parsing import COMMANDS
+from reprogpt.commands.catalogue import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("mlflow", "torch", "numpy", "pandas", "matplotlib", "pydantic", "ruamel")

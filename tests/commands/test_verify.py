@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from reprogpt.commands import repeating, verify
+from reprogpt.commands.catalogue import STAGES as NAMES
 from reprogpt.commands.differences import ENVIRONMENT, Change
-from reprogpt.commands.parsing import STAGES as NAMES
 from reprogpt.commands.repeating import clone_environment, temporary_clone
 from reprogpt.commands.verdict import (
     DEPENDS_ON,

@@ -1,4 +1,4 @@
-"""The words of the commands, and the arguments that each takes. Nothing heavy is imported, so that help comes at once."""
+"""The words of the commands, and the arguments that each takes; nothing heavy is imported: help comes at once."""
 
 import argparse
 from collections.abc import Callable

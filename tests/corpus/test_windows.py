@@ -11,7 +11,7 @@ def rows(num_tokens: int, *, context_length: int, stride: int) -> tuple[list[lis
     """Rows of the tokens 0, 1, 2, …"""
     inputs, targets = windows(np.arange(num_tokens, dtype=np.uint16), context_length=context_length, stride=stride)
     assert inputs.dtype == targets.dtype == np.int64
-    return inputs.tolist(), targets.tolist()
+    return inputs[:].tolist(), targets[:].tolist()
 
 
 def test_rows_start_every_stride_tokens_and_targets_come_one_later() -> None:

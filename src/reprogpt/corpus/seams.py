@@ -26,7 +26,7 @@ _SEAM = re.compile(
     rf"|(?<=[A-Za-z])(?=[0-9'{_SIGN}])|(?<=[0-9])(?=[A-Za-z'{_SIGN}])|(?<=[{_SIGN}])(?=[A-Za-z0-9])"
     rf"|(?<=[{_IDEOGRAPH}])(?=[{_STOP}])|(?<=[{_STOP}])(?=[{_IDEOGRAPH}])"
 )
-_NEAR = 1000  # characters in which nearly every text has a seam
+_NEAR = 100  # characters in which nearly every text has a seam
 
 
 def cut_at_seams(pieces: Iterable[str], *, size: int, name: str, max_stretch: int = MAX_STRETCH) -> Iterator[str]:
@@ -35,26 +35,27 @@ def cut_at_seams(pieces: Iterable[str], *, size: int, name: str, max_stretch: in
     size: 1 to max_stretch. name: what messages call the text.
     Raises DataError where more than max_stretch characters have no seam among them.
     """
-    held, num_before = "", 0
+    held, begin, num_before = "", 0, 0  # held[:begin] is done with; num_before characters came before held
     for piece in pieces:
-        held += piece
-        while len(held) > size and (cut := _seam(held, size)):
-            _require_short(cut, num_before, max_stretch, name)
-            yield held[:cut]
-            held, num_before = held[cut:], num_before + cut
-        if len(held) > size:  # and no seam is in it
-            _require_short(len(held), num_before, max_stretch, name)
-    if held:
-        yield held
+        held, num_before, begin = held[begin:] + piece, num_before + begin, 0
+        while len(held) - begin > size and (cut := _seam(held, begin, size)):
+            _require_short(cut - begin, num_before + begin, max_stretch, name)
+            yield held[begin:cut]
+            begin = cut
+        if len(held) - begin > size:  # and no seam is in it
+            _require_short(len(held) - begin, num_before + begin, max_stretch, name)
+    if held[begin:]:
+        yield held[begin:]
 
 
-def _seam(text: str, size: int) -> int:
-    """The last seam in the first `size` characters, or else the first one after them; 0 if there is none."""
-    for start in (max(0, size - _NEAR), 0):
-        seams = [match.start() for match in _SEAM.finditer(text, start, size + 1)]
+def _seam(text: str, begin: int, size: int) -> int:
+    """The last seam in the `size` characters after `begin`, or else the first one after them; 0 if there is none."""
+    end = begin + size
+    for start in (max(begin + 1, end - _NEAR), begin + 1):
+        seams = [match.start() for match in _SEAM.finditer(text, start, end + 1)]
         if seams:
             return seams[-1]
-    after = _SEAM.search(text, size)
+    after = _SEAM.search(text, end)
     return after.start() if after else 0
 
 

@@ -8,7 +8,7 @@ from typing import IO
 from reprogpt.errors import DataError
 from reprogpt.files import atomic_path
 
-PIECE_BYTES = 1 << 20  # read at a time
+PIECE_BYTES = 1 << 18  # read at a time
 
 
 def read_pieces(

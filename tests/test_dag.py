@@ -115,6 +115,8 @@ def rerun_by(changed: str) -> list[str]:
         ("src/reprogpt/record/figures.py", ["plot"]),
         ("src/reprogpt/corpus/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
         ("src/reprogpt/corpus/windows.py", ["train", "evaluate", "plot"]),
+        ("src/reprogpt/corpus/tokenizing.py", ["tokenize", "train", "evaluate", "plot"]),
+        ("src/reprogpt/record/bar.py", []),
         ("src/reprogpt/record/tracking.py", []),
     ],
 )
@@ -154,6 +156,7 @@ def test_imports_follow_the_arrows(path):
         ("mlflow", {"record/store.py", "record/tracking.py"}),
         ("matplotlib", {"record/figures.py"}),
         ("requests", {"corpus/download.py"}),
+        ("zstandard", {"corpus/unpacking.py"}),
         ("pickle", set()),
     ],
 )

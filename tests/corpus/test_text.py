@@ -98,3 +98,5 @@ def test_ends_that_do_not_fit_the_text_are_refused(tmp_path: Path, ends: list[in
     (tmp_path / "ends.json").write_text(json.dumps({"ends": ends}))
     with pytest.raises(DataError, match=r"ends\.json does not fit .*text: .* `dvc repro` makes both again"):
         read_ends(tmp_path / "ends.json", "ends", tmp_path / "text")
+    with pytest.raises(DataError, match="none is missing; `dvc repro` makes both again"):
+        read_ends(tmp_path / "ends.json", "ends", tmp_path / "none")

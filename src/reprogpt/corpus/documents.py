@@ -25,11 +25,12 @@ def spans(ends: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int]]:
 def read_ends(path: Path, key: str, text: Path) -> list[int]:
     """The ends of documents in `text` that a JSON file of ours lists under `key`.
 
-    Raises DataError if they are not there or don't fit the text.
+    Raises DataError if they or the text are not there, or don't fit each other.
     """
     remedy = "`dvc repro` makes both again"
+    if not text.is_file():
+        raise DataError(f"{text} is missing; {remedy}")
     ends = read_json(path, needs=key, remedy=remedy)[key]
-    bounds = [0, *ends, text.stat().st_size] if text.exists() else []
-    if any(end <= start for start, end in pairwise(bounds)):
+    if any(end <= start for start, end in pairwise([0, *ends, text.stat().st_size])):
         raise DataError(f"{path} does not fit {text}: its documents' ends are not within its bytes; {remedy}")
     return list(ends)

@@ -41,7 +41,7 @@ CONTENTS = st.one_of(
 )
 
 
-@settings(deadline=None, database=None, derandomize=True, max_examples=100)
+@settings(deadline=None, database=None, derandomize=True, max_examples=60)
 @given(CONTENTS, st.integers(1, 9))
 @example("aé漢🙂".encode() + b"\xff", 2)
 def test_a_file_is_read_in_pieces_as_at_once(
@@ -68,7 +68,7 @@ def test_a_file_is_read_in_pieces_as_at_once(
                 count_characters(path)
 
 
-@settings(deadline=None, database=None, derandomize=True, max_examples=100)
+@settings(deadline=None, database=None, derandomize=True, max_examples=60)
 @given(st.text("a\r\n“é漢🙂", min_size=2, max_size=30).filter(str.strip), st.floats(0.01, 0.99), st.integers(1, 9))
 def test_a_file_is_cut_as_a_text_is(
     tmp_path_factory: pytest.TempPathFactory, text: str, train_ratio: float, piece_bytes: int

@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui screenshots kill bench bench-costs test test-full check lock clean
+.PHONY: repro ui screenshots kill bench bench-costs large test test-full check lock clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed  ## set up, check params.yaml, run the pipeline
@@ -31,6 +31,9 @@ bench: .venv/installed  ## how fast this is, beside the book's own formulation: 
 bench-costs: .venv/installed  ## what resume points and portable numerics cost: 20 minutes
 	python -m benchmarks.saving
 	python -m benchmarks.portable
+
+large: .venv/installed  ## the pipeline on a gigabyte of text: memory, rates, time to the first step; 5 GB of disk
+	python -m benchmarks.large
 
 screenshots: .venv/installed-dev  ## docs/images for the README, with Chromium: make screenshots RUNS="NAME NAME"
 	python -m tests.browser.screenshots $(RUNS)

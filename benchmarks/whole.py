@@ -63,7 +63,7 @@ def train_plainly(params_file: Path) -> None:
     params = read_params(params_file)
     cut = {"context_length": params.context_length, "stride": params.stride}
     rows = {
-        part: [torch.from_numpy(side) for side in windows(np.load(f"data/tokens/{part}.npy"), **cut)]
+        part: [torch.from_numpy(side[:]) for side in windows(np.load(f"data/tokens/{part}.npy"), **cut)]
         for part in ("train", "val")
     }
     torch.manual_seed(params.seed)

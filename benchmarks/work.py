@@ -24,7 +24,7 @@ from reprogpt.training.evaluation import score
 from reprogpt.training.gradients import measure
 from reprogpt.training.loop import descend
 from reprogpt.training.loop import loss_of as our_loss_of
-from reprogpt.training.state import Training, prepare_training
+from reprogpt.training.state import Rows, Training, prepare_training
 
 CONTENDERS = ("book", "fp32", "bf16")
 PHASES = ("forward", "backward", "gradients", "optimiser")
@@ -79,7 +79,7 @@ def _our_step(training: Training, inputs: np.ndarray, targets: np.ndarray) -> di
     clocks = [time.perf_counter()]
     training.order.begin_step(training.step)
     training.optimizer.zero_grad(set_to_none=True)
-    loss = our_loss_of(training, type(training.train_rows)(inputs, targets))
+    loss = our_loss_of(training, Rows(inputs, targets))
     clocks.append(time.perf_counter())
     torch.autograd.backward(loss)
     clocks.append(time.perf_counter())

@@ -7,20 +7,18 @@ from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
 from reprogpt.params import load_params
 from reprogpt.params.fetch import FetchParams
+from reprogpt.record.bar import byte_bar
 
 RAW, SOURCE = Path("data/corpus/raw.txt"), Path("data/corpus/source.json")
+DOCUMENTS = Path("data/corpus/documents.json")
 
 
 def main() -> None:
     params = load_params(FetchParams)
-    source = obtain_corpus(
-        RAW,
-        corpus_url=params.corpus_url,
-        corpus_sha256=params.corpus_sha256,
-        offline_corpus=params.offline_corpus,
-        max_corpus_bytes=params.max_corpus_bytes,
-    )
+    with byte_bar("fetch", None) as advance:
+        source = obtain_corpus(RAW, **params.model_dump(), advance=advance)
     write_json_atomic(SOURCE, source.record())
+    write_json_atomic(DOCUMENTS, {"ends": source.ends})
     print(f"{RAW} ({source.how}): {source.bytes} bytes, {source.characters} characters, sha256 {source.sha256[:12]}")
 
 

@@ -128,6 +128,8 @@ def rerun_by(changed: str) -> list[str]:
         ("src/reprogpt/record/overlay.py", []),
         ("src/reprogpt/corpus/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
         ("src/reprogpt/corpus/windows.py", ["train", "evaluate", "plot"]),
+        ("src/reprogpt/corpus/tokenizing.py", ["tokenize", "train", "evaluate", "plot"]),
+        ("src/reprogpt/record/bar.py", []),
         ("src/reprogpt/record/tracking.py", []),
     ],
 )
@@ -183,6 +185,7 @@ def test_a_model_carries_the_code_and_names_the_libraries_that_it_runs_on():
         ("mlflow", {f"record/{name}.py" for name in ("store", "tracking", "logged_models", "packing", "serving")}),
         ("matplotlib", {"record/drawing.py", "record/figures.py", "record/overlay.py"}),
         ("requests", {"corpus/download.py"}),
+        ("zstandard", {"corpus/unpacking.py"}),
         ("pickle", set()),
     ],
 )

@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from reprogpt.pipeline import dvc_md5, is_up_to_date, locked_stage, out_paths, repository_root, run_key, stage_inputs
+from reprogpt import pipeline
+from reprogpt.pipeline import (
+    dvc_md5,
+    is_up_to_date,
+    known_md5,
+    locked_stage,
+    out_paths,
+    repository_root,
+    run_key,
+    stage_inputs,
+)
 
 # A folder under names whose order by characters differs from their order by folder, one of them not ASCII.
 FOLDER = {"a/b": b"1", "a-b": b"2", "a.b": b"", "a/c/d": b"4", "é": b"5"}
@@ -82,6 +92,23 @@ def test_digests_of_outs_and_metrics_are_dvcs(workspace: Path) -> None:
     paths = out_paths(YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"])
     assert paths == ["out.txt", "folder", "out.json"]
     assert {path: dvc_md5(Path(path)) for path in paths} == recorded("outs")
+
+
+@pytest.mark.parametrize("large_bytes", [1, 10**6])
+def test_a_large_link_into_dvcs_cache_is_known_by_its_name_and_all_else_is_read(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int
+) -> None:
+    monkeypatch.setattr(pipeline, "LARGE_BYTES", large_bytes)
+    cache = workspace / ".dvc/cache/files/md5"
+    for path, md5 in recorded("outs").items():
+        assert known_md5(Path(path)) == md5
+        assert (cache / md5[:2] / md5[2:]).is_file()  # where DVC has it
+    (cache / "ab").mkdir(exist_ok=True)
+    (cache / "ab" / "c123").write_bytes(b"a name that is no digest")
+    os.link(cache / "ab" / "c123", "linked")
+    shutil.copy("linked", "copied")
+    assert known_md5(Path("linked")) == ("abc123" if large_bytes == 1 else dvc_md5(Path("linked")))
+    assert known_md5(Path("copied")) == dvc_md5(Path("copied")) == dvc_md5(Path("linked"))
 
 
 def test_inputs_are_the_stages_own_and_no_others(workspace: Path) -> None:

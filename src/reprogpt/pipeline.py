@@ -15,6 +15,7 @@ from reprogpt.files import file_digest
 from reprogpt.params import DVC_FILE, PARAMS_FILE, read_mapping
 
 LOCK_FILE = Path("dvc.lock")
+LARGE_BYTES = 1 << 24  # reading less takes no time
 
 
 def repository_root() -> Path:
@@ -39,6 +40,28 @@ def dvc_md5(path: Path) -> str:
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
+def known_md5(path: Path) -> str:
+    """dvc_md5, read from the name where a large file is a hard link into DVC's cache, so that its size costs no time.
+
+    DVC takes the name for the digest, too, and makes such files read-only. Elsewhere (copies, reflinks, a cache that
+    was moved) the file is read.
+    """
+    return _name_in_cache(path) or dvc_md5(path)
+
+
+def _name_in_cache(path: Path) -> str | None:
+    status = path.stat()
+    folder = repository_root() / ".dvc/cache/files/md5"
+    if status.st_size < LARGE_BYTES or status.st_nlink < 2 or path.is_dir() or not folder.is_dir():
+        return None
+    for prefix in folder.iterdir():
+        with os.scandir(prefix) as entries:
+            names = [entry.name for entry in entries if entry.inode() == status.st_ino]
+        if names and (prefix / names[0]).samefile(path):
+            return prefix.name + names[0]
+    return None
+
+
 def stage_definition(stage: str) -> dict[str, Any]:
     """The stage's entry in dvc.yaml."""
     definition: dict[str, Any] = read_mapping(DVC_FILE)["stages"][stage]
@@ -57,7 +80,7 @@ def stage_inputs(stage: str) -> dict[str, Any]:
     values = read_mapping(PARAMS_FILE)
     return {
         "cmd": definition["cmd"],
-        "deps": {dep: dvc_md5(Path(dep)) for dep in definition.get("deps", [])},
+        "deps": {dep: known_md5(Path(dep)) for dep in definition.get("deps", [])},
         "params": {key: values.get(key) for key in definition.get("params", [])},
     }
 

@@ -10,7 +10,7 @@ import pytest
 from loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, closed_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SOURCE = Path("data/corpus/source.json")
+SOURCE, DOCUMENTS = Path("data/corpus/source.json"), Path("data/corpus/documents.json")
 DVC_YAML = """\
 stages:
   fetch:
@@ -83,6 +83,7 @@ def test_split_keeps_every_byte_newlines_included() -> None:
     write_params("https://host.invalid/text")
     RAW.parent.mkdir(parents=True)
     RAW.write_bytes(CONTENT)
+    DOCUMENTS.write_text('{"ends": []}')
     assert run("split").returncode == 0
     train, val = (RAW.with_name(name).read_bytes() for name in ("train.txt", "val.txt"))
     assert train + val == CONTENT

@@ -1,8 +1,15 @@
 """Where the text is cut."""
 
-import pytest
+import json
+from pathlib import Path
 
-from reprogpt.corpus.text import split_text
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from reprogpt.corpus import text as module
+from reprogpt.corpus.documents import cut_ends, read_ends
+from reprogpt.corpus.text import count_characters, read_pieces, split_file, split_text
 from reprogpt.errors import DataError
 
 
@@ -23,3 +30,73 @@ def test_empty_part_is_refused_with_both_lengths(text: str, train_ratio: float) 
     message = f"train_ratio={train_ratio} cuts {len(text)} characters into {cut} and {len(text) - cut}"
     with pytest.raises(DataError, match=message):
         split_text(text, train_ratio)
+
+
+CONTENTS = st.one_of(
+    st.binary(max_size=40),
+    st.text(max_size=30).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.tuples(st.text("a\r\n“é漢🙂", max_size=20), st.sampled_from([b"", b"\xff", b"\xe6\xbc", b"\xf0\x9f\x99"])).map(
+        lambda pair: pair[0].encode() + pair[1]
+    ),
+)
+
+
+@settings(deadline=None, database=None, derandomize=True, max_examples=60)
+@given(CONTENTS, st.integers(1, 9))
+@example("aé漢🙂".encode() + b"\xff", 2)
+def test_a_file_is_read_in_pieces_as_at_once(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, piece_bytes: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "pieces.txt"
+    path.write_bytes(content)
+    advanced: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE_BYTES", piece_bytes)
+        try:
+            whole = content.decode()
+        except UnicodeDecodeError as error:
+            message = f"^pieces is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start};"
+            with pytest.raises(DataError, match=message):
+                list(read_pieces(path, name="pieces"))
+            return
+        assert "".join(read_pieces(path, advance=advanced.append)) == whole
+        assert sum(advanced) == len(content)
+        if whole and not whole.isspace():
+            assert count_characters(path) == len(whole)
+        else:
+            with pytest.raises(DataError, match=rf"is empty: {len(content)} bytes"):
+                count_characters(path)
+
+
+@settings(deadline=None, database=None, derandomize=True, max_examples=60)
+@given(st.text("a\r\n“é漢🙂", min_size=2, max_size=30).filter(str.strip), st.floats(0.01, 0.99), st.integers(1, 9))
+def test_a_file_is_cut_as_a_text_is(
+    tmp_path_factory: pytest.TempPathFactory, text: str, train_ratio: float, piece_bytes: int
+) -> None:
+    raw, train, val = (tmp_path_factory.getbasetemp() / f"{name}.txt" for name in ("raw", "train", "val"))
+    raw.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE_BYTES", piece_bytes)
+        if not int(train_ratio * len(text)) > 0:
+            with pytest.raises(DataError, match="neither part may be empty"):
+                split_file(raw, train, val, train_ratio=train_ratio)
+            return
+        cut = split_file(raw, train, val, train_ratio=train_ratio)
+    assert (train.read_bytes().decode(), val.read_bytes().decode()) == split_text(text, train_ratio)
+    assert train.stat().st_size == cut
+
+
+def test_a_cut_in_a_document_gives_each_part_the_ends_within_it() -> None:
+    assert cut_ends([3, 5, 9], 5) == ([3], [4])
+    assert cut_ends([3, 5, 9], 6) == ([3, 5], [3])
+    assert cut_ends([], 5) == ([], [])
+
+
+@pytest.mark.parametrize("ends", [[0], [4], [5], [2, 2], [3, 1]])
+def test_ends_that_do_not_fit_the_text_are_refused(tmp_path: Path, ends: list[int]) -> None:
+    (tmp_path / "text").write_bytes(b"four")
+    (tmp_path / "ends.json").write_text(json.dumps({"ends": ends}))
+    with pytest.raises(DataError, match=r"ends\.json does not fit .*text: .* `dvc repro` makes both again"):
+        read_ends(tmp_path / "ends.json", "ends", tmp_path / "text")
+    with pytest.raises(DataError, match="none is missing; `dvc repro` makes both again"):
+        read_ends(tmp_path / "ends.json", "ends", tmp_path / "none")

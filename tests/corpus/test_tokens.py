@@ -14,6 +14,7 @@ from reprogpt.corpus.tokens import decode, encode, load_encoding, num_bytes, rea
 from reprogpt.errors import DataError
 
 # The digests that tiktoken names the two files by: sha1 of their addresses.
+UINT16 = np.dtype(np.uint16)
 CACHED = {"6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"}
 
 
@@ -106,7 +107,7 @@ def test_decoding_undoes_encoding(encoding: tiktoken.Encoding, text: str) -> Non
 
 
 def test_bytes_are_counted_for_every_occurrence(encoding: tiktoken.Encoding) -> None:
-    assert num_bytes(encoding, np.array([[6109, 3626], [3626, 3626]], np.uint16)) == 5 + 3 * 7  # "Every", " effort"
+    assert num_bytes(encoding, np.array([6109, 3626, 3626, 3626], np.uint16)) == 5 + 3 * 7  # "Every", " effort"
 
 
 def test_an_id_beyond_the_encoding_decodes_to_a_replacement_character(encoding: tiktoken.Encoding) -> None:
@@ -121,7 +122,7 @@ def test_half_a_character_decodes_to_a_replacement_character(encoding: tiktoken.
 
 def test_ids_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
     ids = np.array([40, 367, 50256], np.uint16)
-    write_tokens(tmp_path / "ids.npy", ids)
+    write_tokens(tmp_path / "ids.npy", [ids], dtype=UINT16)
     again = read_tokens(tmp_path / "ids.npy", vocab_size=50257)
     assert again.dtype == np.uint16
     assert again.tolist() == [40, 367, 50256]
@@ -130,7 +131,7 @@ def test_ids_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
 
 def test_a_token_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ids.npy"
-    write_tokens(path, np.arange(3, dtype=np.uint16))
+    write_tokens(path, [np.arange(3, dtype=np.uint16)], dtype=UINT16)
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
@@ -165,7 +166,7 @@ def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
 
 
 def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
-    write_tokens(tmp_path / "ids.npy", np.array([0, 64, 63], np.uint16))
+    write_tokens(tmp_path / "ids.npy", [np.array([0, 64, 63], np.uint16)], dtype=UINT16)
     with pytest.raises(DataError, match="holds token id 64, but vocab_size=64 allows 0 to 63"):
         read_tokens(tmp_path / "ids.npy", vocab_size=64)
     assert len(read_tokens(tmp_path / "ids.npy", vocab_size=65)) == 3

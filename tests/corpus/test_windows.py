@@ -1,8 +1,12 @@
 """A token stream becomes rows."""
 
+from itertools import chain
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from reprogpt.corpus.tokens import load_encoding, num_bytes, read_tokens, write_tokens
 from reprogpt.corpus.windows import windows
 from reprogpt.errors import DataError
 
@@ -11,7 +15,7 @@ def rows(num_tokens: int, *, context_length: int, stride: int) -> tuple[list[lis
     """Rows of the tokens 0, 1, 2, …"""
     inputs, targets = windows(np.arange(num_tokens, dtype=np.uint16), context_length=context_length, stride=stride)
     assert inputs.dtype == targets.dtype == np.int64
-    return inputs.tolist(), targets.tolist()
+    return inputs[:].tolist(), targets[:].tolist()
 
 
 def test_rows_start_every_stride_tokens_and_targets_come_one_later() -> None:
@@ -44,3 +48,33 @@ def test_too_short_a_stream_says_how_many_there_are_and_how_many_it_takes(num_to
 @pytest.mark.parametrize("stride", [1, 2, 3])
 def test_number_of_rows_is_the_documented_one(num_tokens: int, stride: int) -> None:
     assert len(rows(num_tokens, context_length=3, stride=stride)[0]) == -(-(num_tokens - 3) // stride)
+
+
+def resident_bytes(kind: str) -> int:
+    """What this process holds now of RssFile, mapped files, or RssAnon, the rest."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{kind}:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what is resident")
+def test_a_pass_over_a_mapped_file_leaves_none_of_it_in_memory(tmp_path: Path) -> None:
+    num_tokens = 32_000_001
+    parts = (np.arange(1_000_000, dtype=np.uint16) % 50257 for _ in range(32))
+    write_tokens(tmp_path / "ids.npy", chain(parts, [np.zeros(1, np.uint16)]), dtype=np.dtype(np.uint16))
+    before = {kind: resident_bytes(kind) for kind in ("RssFile", "RssAnon")}
+    ids = read_tokens(tmp_path / "ids.npy", vocab_size=50257)
+    inputs, targets = windows(ids, context_length=1000, stride=1000, vocab_size=50257)
+    for start in range(0, len(inputs), 1000):
+        taken = inputs[start : start + 1000], targets[np.arange(start, start + 1000)]
+        assert (taken[0][:, 1:] == taken[1][:, :-1]).all()
+    assert num_bytes(load_encoding("gpt2"), ids) > num_tokens
+    after = {kind: resident_bytes(kind) for kind in before}
+    assert after["RssFile"] - before["RssFile"] < 16_000_000  # of 64 MB
+    assert after["RssAnon"] - before["RssAnon"] < 60_000_000  # rows of 16 MB at a time, of 256 MB
+
+
+def test_an_id_outside_the_vocabulary_is_refused_where_its_row_is_taken() -> None:
+    inputs, targets = windows(np.array([1, 2, 3, 9, 4], np.uint16), context_length=2, stride=1, vocab_size=9)
+    assert inputs[0:1].tolist() == [[1, 2]]
+    with pytest.raises(DataError, match="a row of the tokens holds token id 9, but vocab_size=9 allows 0 to 8"):
+        targets[np.array([0, 1])]

@@ -151,7 +151,7 @@ def test_an_epoch_visits_each_row_at_most_once(random_order: str) -> None:
         seen.extend(ids.tolist())
         return features(ids)
 
-    rows = training.train_rows.inputs.tolist()
+    rows = training.train_rows.inputs[:].tolist()
     training.loss.features = watched
     run(training)
     visited = [rows.index(row) for row in seen]

@@ -1,10 +1,11 @@
 """The bytes behind an http, https or file URL. The only file that imports requests."""
 
 import re
+import shutil
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import responses as status_phrases
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,22 +42,38 @@ def without_user(text: str) -> str:
     return _USER_INFO.sub("", text)
 
 
-def download(url: str, *, max_bytes: int) -> bytes:
-    """The bytes at `url`, as its owner wrote them: a compression of the transfer is undone.
+def download(
+    url: str,
+    to: Path,
+    *,
+    max_bytes: int,
+    name: str | None = None,
+    place: str = "corpus_url",
+    advance: Callable[[int], object] = lambda num_bytes: None,
+) -> None:
+    """Write to `to` the bytes at `url`, as its owner wrote them: a compression of the transfer is undone.
 
     Follows redirects between http and https, but none from https to http. Makes up to ATTEMPTS attempts
     where the server is busy or broken (429, 5xx), the body breaks off, or there is no connection; after a
     time-out only one.
+    name: what messages call the text, with its address. place: where a person would correct the address.
+    advance: told of each number of bytes that came. After an error, `to` may hold a part of the bytes.
     Raises UnreachableError if the host can't be reached. Raises FetchError for any other status than
     200, another redirect, TLS trouble, more than max_bytes, and a file: URL that names no file of
-    this machine. No message shows the user or password in `url`.
+    this machine; OSError if `to` can't be written. No message shows the user or password in `url`.
     """
+    name = name or f"{place}={without_user(url)}"
     if url.lower().startswith(FILE_PREFIX):
-        return _read_file_url(url, max_bytes)
+        copy_file(path_of(url, name), to, name=name, max_bytes=max_bytes)
+        return
     attempt = 1
     while True:  # urllib3's own Retry ends where the body begins, and would obey a Retry-After of hours
         try:
-            return _attempt(url, max_bytes)
+            with to.open("wb") as file:
+                for piece in _attempt(url, name, place, max_bytes):
+                    file.write(piece)
+                    advance(len(piece))
+            return
         except _PassingError as failure:
             if attempt == ATTEMPTS:
                 raise type(failure.error)(f"{failure.error} (gave up after {ATTEMPTS} attempts)") from None
@@ -64,40 +81,50 @@ def download(url: str, *, max_bytes: int) -> bytes:
         attempt += 1
 
 
-def read_file(path: Path, *, name: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file. `name` is what messages call it.
+def copy_file(path: Path, to: Path, *, name: str, max_bytes: int) -> None:
+    """Write to `to` the bytes of a regular file. Raises FetchError as require_file does, OSError if `to` can't be."""
+    require_file(path, name=name, max_bytes=max_bytes)
+    try:
+        source = path.open("rb")
+    except OSError as error:
+        raise _unreadable(path, name, error) from None
+    with source, to.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
 
-    Raises FetchError if it is missing, no regular file, not readable, or larger than max_bytes.
-    """
+
+def require_file(path: Path, *, name: str, max_bytes: int) -> None:
+    """Raise FetchError if `path` is missing, no regular file, or larger than max_bytes. `name`: as messages call it."""
     try:
         if not path.is_file():  # a pipe or a device would never end
             raise FetchError(f"{name}: {path.absolute()} is {'not a file' if path.exists() else 'missing'}")
         num_bytes = path.stat().st_size
-        if num_bytes > max_bytes:
-            raise _too_large(name, f"{num_bytes} bytes", max_bytes)
-        return path.read_bytes()
     except OSError as error:
-        raise FetchError(f"{name}: {path.absolute()} can't be read: {error.strerror or error}") from None
+        raise _unreadable(path, name, error) from None
+    if num_bytes > max_bytes:
+        raise _too_large(name, f"{num_bytes} bytes", max_bytes)
 
 
-def _read_file_url(url: str, max_bytes: int) -> bytes:
-    name = f"corpus_url={without_user(url)}"
+def path_of(url: str, name: str) -> Path:
+    """The file that a file: URL names. Raises FetchError, calling the text `name`, if it names a host."""
     path = url[len(FILE_PREFIX) :]
     if not path.startswith("/"):
         raise FetchError(f"{name} names a host; for a file of this machine write file:///absolute/path")
-    return read_file(Path(url2pathname(path)), name=name, max_bytes=max_bytes)
+    return Path(url2pathname(path))
 
 
-def _attempt(url: str, max_bytes: int) -> bytes:
-    name = f"corpus_url={without_user(url)}"
+def _unreadable(path: Path, name: str, error: OSError) -> FetchError:
+    return FetchError(f"{name}: {path.absolute()} can't be read: {error.strerror or error}")
+
+
+def _attempt(url: str, name: str, place: str, max_bytes: int) -> Iterator[bytes]:
     with _request(url, name) as response:
         status = response.status_code
         answer = f"{name} answered {status} {status_phrases.get(status, '')}".rstrip()
         if status == 429 or status >= 500:
             raise _PassingError(FetchError(f"{answer}; try again later"))
         if status != 200:
-            raise FetchError(f"{answer}; open it in a browser, and put the right address into corpus_url")
-        return _body(response, name, max_bytes)
+            raise FetchError(f"{answer}; open it in a browser, and put the right address into {place}")
+        yield from _body(response, name, max_bytes)
 
 
 def _request(url: str, name: str) -> "requests.Response":
@@ -145,23 +172,27 @@ def _check_redirect(response: "requests.Response", **_: Any) -> None:
         )
 
 
-def _body(response: "requests.Response", name: str, max_bytes: int) -> bytes:
+def _body(response: "requests.Response", name: str, max_bytes: int) -> Iterator[bytes]:
     """The decoded body. The server may lie about its length, or not tell it: the bound holds while reading."""
     on_the_wire = response.raw.length_remaining  # Content-Length, None if unknown
     if on_the_wire is not None and on_the_wire > max_bytes and "Content-Encoding" not in response.headers:
         raise _too_large(name, f"{on_the_wire} bytes", max_bytes)
-    content = bytearray()
-    try:
-        for piece in response.iter_content(PIECE_BYTES):
-            content += piece
-            if len(content) > max_bytes:
-                raise _too_large(name, f"at least {len(content)} bytes", max_bytes)
-    except OSError as error:  # whatever requests raises here; the host did answer, so it is not unreachable
-        expected = "an unknown number of" if on_the_wire is None else on_the_wire
-        reason = without_user(_reason(list(_causes(error))[-1]))
-        got = f"got {response.raw.tell()} of {expected} bytes"
-        raise _PassingError(FetchError(f"{name} broke off: {got} ({reason}); try again later")) from None
-    return bytes(content)
+    num_bytes = 0
+    pieces = response.iter_content(PIECE_BYTES)
+    while True:
+        try:
+            piece = next(pieces, None)
+        except OSError as error:  # whatever requests raises here; the host did answer, so it is not unreachable
+            expected = "an unknown number of" if on_the_wire is None else on_the_wire
+            reason = without_user(_reason(list(_causes(error))[-1]))
+            got = f"got {response.raw.tell()} of {expected} bytes"
+            raise _PassingError(FetchError(f"{name} broke off: {got} ({reason}); try again later")) from None
+        if piece is None:
+            return
+        num_bytes += len(piece)
+        if num_bytes > max_bytes:
+            raise _too_large(name, f"at least {num_bytes} bytes", max_bytes)
+        yield piece
 
 
 def _too_large(name: str, size: str, max_bytes: int) -> FetchError:

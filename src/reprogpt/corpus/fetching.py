@@ -1,18 +1,26 @@
 """Bring the corpus from the nearest place that has it, verified."""
 
-import hashlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reprogpt.corpus.download import download, read_file, without_user
-from reprogpt.corpus.text import decode_text
+from reprogpt.corpus.cache import (
+    WRITABLE_CACHE,
+    cached_file,
+    corpora_folder,
+    digest_of,
+    replaced,
+    warn,
+)
+from reprogpt.corpus.download import copy_file, download, require_file, without_user
+from reprogpt.corpus.manifest import MAX_MANIFEST_BYTES, is_manifest, join_documents, parse_manifest
+from reprogpt.corpus.text import count_characters
 from reprogpt.errors import FetchError, UnreachableError
-from reprogpt.files import cache_folder, file_digest, write_bytes_atomic
+from reprogpt.files import file_digest
 
 FRAME = "=" * 78
+WRITABLE_TEXT = "make room or set its permissions"
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,9 @@ class Source:
 
     url: the address asked for, without user and password; None for the fallback.
     path: the fallback as params.yaml names it, else None.
-    sha256, bytes: of the file, as it came. characters: Unicode code points.
+    sha256: of the file, as it came: a text or a manifest. bytes, characters (Unicode code points): of the text.
+    documents: how many a manifest names, None for a single text.
+    ends: bytes of the text at which one document ends and the next begins.
     how: the way it took this time, for the log only.
     """
 
@@ -30,6 +40,8 @@ class Source:
     sha256: str
     bytes: int
     characters: int
+    documents: int | None = None
+    ends: list[int] = field(default_factory=list)
     how: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -38,74 +50,99 @@ class Source:
     def record(self) -> dict[str, str | int]:
         """What source.json holds: the same, whichever way a text came."""
         origin = {"url": self.url} if self.url is not None else {"path": self.path or ""}
-        return {**origin, "sha256": self.sha256, "bytes": self.bytes, "characters": self.characters}
+        documents = {} if self.documents is None else {"documents": self.documents}
+        return {**origin, "sha256": self.sha256, "bytes": self.bytes, "characters": self.characters, **documents}
 
 
 def obtain_corpus(
-    raw: Path, *, corpus_url: str, corpus_sha256: str, offline_corpus: str, max_corpus_bytes: int
+    raw: Path,
+    *,
+    corpus_url: str,
+    corpus_sha256: str,
+    offline_corpus: str,
+    max_corpus_bytes: int,
+    advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> Source:
     """Bring the corpus to `raw`, from the nearest place that has it, and say what it is.
 
-    The places: `raw` itself, the download cache, corpus_url; where that can't be reached,
-    offline_corpus with a warning. The first two serve only a text pinned by corpus_sha256; ""
-    accepts any text, downloads each time, and warns.
-    The text must be UTF-8, hold more than white space, and have at most max_corpus_bytes bytes,
-    wherever it comes from.
+    corpus_url names a text or a manifest of several, whose texts are joined. The places: `raw` itself (a single
+    text only), the download cache, corpus_url; where that, or a document of a manifest, can't be reached,
+    offline_corpus with a warning. The first two serve only what is pinned by corpus_sha256; "" accepts any text or
+    manifest, downloads it each time, and warns.
+    Each text must be UTF-8 and hold more than white space, and all together have at most max_corpus_bytes bytes,
+    wherever they come from. advance: told of each number of bytes that came. Memory does not grow with the text.
     Raises FetchError or DataError; `raw` is then as it was.
     """
     url = without_user(corpus_url)
     if not corpus_sha256:
-        _warn(
+        warn(
             f'corpus_sha256 is "": any text from {url} is accepted, and is read again when fetch runs\n'
             "(`dvc repro -f fetch`); to pin the text, set corpus_sha256 to its sha256 in source.json"
         )
-    elif _digest(raw) == corpus_sha256:
-        content = read_file(raw, name="the text kept from before", max_bytes=max_corpus_bytes)
-        return _source(content, "kept", url=url)
-    cached = corpora_folder() / corpus_sha256 if corpus_sha256 else None
-    if cached is not None and _is_sound(cached):
-        how, content = "download cache", read_file(cached, name="the download cache", max_bytes=max_corpus_bytes)
-    else:
-        try:
-            how, content = "downloaded", download(corpus_url, max_bytes=max_corpus_bytes)
-        except UnreachableError as error:
-            return _fall_back(raw, offline_corpus, max_corpus_bytes, error)
-    source = _source(content, how, url=url)
-    if corpus_sha256 not in ("", source.sha256):
-        raise _other_text(source, corpus_sha256)
-    if how == "downloaded" and cached is not None:
-        _store(cached, content, "set REPROGPT_CACHE to a folder that can be written to")
-    _store(raw, content, "make room or set its permissions")
+    elif digest_of(raw) == corpus_sha256 and not is_manifest(corpus_url):
+        require_file(raw, name="the text kept from before", max_bytes=max_corpus_bytes)
+        return _text(raw, "kept", url=url)
+    try:
+        with replaced(raw, WRITABLE_TEXT) as temporary:
+            bring = _bring_documents if is_manifest(corpus_url) else _bring_text
+            return bring(temporary, corpus_url, corpus_sha256, max_corpus_bytes, advance)
+    except UnreachableError as error:
+        return _fall_back(raw, offline_corpus, max_corpus_bytes, error)
+
+
+def _bring_text(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> Source:
+    how = _bring(to, corpus_url, wanted, max_bytes, advance)
+    source = _text(to, how, url=without_user(corpus_url))
+    if how == "downloaded" and wanted:
+        _keep(to, wanted)
     return source
 
 
-def corpora_folder() -> Path:
-    """The download cache. Each file is named by the SHA-256 of its bytes, so that a person can put one there."""
-    return cache_folder() / "corpora"
+def _bring_documents(
+    to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]
+) -> Source:
+    how = _bring(to, corpus_url, wanted, MAX_MANIFEST_BYTES, advance)
+    sha256 = file_digest(to)
+    documents = parse_manifest(to.read_bytes(), corpus_url)
+    if how == "downloaded" and wanted:
+        _keep(to, wanted)
+    ends, num_characters = join_documents(documents, to, max_bytes=max_bytes, advance=advance)
+    url, num_bytes = without_user(corpus_url), to.stat().st_size
+    return Source(url, None, sha256, num_bytes, num_characters, len(documents), ends, f"{len(documents)} documents")
 
 
-def _source(content: bytes, how: str, *, url: str | None = None, path: str | None = None) -> Source:
-    text = decode_text(content, str(url or path))
-    return Source(url, path, hashlib.sha256(content).hexdigest(), len(content), len(text), how)
+def _bring(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> str:
+    """Bring a file with the digest `wanted`, "" for any, from the download cache or its URL; say from which."""
+    if wanted and (cached := cached_file(wanted)):
+        copy_file(cached, to, name="the download cache", max_bytes=max_bytes)
+        how = "download cache"
+    else:
+        download(corpus_url, to, max_bytes=max_bytes, advance=advance)
+        how = "downloaded"
+    found = file_digest(to)
+    if wanted not in ("", found):
+        raise _other_text(corpus_url, wanted, found, to.stat().st_size)
+    return how
 
 
-def _other_text(source: Source, wanted: str) -> FetchError:
+def _keep(path: Path, sha256: str) -> None:
+    """Put a copy of a file into the download cache."""
+    with replaced(corpora_folder() / sha256, WRITABLE_CACHE) as temporary:
+        copy_file(path, temporary, name=str(path), max_bytes=path.stat().st_size)
+
+
+def _text(content: Path, how: str, *, url: str | None = None, path: str | None = None) -> Source:
+    num_characters = count_characters(content, name=str(url or path))
+    return Source(url, path, file_digest(content), content.stat().st_size, num_characters, how=how)
+
+
+def _other_text(url: str, wanted: str, found: str, num_bytes: int) -> FetchError:
     return FetchError(
-        f"corpus_url={source.url} is another text than expected\n"
+        f"corpus_url={without_user(url)} is another text than expected\n"
         f"  expected  corpus_sha256={wanted}\n"
-        f"  got       {source.sha256} ({source.bytes} bytes)\n"
+        f"  got       {found} ({num_bytes} bytes)\n"
         "If the new text is wanted, set corpus_sha256 to the second; if not, correct corpus_url. Nothing was kept"
     )
-
-
-def _is_sound(cached: Path) -> bool:
-    """Whether the cache has this file and its bytes have the digest that is its name; a spoilt one is removed."""
-    found = _digest(cached)
-    if found not in (None, cached.name):
-        _warn(f"{cached} is removed from the download cache: its SHA-256 is {found}, not its name")
-        with _file_errors(cached, "remove it"):
-            cached.unlink()
-    return found == cached.name
 
 
 def _fall_back(raw: Path, offline_corpus: str, max_bytes: int, unreachable: UnreachableError) -> Source:
@@ -116,14 +153,14 @@ def _fall_back(raw: Path, offline_corpus: str, max_bytes: int, unreachable: Unre
             f"or put the text into {corpora_folder()}, named by its SHA-256, which is corpus_sha256;\n"
             "or set offline_corpus to a text to use instead"
         ) from None
-    try:
-        content = read_file(Path(offline_corpus), name=f"offline_corpus={offline_corpus}", max_bytes=max_bytes)
-    except FetchError as error:
-        raise FetchError(
-            f"{unreachable};\nnor is there a text to use instead: {error};\nset offline_corpus to one, or go online"
-        ) from None
-    source = _source(content, "fallback", path=offline_corpus)
-    _store(raw, content, "make room or set its permissions")
+    with replaced(raw, WRITABLE_TEXT) as temporary:
+        try:
+            copy_file(Path(offline_corpus), temporary, name=f"offline_corpus={offline_corpus}", max_bytes=max_bytes)
+        except FetchError as error:
+            raise FetchError(
+                f"{unreachable};\nnor is there a text to use instead: {error};\nset offline_corpus to one, or go online"
+            ) from None
+        source = _text(temporary, "fallback", path=offline_corpus)
     print(
         f"\n{FRAME}\nWARNING: ANOTHER TEXT IS USED. The corpus could not be reached.\n"
         f"  {unreachable}\n"
@@ -134,26 +171,3 @@ def _fall_back(raw: Path, offline_corpus: str, max_bytes: int, unreachable: Unre
         file=sys.stderr,
     )
     return source
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a file, None if there is none."""
-    with _file_errors(path, "make it readable, or remove it"):
-        return file_digest(path) if path.is_file() else None
-
-
-def _store(path: Path, content: bytes, remedy: str) -> None:
-    with _file_errors(path, remedy):
-        write_bytes_atomic(path, content)
-
-
-@contextmanager
-def _file_errors(path: Path, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise FetchError(f"{path}: {error.strerror or error}; {remedy}") from None
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)

@@ -1,41 +1,117 @@
-"""The corpus as text: read it, cut it in two."""
+"""The corpus as text: read and check a file of any size, cut it in two. No more than a piece is in memory."""
 
+import codecs
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from reprogpt.errors import DataError
+from reprogpt.files import atomic_path
+
+PIECE_BYTES = 1 << 18  # read at a time
 
 
-def read_text(path: Path) -> str:
-    """A corpus file's text, newlines untouched. Raises DataError if there is none."""
-    try:
-        return decode_text(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"{path} can't be read: {error.strerror or error}; `dvc repro` makes it") from None
+def read_pieces(
+    path: Path,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    name: str | None = None,
+    advance: Callable[[int], object] = lambda num_bytes: None,
+) -> Iterator[str]:
+    """The text of a file's bytes from `start` to `end` (None: to the last), newlines untouched, in pieces.
+
+    name: what messages call the file, its path if None. advance: told of each number of bytes read.
+    Raises DataError where the file can't be read and at the first byte that is not UTF-8, with its offset from start.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    for content in _contents(path, start, end):
+        held = len(decoder.getstate()[0])  # of a character whose end is still to come
+        try:
+            piece = decoder.decode(content, final=not content)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name or path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset "
+                f"{offset - held + error.start}; convert it to UTF-8"
+            ) from None
+        offset += len(content)
+        advance(len(content))
+        if piece:
+            yield piece
 
 
-def split_text(text: str, train_ratio: float) -> tuple[str, str]:
-    """Cut `text` in a part to train on and one to validate on, at character int(train_ratio * n) of n.
+def count_characters(path: Path, start: int = 0, end: int | None = None, *, name: str | None = None) -> int:
+    """How many Unicode code points read_pieces gives. Raises DataError as it does, and if all are white space."""
+    num_characters, is_blank = 0, True
+    for piece in read_pieces(path, start, end, name=name):
+        num_characters += len(piece)
+        is_blank = is_blank and piece.isspace()
+    if is_blank:
+        num_bytes = (path.stat().st_size if end is None else end) - start
+        rest = ", all white space" if num_characters else ""
+        raise DataError(f"{name or path} is empty: {num_bytes} bytes{rest}; a text is needed")
+    return num_characters
+
+
+def cut_position(num_characters: int, train_ratio: float) -> int:
+    """The character at which the part to validate on begins: int(train_ratio * num_characters).
 
     train_ratio: 0 to 1. Raises DataError if a part would be empty.
     """
-    cut = int(train_ratio * len(text))
-    if not 0 < cut < len(text):
+    cut = int(train_ratio * num_characters)
+    if not 0 < cut < num_characters:
         raise DataError(
-            f"train_ratio={train_ratio} cuts {len(text)} characters into {cut} and {len(text) - cut}; "
+            f"train_ratio={train_ratio} cuts {num_characters} characters into {cut} and {num_characters - cut}; "
             "neither part may be empty: change train_ratio, or use a longer text"
         )
+    return cut
+
+
+def split_text(text: str, train_ratio: float) -> tuple[str, str]:
+    """Cut a text in memory as split_file cuts a file."""
+    cut = cut_position(len(text), train_ratio)
     return text[:cut], text[cut:]
 
 
-def decode_text(content: bytes, name: str) -> str:
-    """A file's bytes as text. Raises DataError, calling it `name`, if they are not UTF-8 or only white space."""
+def split_file(raw: Path, train: Path, val: Path, *, train_ratio: float) -> int:
+    """Write a part of `raw` to train on and one to validate on, cut at cut_position; return the cut's byte.
+
+    Every byte of raw is in one of them. Raises DataError if raw is unreadable, blank or not UTF-8, or a part empty.
+    """
+    cut = _byte_of(raw, cut_position(count_characters(raw), train_ratio))
+    for path, start, end in ((train, 0, cut), (val, cut, None)):
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            for content in _contents(raw, start, end):
+                file.write(content)
+    return cut
+
+
+def _byte_of(path: Path, character: int) -> int:
+    """How many bytes the file's first `character` characters take."""
+    num_bytes = 0
+    for piece in read_pieces(path):
+        part = piece[:character]
+        num_bytes += len(part.encode())
+        character -= len(part)
+        if not character:
+            break
+    return num_bytes
+
+
+def _contents(path: Path, start: int, end: int | None) -> Iterator[bytes]:
+    """The file's bytes from start to end, at most PIECE_BYTES at a time, then b""."""
+    with _open(path) as file:
+        file.seek(start)
+        left = None if end is None else end - start
+        while content := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
+            yield content
+            left = None if left is None else left - len(content)
+        yield b""
+
+
+def _open(path: Path) -> IO[bytes]:
     try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{name} is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start}; convert it to UTF-8"
-        ) from None
-    if not text or text.isspace():
-        rest = ", all white space" if text else ""
-        raise DataError(f"{name} is empty: {len(content)} bytes{rest}; a text is needed")
-    return text
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}; `dvc repro` makes it") from None

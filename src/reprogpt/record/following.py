@@ -12,7 +12,7 @@ import numpy as np
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.params import PARAMS_FILE, load_params
 from reprogpt.params.evaluate import EvaluateParams
-from reprogpt.pipeline import dvc_md5, is_up_to_date, out_paths, stage_definition
+from reprogpt.pipeline import dvc_md5, is_up_to_date, known_md5, out_paths, stage_definition
 from reprogpt.record.courier import carried
 from reprogpt.record.machine import Machine
 from reprogpt.record.outbox import Box, open_box
@@ -147,7 +147,7 @@ def follow_training(
 
 def _tokens() -> dict[str, str]:
     """Tags with the digests of text and tokens, by the names that train's outs get, too, and the numbers of tokens."""
-    digests = {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
+    digests = {f"dvc.{path}.md5": known_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
     numbers = {f"tokens.{part}": str(len(np.load(path, mmap_mode="r"))) for part, path in TOKENS.items()}
     return digests | numbers
 
@@ -156,7 +156,7 @@ def _datasets(source: Mapping[str, Any]) -> list[dict[str, str]]:
     """The training's inputs, named after their text, as MLflow's datasets."""
     text = Path(source.get("path") or source.get("url") or "unknown").stem
     return [
-        {"name": f"{text}-{path.stem}", "digest": dvc_md5(path), "path": str(path), "context": context}
+        {"name": f"{text}-{path.stem}", "digest": known_md5(path), "path": str(path), "context": context}
         for context, path in TOKENS.items()
     ]
 

@@ -10,10 +10,12 @@ import torch
 from torch.nn import functional
 
 from reprogpt.corpus.tokens import num_bytes
-from reprogpt.corpus.windows import windows
+from reprogpt.corpus.windows import Windows, windows
 from reprogpt.errors import NonFiniteError
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics import Numerics
+
+IdRows = np.ndarray | Windows
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class Score:
 
 
 @torch.no_grad()
-def score(model: GPTModel, inputs: np.ndarray, targets: np.ndarray, *, batch_size: int, numerics: Numerics) -> Score:
+def score(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: int, numerics: Numerics) -> Score:
     """Score all rows, batch_size at a time, without dropout; the model's mode is as before afterwards.
 
-    inputs, targets: (w, T) int64, w >= 1. The last batch may be short.
+    inputs, targets: (w, T) int64, w >= 1. The last batch may be short. No more than a batch is in memory.
     """
     was_training = model.training
     model.eval()
@@ -79,15 +81,18 @@ def final_results(
     Bits per byte count the bytes of the predicted tokens alone. Raises DataError if a split is shorter
     than a row.
     """
-    length = model.config.context_length
-    rows = {"train": windows(train_ids, context_length=length, stride=length)}
-    rows["val"] = windows(val_ids, context_length=length, stride=length)
+    length, vocab_size = model.config.context_length, model.config.vocab_size
+    rows = {
+        name: windows(ids, context_length=length, stride=length, vocab_size=vocab_size)
+        for name, ids in (("train", train_ids), ("val", val_ids))
+    }
+    predicted = val_ids[1 : 1 + rows["val"][1].size]  # rows that don't overlap leave out nothing between them
     scores = {name: score(model, *pair, batch_size=batch_size, numerics=numerics) for name, pair in rows.items()}
     results = {
         "final_train_loss": scores["train"].loss,
         "final_val_loss": scores["val"].loss,
         "val_perplexity": scores["val"].perplexity,
-        "val_bits_per_byte": scores["val"].bits_per_byte(num_bytes(encoding, rows["val"][1])),
+        "val_bits_per_byte": scores["val"].bits_per_byte(num_bytes(encoding, predicted)),
         "val_accuracy": scores["val"].accuracy,
     }
     require_finite(results, "evaluation of the final weights")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from reprogpt.corpus.tokens import load_encoding, read_tokens
-from reprogpt.corpus.windows import windows
+from reprogpt.corpus.windows import Windows, windows
 from reprogpt.errors import DataError, DeviceError
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.model.importing import read_start
@@ -26,13 +26,25 @@ STEPS_TOGETHER = 16
 
 @dataclass(frozen=True)
 class Rows:
-    """A split cut into rows: inputs and targets, (w, T) int64 each."""
+    """A batch of rows in memory: inputs and targets, (b, T) int64 each."""
 
     inputs: np.ndarray
     targets: np.ndarray
 
     def take(self, rows: np.ndarray | slice) -> "Rows":
         """The rows of these indices."""
+        return Rows(self.inputs[rows], self.targets[rows])
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """A split cut into rows that are made when they are taken: inputs and targets, (w, T) each."""
+
+    inputs: Windows
+    targets: Windows
+
+    def take(self, rows: np.ndarray | slice) -> Rows:
+        """The rows of these indices, in memory. Raises DataError if a token is outside the vocabulary."""
         return Rows(self.inputs[rows], self.targets[rows])
 
 
@@ -49,8 +61,8 @@ class Training:
     params: TrainParams
     numerics: Numerics
     plan: Plan
-    train_rows: Rows
-    val_rows: Rows
+    train_rows: SplitRows
+    val_rows: SplitRows
     prompt: list[int]
     order: RandomOrder
     model: GPTModel
@@ -94,8 +106,8 @@ def prepare_training(
         raise DataError(f"start_context holds token id {max(prompt)}, but vocab_size={params.vocab_size}")
     _require_compilable(params, numerics)
     _require_equal_shares(params, group)
-    train_rows = _rows("training", train_ids, params.context_length, params.stride)
-    val_rows = _rows("validation", val_ids, params.context_length, params.context_length)
+    train_rows = _rows("training", train_ids, params, stride=params.stride)
+    val_rows = _rows("validation", val_ids, params, stride=params.context_length)
     plan = plan_training(
         len(train_rows.inputs),
         batch_size=params.batch_size,
@@ -138,11 +150,12 @@ def _start_from(model: GPTModel, params: TrainParams, group: Group) -> dict[str,
     return {"started_from_sha256": start.sha256} if start else {}
 
 
-def _rows(split: str, ids: np.ndarray, context_length: int, stride: int) -> Rows:
+def _rows(split: str, ids: np.ndarray, params: TrainParams, *, stride: int) -> SplitRows:
     try:
-        return Rows(*windows(ids, context_length=context_length, stride=stride))
+        cut = windows(ids, context_length=params.context_length, stride=stride, vocab_size=params.vocab_size)
     except DataError as error:
         raise DataError(f"{split} text: {error}") from None
+    return SplitRows(*cut)
 
 
 def _require_equal_shares(params: TrainParams, group: Group) -> None:

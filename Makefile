@@ -5,17 +5,20 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui kill bench bench-costs test test-full check lock clean
+.PHONY: repro ui screenshots kill bench bench-costs test test-full check lock clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed  ## set up, check params.yaml, run the pipeline
 	python -m reprogpt check
 	dvc repro
 
+# MLflow's processes for jobs that judge traces are not needed here, and starting them is most of its start.
+ui: export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 ui: .venv/installed  ## MLflow on the store that the stages write to
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "The runs are on the tracking server: open MLFLOW_TRACKING_URI in a browser";; \
 	*) echo "MLflow: http://127.0.0.1:$${PORT:-5000}   (another port: make ui PORT=5001)"; \
+	echo "There: Model training, at the top left, then the experiment reprogpt"; \
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000};; \
 	esac
 
@@ -28,6 +31,9 @@ bench: .venv/installed  ## how fast this is, beside the book's own formulation: 
 bench-costs: .venv/installed  ## what resume points and portable numerics cost: 20 minutes
 	python -m benchmarks.saving
 	python -m benchmarks.portable
+
+screenshots: .venv/installed-dev  ## docs/images for the README, with Chromium: make screenshots RUNS="NAME NAME"
+	python -m tests.browser.screenshots $(RUNS)
 
 test: .venv/installed-dev  ## the tests, about seven minutes on two cores
 	$(PYTEST) -m "not slow"

@@ -6,10 +6,6 @@ have used; a server's own work is not in it.
 """
 
 import os
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,10 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
+from benchmarks.server import TrackingServer
 from reprogpt.record.courier import DELIVER_SECONDS, carried
+from reprogpt.record.machine import Machine
 from reprogpt.record.outbox import Box, open_box
 from reprogpt.record.store import store_name
 from reprogpt.record.tracking import deliver
@@ -63,13 +58,14 @@ def _measure(store: str, step_seconds: float, seconds: float, many: int) -> list
 
 def _pace(box: Box, first: int, step_seconds: float, seconds: float) -> dict[str, float]:
     """Record steps for so long; milliseconds a step, and their shares of it."""
-    num_steps = max(1, round(seconds / step_seconds))
+    num_steps, machine = max(1, round(seconds / step_seconds)), Machine()
     with carried(box):
         time.sleep(1)  # the courier's start, which there is one of in a training
         waited, began = 0.0, time.process_time()
         for step in range(first, first + num_steps):
             started = time.perf_counter()
-            box.append("metrics", step=step, values=_values(step))
+            measured = machine.measure() if step % EVAL_FREQ == 0 else {}
+            box.append("metrics", step=step, values=_values(step) | measured)
             waited += time.perf_counter() - started
             time.sleep(step_seconds)
         time.sleep(DELIVER_SECONDS + 1)  # the last steps are delivered, too, before the clock is read
@@ -92,31 +88,10 @@ def _own_store() -> Iterator[None]:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[None]:
-    """A real MLflow server on 127.0.0.1, on a port of its own, for as long as the block lasts."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    os.environ["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(process, folder / "log")
-        yield
-    finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait_for(process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
+    server = TrackingServer(folder)
+    with server.running():
+        os.environ["MLFLOW_TRACKING_URI"] = server.uri
         try:
-            MlflowClient().search_experiments()
-            return
-        except MlflowException:
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the MLflow server does not answer:\n{log.read_text()}") from None
-            time.sleep(0.5)
+            yield
+        finally:
+            del os.environ["MLFLOW_TRACKING_URI"]

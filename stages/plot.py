@@ -4,7 +4,8 @@ from pathlib import Path
 
 from reprogpt.errors import run_program
 from reprogpt.files import read_json
-from reprogpt.record.figures import draw_all, read_history, save_figure
+from reprogpt.record.drawing import save_figure
+from reprogpt.record.figures import draw_all, read_history
 from reprogpt.record.results import follow_results, record_plots
 
 HISTORY, SUMMARY = Path("data/metrics/history.csv"), Path("data/metrics/train.json")

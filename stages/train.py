@@ -4,9 +4,9 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from reprogpt.corpus.tokens import decode, load_encoding, read_tokens, write_tokenizer
+from reprogpt.corpus.tokens import decode, load_encoding, write_tokenizer
 from reprogpt.errors import run_program
-from reprogpt.files import write_json_atomic, write_text_atomic
+from reprogpt.files import write_json_atomic
 from reprogpt.memory import keep_freed_memory
 from reprogpt.model.checkpoint import save_model
 from reprogpt.numerics import set_up_numerics
@@ -15,11 +15,12 @@ from reprogpt.params.train import TrainParams
 from reprogpt.pipeline import key_of, stage_inputs
 from reprogpt.record.environment import environment_facts
 from reprogpt.record.following import RunIdentity, follow_training
-from reprogpt.stopping import stop_softly
-from reprogpt.training.history import evaluations_csv, history_csv, summary
-from reprogpt.training.resume import Resumable
+from reprogpt.training.group import Group
+from reprogpt.training.history import summary, write_history
+from reprogpt.training.launching import launcher, run_in_processes
+from reprogpt.training.resume import Resumable, train_along
 from reprogpt.training.resume_folder import hold_training, mark_made
-from reprogpt.training.state import prepare_training
+from reprogpt.training.state import read_training
 
 TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
 MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
@@ -27,29 +28,29 @@ HISTORY, EVALUATIONS = Path("data/metrics/history.csv"), Path("data/metrics/eval
 
 
 def main() -> None:
+    run_in_processes(load_params(TrainParams), "stages.train", train)
+
+
+def train(params: TrainParams, group: Group) -> None:
     keep_freed_memory()
-    params, inputs = load_params(TrainParams), stage_inputs("train")
-    numerics = set_up_numerics(**params.arithmetic())
-    encoding = load_encoding(params.encoding)
-    ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (TRAIN, VAL))
-    prompt = encoding.encode_ordinary(params.start_context)
-    training = prepare_training(*ids, prompt=prompt, params=params, numerics=numerics)
-    key, steps = key_of(inputs), training.plan.total_steps
-    environment = environment_facts(numerics) | training.started_from
+    inputs, numerics = stage_inputs("train"), set_up_numerics(**params.arithmetic())
+    training = read_training(TRAIN, VAL, params=params, numerics=numerics, group=group)
+    if not group.is_first:
+        return train_along(training, launcher())
+    key, decoded = key_of(inputs), partial(decode, load_encoding(params.encoding))
+    environment = environment_facts(numerics) | group.facts() | training.started_from
     with hold_training(inputs, environment) as held:
         resumable = Resumable(training, held)
         identity = RunIdentity(key, held.training_id, kept_for=held.folder)
-        with follow_training(identity, params.model_dump(), environment, steps, partial(decode, encoding)) as follower:
+        with follow_training(identity, params.model_dump(), environment, training.extent, decoded) as follower:
             follower.resume(asdict(record) for record in resumable.records)
-            with stop_softly() as stopping:
-                for record in resumable.go_on(stopping):
-                    follower.step(asdict(record))
-            save_model(MODEL, training.model)
+            for record in resumable.until_stopped(launcher()):
+                follower.step(asdict(record))
+            save_model(MODEL, training.model, group.whole(training.model.state_dict()))
             write_tokenizer(MODEL)
-            write_text_atomic(HISTORY, history_csv(resumable.records))
-            write_text_atomic(EVALUATIONS, evaluations_csv(resumable.records))
-            facts = summary(resumable.records, training.plan) | training.started_from
-            write_json_atomic(SUMMARY, {"run_key": key, "max_norm": params.max_norm} | facts)
+            write_history(HISTORY, EVALUATIONS, resumable.records)
+            facts = {"run_key": key, "max_norm": params.max_norm} | summary(resumable.records, training.plan)
+            write_json_atomic(SUMMARY, facts | training.started_from)
             follower.finish()
         mark_made(held)
 

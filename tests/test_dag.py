@@ -16,8 +16,9 @@ from reprogpt.record.packing import CODE, LIBRARIES
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
-# record/ watches and does not decide; only its figures are a stage's out.
-OBSERVERS = {path for path in (ROOT / "src/reprogpt/record").glob("*.py") if path.name != "figures.py"}
+# record/ watches and does not decide; only its figures, and how they look, are a stage's out.
+DECIDING = {"figures.py", "drawing.py"}
+OBSERVERS = {path for path in (ROOT / "src/reprogpt/record").glob("*.py") if path.name not in DECIDING}
 ALLOWED = {
     "stages": {"record", "training", "model", "corpus", "params", ""},
     "commands": {"record", "model", "corpus", "params", ""},
@@ -123,6 +124,8 @@ def rerun_by(changed: str) -> list[str]:
         ("init_from_sha256", ["train", "evaluate", "plot"]),
         ("temperature", ["evaluate"]),
         ("src/reprogpt/record/figures.py", ["plot"]),
+        ("src/reprogpt/record/drawing.py", ["plot"]),
+        ("src/reprogpt/record/overlay.py", []),
         ("src/reprogpt/corpus/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
         ("src/reprogpt/corpus/windows.py", ["train", "evaluate", "plot"]),
         ("src/reprogpt/record/tracking.py", []),
@@ -166,11 +169,19 @@ def test_a_model_carries_the_code_and_names_the_libraries_that_it_runs_on():
     assert modules - set(sys.stdlib_module_names) - {"reprogpt", "tiktoken_ext"} == set(LIBRARIES)
 
 
+def test_the_plot_stage_draws_its_own_training_alone():
+    """The figures come from its deps, not from MLflow, where other experiments are."""
+    data = {dep for dep in STAGES["plot"]["deps"] if dep.startswith("data/")}
+    assert data == {"data/metrics/history.csv", "data/metrics/train.json"}
+    names = {path.name for stage_file in DECIDING for path in own_files(ROOT / "src/reprogpt/record" / stage_file)}
+    assert names <= DECIDING | {"__init__.py", "errors.py", "files.py"}
+
+
 @pytest.mark.parametrize(
     ("library", "homes"),
     [
         ("mlflow", {f"record/{name}.py" for name in ("store", "tracking", "logged_models", "packing", "serving")}),
-        ("matplotlib", {"record/figures.py"}),
+        ("matplotlib", {"record/drawing.py", "record/figures.py", "record/overlay.py"}),
         ("requests", {"corpus/download.py"}),
         ("pickle", set()),
     ],

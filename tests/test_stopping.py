@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from reprogpt.errors import OrphanedError, Terminated
@@ -26,6 +27,14 @@ def test_the_second_ctrl_c_does_not_wait() -> None:
     with pytest.raises(KeyboardInterrupt), stop_softly():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_second_signal_by_way_of_the_launcher_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with stop_softly(psutil.Process().parent(), quiet=True) as stopping:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert isinstance(stopping.reason(), Terminated)
+    assert capsys.readouterr().err == ""
 
 
 def test_afterwards_signals_do_what_they_did() -> None:

@@ -9,6 +9,7 @@ import torch
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.numerics import Numerics
 from reprogpt.params.train import TrainParams
+from reprogpt.training.group import ALONE, Group
 from reprogpt.training.state import Training, prepare_training
 
 # A model this small takes longer on two threads than on one, and far longer on a busy machine.
@@ -24,6 +25,9 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "seed": 123,
     "batch_size": 2,
     "accumulate": 1,
+    "nproc_per_node": 1,
+    "parallel": "ddp",
+    "torchrun_args": "",
     "device": "cpu",
     "precision": "fp32",
     "matmul": "torch",
@@ -44,6 +48,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "eval_iter": 1,
     "sample_freq": 1,
     "save_seconds": 0.0,
+    "activation_checkpointing": False,
     "compile": False,
     "random_order": "independent",
 }
@@ -55,11 +60,12 @@ def tiny_model(seed: int = 0, **changes: Any) -> GPTModel:
     return GPTModel(dataclasses.replace(CONFIG, **changes))
 
 
-def tiny_training(num_rows: int = 11, **changes: Any) -> Training:
+def tiny_training(num_rows: int = 11, group: Group = ALONE, **changes: Any) -> Training:
     """A training of PARAMS with changes on num_rows rows of 8 random tokens; three rows to validate on."""
     ids = np.random.default_rng(0).integers(0, 64, 8 * (num_rows + 3) + 2).astype(np.uint16)
     cut = 8 * num_rows + 1
-    return prepare_training(ids[:cut], ids[cut:], prompt=[1, 2], params=TrainParams(**PARAMS | changes), numerics=CPU)
+    params = TrainParams(**PARAMS | changes)
+    return prepare_training(ids[:cut], ids[cut:], prompt=[1, 2], params=params, numerics=CPU, group=group)
 
 
 def weights_of(model: GPTModel) -> list[bytes]:

@@ -56,6 +56,10 @@ def _start(arguments: argparse.Namespace) -> int | None:
             from reprogpt.commands.compare import compare
 
             return compare(arguments.a, arguments.b)
+        case "overlay":
+            from reprogpt.commands.overlay import overlay
+
+            return overlay([arguments.a, *arguments.b])
         case "lineage":
             from reprogpt.commands.lineage import lineage
 

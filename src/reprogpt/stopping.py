@@ -13,11 +13,14 @@ from reprogpt.errors import OrphanedError, Terminated
 
 
 class Stopping:
-    """Whether this process is to stop, and by which exception."""
+    """Whether this process is to stop, and by which exception.
 
-    def __init__(self) -> None:
+    launcher: the process that started this one to share its work, if one did.
+    """
+
+    def __init__(self, launcher: psutil.Process | None = None) -> None:
         self.signal: int | None = None
-        self._dvc = _dvc_above()
+        self._dvc, self._launcher = _dvc_above(), launcher
 
     def reason(self) -> BaseException | None:
         """What to raise at the next safe moment: KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM,
@@ -25,21 +28,29 @@ class Stopping:
         """
         if self.signal is not None:
             return KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated()
+        if self._launcher and not _lives(self._launcher):
+            return OrphanedError("the launcher of this process is gone; run the same command again to go on")
         if "DVC_STAGE" in os.environ and not (_lives(self._dvc) if self._dvc else _has_parent_of_its_session()):
             return OrphanedError("the dvc that started this stage is gone; run the same command again to go on")
         return None
 
 
 @contextmanager
-def stop_softly() -> Iterator[Stopping]:
-    """Inside, the first Ctrl-C or SIGTERM only sets reason(); a second one ends at once, as outside."""
-    stopping = Stopping()
+def stop_softly(launcher: psutil.Process | None = None, *, quiet: bool = False) -> Iterator[Stopping]:
+    """Inside, the first Ctrl-C or SIGTERM only sets reason(); a second one ends at once, as outside.
+
+    launcher: as in Stopping. It hands on the signal that it got, which this process may have got, too: here a second
+    one changes nothing. quiet: another process says what the signal does.
+    """
+    stopping = Stopping(launcher)
 
     def remember(number: int, frame: FrameType | None) -> None:
         stopping.signal = number
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
-        for known, handler in before.items():
-            signal.signal(known, handler)
+        if not quiet:
+            print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+        if launcher is None:
+            for known, handler in before.items():
+                signal.signal(known, handler)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:

@@ -10,7 +10,7 @@ import pytest
 from reprogpt.commands.parsing import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("mlflow", "torch", "numpy", "pydantic", "ruamel")
+HEAVY = ("mlflow", "torch", "numpy", "pandas", "matplotlib", "pydantic", "ruamel")
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -48,7 +48,16 @@ def test_help_lists_every_command_in_a_line_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["compare"], ["compare", "a"], ["lineage", "a", "b"], ["verify", "--stage", "x"], ["unknown"]]
+    "arguments",
+    [
+        [],
+        ["compare"],
+        ["compare", "a"],
+        ["overlay", "a"],
+        ["lineage", "a", "b"],
+        ["verify", "--stage", "x"],
+        ["unknown"],
+    ],
 )
 def test_wrong_arguments_are_exit_code_2(arguments):
     done = run(*arguments)

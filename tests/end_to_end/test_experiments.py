@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from workspace import STEPS, Workspace, make_workspace
 
+from tests.browser.mlflow_page import MlflowPage
+from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, serving
+
+BROWSER = browser_program()
 EVALUATE = "src/reprogpt/training/samples.py"
 
 
@@ -57,6 +61,33 @@ def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace):
         assert queued.model_folder(run).is_relative_to(queued.path / "mlruns")
 
 
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: Workspace):
+    """As the README says to: what is compared here is what `mlflow ui` draws, point for point."""
+    names = ["slower", "faster"]
+    ids = {run.info.run_name: run.info.run_id for run in queued.runs()}
+    assert BROWSER is not None
+    with serving(queued.path, queued.env) as address, browsing(BROWSER, {"width": 1100, "height": 800}) as page:
+        mlflow = MlflowPage(page, address)
+        mlflow.open_experiment()
+        assert sorted(mlflow.run_names(2)) == sorted(names)
+        mlflow.tick(*names)
+        mlflow.compare()
+        compared = mlflow.compared_runs()
+        assert sorted(compared) == sorted(names)
+        assert mlflow.differing_parameters() == {
+            "peak_lr": [{"slower": "0.002", "faster": "0.003"}[name] for name in compared]
+        }
+        for metric in ("lr", "max_grad", "loss"):
+            mlflow.open_metric(metric)
+            drawn = mlflow.charts([metric], names)
+            assert {name: len(points) for name, points in drawn[metric].items()} == dict.fromkeys(names, STEPS)
+            for name in names:
+                stored = queued.client().get_metric_history(ids[name], metric)
+                assert drawn[metric][name] == sorted((point.step, point.value) for point in stored)
+            mlflow.back_to_comparison()
+
+
 def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace):
     assert drawn_samples(queued, "slower") == 2
     assert drawn_samples(queued, "faster") == 2
@@ -82,3 +113,15 @@ def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace):
     runs = {run.info.run_name: run.data.tags["weights.sha256"] for run in queued.runs()}
     assert runs["slower"] == runs["in-a-copy"] == runs["in-place"]
     assert runs["slower"] != runs["faster"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
+def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspace):
+    """The command itself refuses charts with other lines than theirs."""
+    output = queued.succeed("python", "-m", "tests.browser.screenshots", "slower", "faster")
+    pictures = [queued.path / "docs/images" / f"mlflow-{name}.png" for name in ("runs", "differences", "charts")]
+    for picture in pictures:
+        assert picture.relative_to(queued.path).as_posix() in output
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
+    queued.succeed("git", "clean", "-qfd", "docs/images")

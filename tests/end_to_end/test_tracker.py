@@ -1,82 +1,92 @@
-"""Training while the tracker fails: a real MLflow server that is killed, comes back, or never answers."""
+"""A real MLflow server that asks for a password: one that is not there, refuses, is killed and comes back.
 
-import os
-import signal
-import socket
-import subprocess
+Behind it is PostgreSQL where that is installed, else SQLite.
+"""
+
+import json
+import re
+import secrets
 import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import mlflow.pyfunc
 import pandas as pd
+import postgres
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
-from mlflow.exceptions import MlflowException
 from workspace import Workspace, make_workspace
 
+from benchmarks.server import TrackingServer
+
 STEPS = 36  # of 9 an epoch: four epochs
+REPROGPT = ("python", "-m", "reprogpt")
 
 
-class Server:
-    """An MLflow server on 127.0.0.1 that a test can kill and start again with what it had stored."""
+class Tracker:
+    """The server, its secrets, and what a workspace that uses it has printed.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
+    Passwords are made here: in this file's text they would be in every clone.
+    """
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
-            )
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-                self.client().search_experiments()
-                return
-            except (OSError, MlflowException):
-                assert time.monotonic() < deadline and self._process.poll() is None, (self.folder / "log").read_text()
-                time.sleep(0.2)
+    def __init__(self, folder: Path, database: postgres.Postgres | None) -> None:
+        self.password, self.wrong, self.token = (secrets.token_hex(8) + end for end in ("@/:", "-wrong", "-token"))
+        self._folder, self._database = folder, database
+        auth = {
+            "default_permission": "READ",
+            "admin_username": "admin",
+            "authorization_function": "bearer:authenticate",
+        }
+        auth["database_uri"] = database.uri if database else f"sqlite:///{folder / 'auth.db'}"
+        config = folder / "auth.ini"
+        config.write_text("\n".join(["[mlflow]", *(f"{key} = {value}" for key, value in auth.items())]))
+        environment = {
+            "MLFLOW_AUTH_CONFIG_PATH": str(config),
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(8),
+            "PYTHONPATH": str(Path(__file__).parent),
+            "TEST_TOKEN": self.token,
+        }
+        if database:
+            environment["MLFLOW_BACKEND_STORE_URI"] = database.uri
+        self.server = TrackingServer(folder, "--app-name", "basic-auth", environment=environment)
+        self.said = ""
 
-    def kill(self) -> None:
-        """End it and its workers without warning."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
+    def uri(self, password: str) -> str:
+        """The server's address with a user name and password in it."""
+        return self.server.uri.replace("//", f"//admin:{quote(password, safe='')}@")
 
     def client(self) -> MlflowClient:
-        return MlflowClient(self.uri)
+        return MlflowClient(self.uri(self.password))
 
-    def run(self) -> Run:
-        """The only run there is."""
+    def runs(self) -> list[Run]:
+        """All runs, newest first."""
         client = self.client()
         experiment = client.get_experiment_by_name("reprogpt")
-        (run,) = client.search_runs([experiment.experiment_id])
-        return run
+        return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
 
+    def note(self, run: Run) -> str:
+        """The run's description."""
+        return str(self.client().get_run(run.info.run_id).data.tags["mlflow.note.content"])
 
-@contextmanager
-def running(server: Server) -> Iterator[Server]:
-    try:
-        server.start()
-        yield server
-    finally:
-        server.kill()
+    def dump(self) -> bytes:
+        """All that the server has stored but artifacts."""
+        if self._database:
+            return self._database.dump()
+        return b"".join(path.read_bytes() for path in self._folder.glob("*.db*"))
+
+    def ask(self, clone: Workspace, *command: str, exit_code: int = 0, **credentials: str) -> str:
+        """What a command prints in the clone, with these variables MLFLOW_TRACKING_… and no others; its exit code."""
+        clone.env = {key: value for key, value in clone.env.items() if not key.startswith("MLFLOW_TRACKING_")}
+        clone.env |= {f"MLFLOW_TRACKING_{key}": value for key, value in credentials.items()}
+        done = clone.run(*command)
+        output = done.stdout + done.stderr
+        self.said += output
+        assert done.returncode == exit_code, f"{command}: exit {done.returncode}\n{output}"
+        assert "Traceback" not in output
+        return output
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,81 +99,168 @@ def impatient(own_environment: None) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A clone with tokens, and a tracking server to be."""
+    """A clone with tokens."""
     made = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), n_epochs=4)
     made.succeed("dvc", "repro", "tokenize")
     return made
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, clone: Workspace) -> Server:
-    made = Server(tmp_path_factory.mktemp("server"))
-    clone.env["MLFLOW_TRACKING_URI"] = made.uri
-    return made
+def database() -> Iterator[postgres.Postgres | None]:
+    """A PostgreSQL that has just been started, None where there is none."""
+    if postgres.why_not():
+        yield None
+        return
+    made = postgres.Postgres()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
-def assert_complete(server: Server, clone: Workspace) -> None:
-    """One finished run with every step once, results, and one complete model with the checkpoint that is on disk."""
-    run, client = server.run(), server.client()
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory, database: postgres.Postgres | None) -> Iterator[Tracker]:
+    """A server that is yet to be started."""
+    made = Tracker(tmp_path_factory.mktemp("server"), database)
+    yield made
+    made.server.kill()
+
+
+def assert_complete(tracker: Tracker, run: Run, clone: Workspace) -> None:
+    """A finished run with every step once, results, inputs, and a complete model of the checkpoint that is on disk."""
+    client = tracker.client()
     assert run.info.status == "FINISHED"
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")  # by way of the server
     for key in ("loss", "lr", "max_grad"):
         points = client.get_metric_history(run.info.run_id, key)
         assert sorted(point.step for point in points) == list(range(STEPS)), key
-    assert {"final_val_loss", "val_accuracy"} <= set(run.data.metrics)
+    assert {"final_val_loss", "val_accuracy", "system/process_peak_memory_megabytes"} <= set(run.data.metrics)
+    assert (run.data.params["n_epochs"], run.data.params["top_k"]) == ("4", "25")
+    digests = {json.loads(item.dataset.source)["uri"]: item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert digests == {path: clone.out_digests()[path] for path in ("data/tokens/train.npy", "data/tokens/val.npy")}
     kinds = ("samples", "plots")
     sizes = {file.path: file.file_size for kind in kinds for file in client.list_artifacts(run.info.run_id, kind)}
     assert {"samples/samples.txt", "samples/training.txt", "plots/losses.png"} <= set(sizes)
-    (model,) = client.search_logged_models([run.info.experiment_id])
-    assert (model.source_run_id, model.status) == (run.info.run_id, LoggedModelStatus.READY)
-    stored = [path for path in server.folder.rglob("*.safetensors") if model.model_id in path.parts]
+    mine = f"source_run_id = '{run.info.run_id}'"
+    (model,) = client.search_logged_models([run.info.experiment_id], mine)
+    assert model.status == LoggedModelStatus.READY
+    stored = [path for path in tracker.server.artifacts.rglob("*.safetensors") if model.model_id in path.parts]
     assert [path.read_bytes() for path in stored] == [(clone.path / "data/model/model.safetensors").read_bytes()]
 
 
-def test_a_server_that_never_answers_costs_nothing_and_sync_delivers_later(server: Server, clone: Workspace) -> None:
-    output = clone.succeed("dvc", "repro")
-    assert clone.stages_run(output) == ["train", "evaluate", "plot"]
-    assert f"the MLflow store {server.uri} can't be used: Connection refused" in output
+def assert_no_secrets(tracker: Tracker, clone: Workspace) -> None:
+    """No password or token in any file of the clone, in what commands have printed, or in what the server stored."""
+    known = [tracker.password, quote(tracker.password, safe=""), tracker.wrong, tracker.token]
+    pattern = re.compile("|".join(map(re.escape, known)).encode())
+    places = {str(path): path.read_bytes() for path in clone.path.rglob("*") if path.is_file()}
+    assert {clone.path / "dvc.lock", clone.path / ".dvc/config"} <= set(map(Path, places))
+    artifacts = {str(path): path.read_bytes() for path in tracker.server.artifacts.rglob("*") if path.is_file()}
+    places |= {
+        **artifacts,
+        "said": tracker.said.encode(),
+        "database": tracker.dump(),
+        "log": tracker.server.log.read_bytes(),
+    }
+    assert [name for name, content in places.items() if pattern.search(content)] == []
+
+
+def test_a_server_that_is_away_or_refuses_costs_nothing_and_sync_delivers_later(
+    tracker: Tracker, clone: Workspace
+) -> None:
+    wrong = {"URI": tracker.uri(tracker.wrong)}
+    output = tracker.ask(clone, "dvc", "repro", "train", **wrong)
+    assert clone.stages_run(output) == ["train"]
+    assert f"the MLflow store {tracker.server.uri} can't be used: Connection refused" in output
     assert "python -m reprogpt sync" in output
-    refused = clone.run("python", "-m", "reprogpt", "sync")
-    assert refused.returncode == 2
-    assert "Connection refused" in refused.stderr and "Traceback" not in refused.stderr
-    with running(server):
-        assert "records delivered" in clone.succeed("python", "-m", "reprogpt", "sync")
-        assert_complete(server, clone)
-        assert not list((clone.path / ".reprogpt/outbox").iterdir())
-        assert clone.succeed("python", "-m", "reprogpt", "sync").startswith("no records delivered")
-        generated = clone.run(
-            "python", "-m", "reprogpt", "generate", "--temperature", "0", "--run", server.run().info.run_id
-        )
-        assert clone.succeed("python", "-m", "reprogpt", "register", "gpt").startswith("gpt version 1: run ")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MLFLOW_TRACKING_URI", server.uri)
-            patch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's own code first
-            served = mlflow.pyfunc.load_model("models:/gpt/1").predict(
-                pd.DataFrame({"prompt": ["Every effort moves you"]}), params={"temperature": 0}
-            )
-    assert generated.returncode == 0, generated.stderr
+    assert "Connection refused" in tracker.ask(clone, *REPROGPT, "sync", exit_code=2, **wrong)
+    tracker.server.start()
+    output = tracker.ask(clone, "dvc", "repro", **wrong)
+    assert clone.stages_run(output) == ["evaluate", "plot"]
+    assert "takes none that it was given (401). Set\nMLFLOW_TRACKING_USERNAME and" in output
+    right = {"URI": tracker.server.uri, "USERNAME": "admin", "PASSWORD": tracker.password}
+    assert f"records delivered to {tracker.server.uri}\n" in tracker.ask(clone, *REPROGPT, "sync", **right)
+    (run,) = tracker.runs()
+    assert_complete(tracker, run, clone)
+    assert not list((clone.path / ".reprogpt/outbox").iterdir())
+    token = {"URI": tracker.server.uri, "TOKEN": tracker.token}
+    printed = tracker.ask(clone, *REPROGPT, "generate", "--temperature", "0", "--run", run.info.run_id, **token)
     samples = (clone.path / "data/samples.txt").read_text("utf-8")
-    assert samples.startswith(f"greedy\n{generated.stdout}\ntemperature")
-    assert generated.stdout == f"{served['text'][0]}\n"
+    assert f"greedy\n{printed.splitlines()[0]}\n" in samples
+    assert tracker.ask(clone, *REPROGPT, "register", "gpt", **token).startswith("gpt version 1: run ")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", tracker.server.uri)
+        patch.setenv("MLFLOW_TRACKING_TOKEN", tracker.token)
+        patch.setattr(sys, "path", list(sys.path))  # MLflow puts the model's own code first
+        served = mlflow.pyfunc.load_model("models:/gpt/1")
+        answer = served.predict(pd.DataFrame({"prompt": ["Every effort moves you"]}), params={"temperature": 0})
+    assert f"greedy\n{answer['text'][0]}\n\n" in samples
 
 
-def test_a_server_that_is_killed_in_mid_run_and_restarted_misses_nothing(server: Server, clone: Workspace) -> None:
-    before = clone.files()
-    with running(server):
-        server.client().delete_run(server.run().info.run_id)
-        process = clone.start("dvc", "repro", "--force")
-        try:
-            assert process.stdout is not None
-            while "Iter 000005" not in process.stdout.readline():
-                assert process.poll() is None
-            server.kill()
-            while "Iter 000020" not in process.stdout.readline():
-                assert process.poll() is None
-            server.start()
-            output, _ = process.communicate(timeout=300)
-        finally:
-            process.kill()
-        assert process.returncode == 0, output
-        assert_complete(server, clone)
+def test_the_run_says_what_it_is_and_how_to_get_back_to_it(tracker: Tracker, clone: Workspace) -> None:
+    (run,) = tracker.runs()
+    note, tokens = tracker.note(run), json.loads((clone.path / "data/metrics/tokens.json").read_text())
+    commit = clone.succeed("git", "rev-parse", "HEAD").strip()
+    assert re.match(r"- \*\*Corpus\*\* `corpus.txt`, sha256 `[0-9a-f]{64}`, [\d,]+ training tokens", note), tokens
+    assert "- **Schedule** 36 steps, 7 of them warmup, n_epochs 4, initial_lr 1e-05, peak_lr 0.001, cosine" in note
+    assert "- **Model** 3,243,776 parameters, n_layers 2" in note
+    assert f"- **Result** final_train_loss {run.data.metrics['final_train_loss']:.4g}, " in note
+    assert f"- **From** commit `{commit}`\n" in note
+    output = tracker.ask(clone, *REPROGPT, "lineage", run.info.run_id, URI=tracker.uri(tracker.password))
+    assert f"MLflow run {run.info.run_id}" in output and "every link that can be checked holds" in output
+
+
+def test_a_server_that_is_killed_in_mid_run_and_restarted_misses_nothing(tracker: Tracker, clone: Workspace) -> None:
+    before, uri = clone.files(), tracker.uri(tracker.password)
+    clone.env["MLFLOW_TRACKING_URI"] = uri
+    process = clone.start("sh", "-c", "exec dvc repro --force 2>&1")
+    try:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        tracker.said += _until("Iter 000005", lines)
+        tracker.server.kill()
+        tracker.said += _until("Iter 000020", lines)
+        tracker.server.start()
+        output, _ = process.communicate(timeout=300)
+        tracker.said += output
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
     assert clone.files() == before
+    second, first = tracker.runs()
+    assert_complete(tracker, second, clone)
+    compared = tracker.ask(clone, *REPROGPT, "compare", first.info.run_id, second.info.run_id, URI=uri)
+    assert compared.endswith("identical to the bit\n")
+    assert tracker.note(first).replace(first.info.run_id, second.info.run_id) == tracker.note(second)
+
+
+def _until(word: str, lines: Iterator[str]) -> str:
+    """The lines up to one with that word, which must come."""
+    read = ""
+    for line in lines:
+        read += line
+        if word in line:
+            return read
+    pytest.fail(f"{word} never came:\n{read}")
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_without_the_password(tracker: Tracker, clone: Workspace) -> None:
+    before = clone.files()
+    output = tracker.ask(clone, "dvc", "repro", "--force", "train", URI=tracker.server.uri)
+    assert "takes none that it was given (401)" in output and "python -m reprogpt sync" in output
+    assert clone.files() == before and len(tracker.runs()) == 2
+    tracker.ask(clone, *REPROGPT, "sync", URI=tracker.server.uri, TOKEN=tracker.token)
+    assert_complete(tracker, tracker.runs()[0], clone)
+
+
+def test_no_password_or_token_is_anywhere(tracker: Tracker, clone: Workspace) -> None:
+    assert tracker.said and tracker.runs()[0].info.run_id.encode() in tracker.dump()
+    assert_no_secrets(tracker, clone)
+
+
+def test_all_this_was_so_on_postgresql(tracker: Tracker, database: postgres.Postgres | None) -> None:
+    if database is None:
+        pytest.skip(str(postgres.why_not()))
+    assert b"COPY public.runs" in database.dump()
+    assert not list(tracker.server.log.parent.glob("*.db"))

@@ -37,6 +37,7 @@ init_from_sha256: ""
 seed: 123
 batch_size: 2
 accumulate: 1
+nproc_per_node: 1
 stride: 256
 n_epochs: 15
 initial_lr: 0.00001
@@ -47,7 +48,10 @@ lr_decay: cosine
 weight_decay: 0.1
 max_norm: 1.0
 orig_book_version: false
+activation_checkpointing: false
 compile: false
+parallel: ddp
+torchrun_args: ""
 random_order: independent
 eval_freq: 5
 eval_iter: 1
@@ -124,6 +128,24 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
         ({"emb_dim": 770}, "n_heads: 12 must divide emb_dim=770 without remainder"),
         ({"accumulate": 0}, "accumulate: 0 is not allowed; allowed: a whole number at least 1"),
         ({"accumulate": 3}, "accumulate: 3 must divide batch_size=2 without remainder"),
+        (
+            {"nproc_per_node": 4},
+            "nproc_per_node: 4 must divide batch_size / accumulate = 2 / 1 without remainder",
+        ),
+        (
+            {"batch_size": 4, "accumulate": 2, "nproc_per_node": 4},
+            "nproc_per_node: 4 must divide batch_size / accumulate = 4 / 2 without remainder",
+        ),
+        ({"nproc_per_node": 0}, "nproc_per_node: 0 is not allowed; allowed: a whole number at least 1"),
+        ({"parallel": "fsdp", "compile": True}, "parallel: 'fsdp' needs compile: false; with compile: true use"),
+        (
+            {"nproc_per_node": 2, "random_order": "book", "matmul": "torch"},
+            "random_order: 'book' needs nproc_per_node: 1 and torchrun_args: \"\"",
+        ),
+        (
+            {"torchrun_args": "--nnodes=2", "random_order": "book", "matmul": "torch"},
+            "random_order: 'book' needs nproc_per_node: 1 and torchrun_args: \"\"",
+        ),
         ({"batch_size": 0}, "batch_size: 0 is not allowed; allowed: a whole number at least 1"),
         ({"batch_size": 2.0}, "batch_size: 2.0 is not allowed; allowed: a whole number at least 1"),
         ({"batch_size": "2"}, "batch_size: '2' is not allowed; allowed: a whole number at least 1"),
@@ -341,6 +363,7 @@ def test_a_password_in_corpus_url_is_refused_and_not_printed(url: str) -> None:
         ({"precision": "bf16"}, "numerics: 'portable' needs precision: fp32 (now bf16); or use numerics: native"),
         ({"matmul": "onednn"}, "numerics: 'portable' needs matmul: auto (now onednn); or use numerics: native"),
         ({"random_order": "book"}, "random_order: 'book' needs numerics: native and matmul: torch"),
+        ({"nproc_per_node": 2}, "numerics: 'portable' needs nproc_per_node: 1 (now 2); or use numerics: native"),
     ],
 )
 def test_portable_numerics_are_refused_with_what_cannot_be_kept(values: Values, changes: Values, problem: str) -> None:

@@ -1,5 +1,6 @@
 """What becomes of a box's records in a real SQLite store."""
 
+import re
 import shutil
 import sqlite3
 import threading
@@ -54,6 +55,7 @@ def results_box(*, status: str = "FINISHED", sampling: dict[str, Any] | None = N
         origin = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
         box.append("results", values={"final_val_loss": 6.5}, step=9, **origin)
         box.append_file(samples, "samples", **origin)
+        box.append("description", **origin)
     box.append("end", status=status, adds="final_val_loss", **end)
     return box
 
@@ -124,6 +126,56 @@ def test_other_sampling_makes_one_child_run_named_after_its_experiment(client: M
     assert child.data.params == {"temperature": "1.0", "top_k": "9"}
     assert len(client.get_metric_history(child.info.run_id, "final_val_loss")) == 1
     assert parent.data.params["top_k"] == "25"
+
+
+def description(client: MlflowClient, run: Run) -> str:
+    return str(client.get_run(run.info.run_id).data.tags.get("mlflow.note.content"))
+
+
+def test_a_description_gains_the_result_and_stays_the_same_when_delivered_again(client: MlflowClient) -> None:
+    box = training_box()
+    box.append("description")
+    deliver(box)
+    (run,) = runs(client)
+    assert f"reprogpt lineage {run.info.run_id}" in description(client, run)
+    deliver(results_box(sampling=SAMPLING))
+    text = description(client, run)
+    assert "- **Result** final_val_loss 6.5\n" in text
+    (box.folder / "delivered").unlink()
+    deliver(box)
+    assert description(client, run) == text
+
+
+@pytest.mark.parametrize("words", ["my words", ""])
+def test_a_description_that_a_person_edited_or_cleared_stays(client: MlflowClient, words: str) -> None:
+    box = training_box()
+    box.append("description")
+    deliver(box)
+    (run,) = runs(client)
+    client.set_tag(run.info.run_id, "mlflow.note.content", words)  # what MLflow's page does
+    (box.folder / "delivered").unlink()
+    deliver(box)
+    deliver(results_box(sampling=SAMPLING))
+    assert description(client, run) == words
+
+
+def test_a_description_that_was_written_before_the_first_of_ours_stays(client: MlflowClient) -> None:
+    box = training_box()
+    deliver(box)
+    (run,) = runs(client)
+    client.set_tag(run.info.run_id, "mlflow.note.content", "mine")
+    box.append("description")
+    deliver(box)
+    assert description(client, run) == "mine"
+
+
+def test_an_evaluation_of_its_own_has_a_description_of_its_own(client: MlflowClient) -> None:
+    finished_training(client)
+    deliver(results_box(sampling=SAMPLING))
+    deliver(results_box(sampling={**SAMPLING, "top_k": 9}))
+    parent, child = runs(client)
+    assert f"**Evaluation** of the training `n`, run `{parent.info.run_id}`" in description(client, child)
+    assert "**Evaluation**" not in description(client, parent)
 
 
 @pytest.mark.parametrize(("evaluated", "status"), [(False, "KILLED"), (True, "FINISHED")])
@@ -205,13 +257,17 @@ def test_a_store_of_another_version_says_the_command(client: MlflowClient, monke
         deliver(training_box())
 
 
-def test_no_password_is_shown_or_written(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+@pytest.mark.parametrize("user_info", ["user:secret", "user:secret@with-an-at", "user:secret/with-a-slash"])
+def test_no_password_is_shown_or_written(client: MlflowClient, monkeypatch: pytest.MonkeyPatch, user_info: str) -> None:
+    for variable in ("USERNAME", "PASSWORD"):  # set by the store, which takes them out of the URI
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{variable}", "")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user_info}@127.0.0.1:9")
     box = training_box()
     with pytest.raises(TrackingError) as caught:
         deliver(box)
-    assert "http://127.0.0.1:9" in str(caught.value) and "secret" not in str(caught.value)
-    assert b"secret" not in (box.folder / "records.jsonl").read_bytes()
+    assert "http://127.0.0.1:9" in str(caught.value)
+    assert "secret" not in str(caught.value) and "with-" not in str(caught.value)
+    assert not re.search(rb"secret|with-", (box.folder / "records.jsonl").read_bytes())
 
 
 class Failing(BaseHTTPRequestHandler):
@@ -232,7 +288,16 @@ class Failing(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(("status", "words"), [(500, "500"), (401, "401"), (403, "403"), (None, "timed out")], ids=str)
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (500, "500"),
+        (401, "takes none that it was given (401). Set\nMLFLOW_TRACKING_USERNAME"),
+        (403, "this user may not do that there (403)"),
+        (None, "timed out"),
+    ],
+    ids=str,
+)
 def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
     client: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
@@ -240,7 +305,7 @@ def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
     status: int | None,
     words: str,
 ) -> None:
-    monkeypatch.setattr(courier, "PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(courier, "PATIENCE_SECONDS", 60 if status in (401, 403) else 0.2)  # a refusal is final
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     handler = type("Handler", (Failing,), {"status": status})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -252,6 +317,7 @@ def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
             for step in range(200):
                 box.append("metrics", step=step, values={"loss": 1.0})
             assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 30
         server.shutdown()
     said = capsys.readouterr().err
     assert words in said and "python -m reprogpt sync" in said

@@ -15,14 +15,16 @@ from matplotlib.figure import Figure
 
 import reprogpt
 from reprogpt.errors import DataError
-from reprogpt.record.figures import draw_all, learning_rate, losses, read_history, save_figure
+from reprogpt.record.drawing import save_figure
+from reprogpt.record.figures import draw_all, learning_rate, losses, read_history
 
 pytestmark = pytest.mark.filterwarnings("error")
 
 PLOT = """
 import sys
 from pathlib import Path
-from reprogpt.record.figures import draw_all, read_history, save_figure
+from reprogpt.record.drawing import save_figure
+from reprogpt.record.figures import draw_all, read_history
 facts = {"warmup_steps": 4, "steps_per_epoch": 5, "max_norm": 1.0}
 for name, figure in draw_all(read_history(Path(sys.argv[1])), facts).items():
     save_figure(figure, Path(sys.argv[2]), name)

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
-from reprogpt.record.figures import draw_all, gradients, learning_rate, losses, save_figure
+from reprogpt.record.drawing import save_figure
+from reprogpt.record.figures import draw_all, gradients, learning_rate, losses
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -142,6 +143,31 @@ def test_max_grad_of_0_or_less_is_left_out_of_the_log_axis() -> None:
     history = training(4, warmup_steps=0)
     history["max_grad"] = [0.1, 0.0, -0.1, 0.2]
     assert_draws(lines(gradients(history, 0, 1.0))["max_grad"], [0, 1, 2, 3], [0.1, np.nan, np.nan, 0.2])
+
+
+def test_what_a_log_axis_leaves_out_is_counted_and_a_point_without_neighbours_is_a_dot() -> None:
+    history = training(5, warmup_steps=0)
+    history["max_grad"] = [0.1, 0.2, 0.0, 0.3, -0.1]
+    figure = gradients(history, 0, 1.0)
+    assert figure.axes[0].get_xlabel() == "step\nvalues of 0 or less are not drawn: at 2 of 5 steps"
+    assert (lines(figure)["max_grad"].get_marker(), lines(figure)["max_grad"].get_markevery()) == ("o", [3])
+    assert lines(figure)["grad_norm"].get_marker() == "None"
+
+
+def test_gradients_of_many_steps_are_medians_and_ranges() -> None:
+    figure = gradients(training(1000, warmup_steps=0), 0, 1.0)
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "gradient (median and range of 4 steps)"
+    assert_draws(lines(figure)["grad_norm"], np.arange(1.5, 1000, 4), np.full(250, 1.25))  # of 2, 0.5, 2, 0.5
+    ranges = [fill.get_paths()[0].get_extents().intervaly.tolist() for fill in axes.collections]
+    np.testing.assert_allclose(ranges, [[0.5, 2], [0.01, 0.04]])
+
+
+def test_no_axis_of_the_losses_hides_a_power_of_ten_in_its_corner() -> None:
+    figure = losses(training(20, warmup_steps=4).assign(loss=lambda rows: 1e7 * rows["loss"]), 5)
+    figure.draw_without_rendering()
+    assert figure.axes[0].yaxis.get_offset_text().get_text() == ""
+    assert "8e+07" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
 def test_lines_of_one_figure_differ_in_more_than_colour() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from reprogpt.errors import NonFiniteError
 from reprogpt.model.generation import generate
 from reprogpt.training.evaluation import score
-from reprogpt.training.loop import StepRecord, train
+from reprogpt.training.loop import StepRecord, loss_of, train
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Training
 from tests.tiny import CPU, tiny_model, tiny_training, weights_of
@@ -145,14 +145,14 @@ def test_clipping_starts_at_once_without_warmup() -> None:
 def test_an_epoch_visits_each_row_at_most_once(random_order: str) -> None:
     seen: list[list[int]] = []
     training = tiny_training(random_order=random_order, eval_freq=0, sample_freq=0)
-    features = training.features
+    features = training.loss.features
 
     def watched(ids: torch.Tensor) -> torch.Tensor:
         seen.extend(ids.tolist())
         return features(ids)
 
     rows = training.train_rows.inputs.tolist()
-    training.features = watched
+    training.loss.features = watched
     run(training)
     visited = [rows.index(row) for row in seen]
     assert len(set(visited[:10])) == len(set(visited[10:])) == 10
@@ -258,12 +258,12 @@ def test_records_that_are_fetched_together_are_the_same(steps_together: int, at_
 def test_a_loss_that_is_not_finite_is_found_late_and_named_right() -> None:
     training = tiny_training(eval_freq=0, sample_freq=0)
     training.steps_together = 4
-    features, seen = training.features, []
+    features, seen = training.loss.features, []
 
     def breaking(ids: torch.Tensor) -> torch.Tensor:
         return features(ids) * (math.nan if training.step == 5 else 1)
 
-    training.features = breaking
+    training.loss.features = breaking
     with pytest.raises(NonFiniteError, match=r"^step 5: loss is nan"):
         for record in train(training):
             seen.append(record.step)
@@ -285,3 +285,22 @@ def test_a_batch_in_parts_gives_the_same_gradients(accumulate: int) -> None:
 def test_loss_falls() -> None:
     records = steps(n_epochs=20, drop_rate=0.0, peak_lr=0.01)
     assert records[-1].loss < 0.5 * records[0].loss
+
+
+@pytest.mark.parametrize("random_order", ORDERS)
+def test_activations_made_again_have_the_same_masks_and_give_the_same_bits(random_order: str) -> None:
+    changes: dict[str, Any] = {"random_order": random_order, "eval_freq": 3, "accumulate": 2}
+    kept = steps(**changes), trained(**changes)
+    changes["activation_checkpointing"] = True
+    assert (steps(**changes), trained(**changes)) == kept
+
+
+def test_with_checkpointing_a_step_keeps_fewer_activations() -> None:
+    def kept_entries(is_on: bool) -> int:
+        training = tiny_training(activation_checkpointing=is_on, n_layers=4)
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
+            loss_of(training, training.train_rows.take(slice(2)))
+        return sum(sizes)
+
+    assert kept_entries(True) < 0.5 * kept_entries(False)

@@ -24,19 +24,20 @@ TENSORS = {
     "stream": torch.tensor([1, 255, 3], dtype=torch.uint8),
     "many": torch.arange(1 << 20, dtype=torch.int64),
 }
+LINES = '{"note": "ü"}\n{"note": 2}\n'.encode()
 
 
 @pytest.fixture
 def point(tmp_path: Path) -> Path:
     """A sealed point of TENSORS."""
     path = places(tmp_path)[0]
-    seal(path, 7, copy_out(path, TENSORS), {"note": "ü"})
+    seal(path, 7, copy_out(path, TENSORS), LINES)
     return path
 
 
 def test_what_was_sealed_comes_back_bit_for_bit(point: Path) -> None:
-    tensors, facts = read_point(point)
-    assert facts == {"step": 7, "note": "ü"}
+    step, tensors, records = read_point(point)
+    assert (step, records) == (7, LINES)
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor), name
@@ -54,23 +55,26 @@ def test_without_its_seal_a_point_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [(9, 10), (10, 9)])
 def test_the_later_step_comes_first(tmp_path: Path, steps: tuple[int, int]) -> None:
     for place, step in zip(places(tmp_path), steps, strict=True):
-        seal(place, step, copy_out(place, {}), {})
-    assert [read_point(point)[1]["step"] for point in sealed_points(tmp_path)] == [10, 9]
+        seal(place, step, copy_out(place, {}), b"")
+    assert [read_point(point)[0] for point in sealed_points(tmp_path)] == [10, 9]
 
 
 def test_a_point_written_over_is_none_until_it_is_sealed_and_then_the_new_one(point: Path, tmp_path: Path) -> None:
     fewer = {"step": TENSORS["step"], "matrix": TENSORS["matrix"] + 1}
     digests = copy_out(point, fewer)
     assert sealed_points(tmp_path) == []
-    seal(point, 8, digests, {})
-    tensors, facts = read_point(point)
+    seal(point, 8, digests, b"other")
+    step, tensors, records = read_point(point)
     assert tensors.keys() == fewer.keys() and torch.equal(tensors["matrix"], fewer["matrix"])
-    assert facts == {"step": 8}
+    assert (step, records) == (8, b"other")
 
 
-@pytest.mark.parametrize("change", ["flip", "cut", "gone", "no digest", "no manifest", "not a mapping"])
+@pytest.mark.parametrize(
+    "change",
+    ["flip", "cut", "gone", "other records", "no records", "no digest", "no manifest", "not a mapping"],
+)
 def test_a_damaged_point_is_told_from_a_sound_one(point: Path, change: str) -> None:
-    tensors, manifest = point.with_suffix(".safetensors"), point.with_suffix(".json")
+    tensors, records, manifest = (point.with_suffix(suffix) for suffix in (".safetensors", ".jsonl", ".json"))
     content = bytearray(tensors.read_bytes())
     if change == "flip":
         content[-1] ^= 1
@@ -79,6 +83,10 @@ def test_a_damaged_point_is_told_from_a_sound_one(point: Path, change: str) -> N
         os.truncate(tensors, len(content) - 4096)
     elif change == "gone":
         tensors.unlink()
+    elif change == "other records":
+        records.write_bytes(LINES[:-2])
+    elif change == "no records":
+        records.unlink()
     elif change == "no digest":
         manifest.write_text('{"step": 7}')
     elif change == "no manifest":

@@ -91,3 +91,14 @@ def test_compiling_is_refused_on_the_cpu() -> None:
 
 def test_the_cpus_numbers_are_fetched_step_by_step() -> None:
     assert tiny_training().steps_together == 1
+
+
+def test_its_extent_is_its_steps_and_its_weights():
+    """Rows: 11, of which 2 a step. Weights: (64 + 8 + 64) x 32, two blocks of 12 x 32^2 + 10 x 32, and 2 x 32."""
+    weights = (64 + 8 + 64) * 32 + 2 * (12 * 32**2 + 10 * 32) + 2 * 32
+    assert tiny_training().extent == {
+        "steps_per_epoch": 5,
+        "total_steps": 10,
+        "warmup_steps": 2,
+        "num_parameters": weights,
+    }

@@ -43,6 +43,25 @@ def require_run(what: str, runs: Sequence[RecordedRun]) -> tuple[RecordedRun, st
     return found
 
 
+def unknown(what: str, runs: Sequence[RecordedRun], experiments: Sequence[str]) -> PipelineError:
+    """What to raise for a word that means neither a run, nor a DVC experiment by name, nor a commit."""
+    return PipelineError(
+        f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
+        f"commit in this repository. Experiments: {', '.join(experiments[:MAX_LISTED]) or 'none'}. Runs:{listing(runs)}"
+    )
+
+
+def refuse_twice(words: Sequence[str], chosen: Sequence[RecordedRun], runs: Sequence[RecordedRun]) -> None:
+    """Raise PipelineError where two of the words mean the same run; chosen: what each means, of all the runs."""
+    seen: dict[str, str] = {}
+    for word, run in zip(words, chosen, strict=True):
+        if run.id in seen:
+            same = named(run.name, runs)
+            advice = f"; runs of one name are told apart by id:{listing(same)}" if len(same) > 1 else ""
+            raise PipelineError(f"{seen[run.id]} and {word} are the same run{advice}")
+        seen[run.id] = word
+
+
 def named(name: str, runs: Sequence[RecordedRun]) -> list[RecordedRun]:
     """The runs of that name, or that DVC experiment, in the order given."""
     return [run for run in runs if name in (run.name, run.tags.get("dvc.experiment"))]

@@ -1,8 +1,7 @@
 """`reprogpt compare A B`: what differs between two runs, in the order that matters."""
 
-from reprogpt.commands.choosing import listing, named, require_run
+from reprogpt.commands.choosing import refuse_twice, require_run
 from reprogpt.commands.differences import STEP_METRICS, Change, Comparison, Divergence, compare_runs
-from reprogpt.errors import PipelineError
 from reprogpt.record.store import metric_histories, recorded_runs
 
 WIDTH = 80
@@ -16,9 +15,7 @@ def compare(a: str, b: str) -> int:
     runs = recorded_runs()
     chosen = [require_run(what, runs) for what in (a, b)]
     (run_a, _), (run_b, _) = chosen
-    if run_a.id == run_b.id:
-        same = named(run_a.name, runs)
-        raise PipelineError(f"{a} and {b} are the same run; runs of one name are told apart by id:{listing(same)}")
+    refuse_twice((a, b), (run_a, run_b), runs)
     for letter, (run, remark) in zip("AB", chosen, strict=True):
         print(f"{letter}  {run.id}  {run.name}  {run.status}")
         print(f"   {remark}\n" if remark else "", end="")

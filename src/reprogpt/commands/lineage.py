@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reprogpt.commands.choosing import find_run, listing, parent_of
+from reprogpt.commands.choosing import find_run, parent_of, unknown
 from reprogpt.commands.findings import Findings, add_run, add_state, lock_key
 from reprogpt.commands.states import Revision, State, Workspace, commit_named, commits_with_key, experiments
 from reprogpt.errors import PipelineError
+from reprogpt.record.description import way_to_experiment, way_to_repeat
 from reprogpt.record.runs import RecordedRun
 from reprogpt.record.store import recorded_runs
 
@@ -59,10 +60,7 @@ def find_subject(what: str | None, runs: Sequence[RecordedRun]) -> Subject:
     known = experiments()
     revision = known.get(what) or commit_named(what)
     if revision is None:
-        raise PipelineError(
-            f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
-            f"commit in this repository. Experiments: {', '.join(list(known)[:10]) or 'none'}. Runs:{listing(runs)}"
-        )
+        raise unknown(what, runs, list(known))
     return Subject(None, _with_lock(revision))
 
 
@@ -78,7 +76,7 @@ def way_back(subject: Subject, *, broken: bool) -> list[str]:
         state = _revision_holding(run)
     if isinstance(state, Revision):
         name = state.experiment
-        return [f"dvc exp apply {name}", "dvc repro"] if name else [f"git checkout {state.commit}", "dvc checkout"]
+        return way_to_experiment(name) if name else [f"git checkout {state.commit}", "dvc checkout"]
     return _way_to_repeat(run) if run else []
 
 
@@ -86,8 +84,7 @@ def _way_to_repeat(run: RecordedRun) -> list[str]:
     commit = run.tags.get("commit", "")
     if not commit_named(commit):
         return [f"impossible here: this repository lacks the run's commit {commit or '(none is on record)'}"]
-    download = f"mlflow artifacts download -r {run.id} -a params.yaml -d ."
-    return [f"git checkout {commit}", download, "dvc repro  # trains again, unless DVC's cache has the result"]
+    return way_to_repeat(run)
 
 
 def _holder(run: RecordedRun) -> State | None:

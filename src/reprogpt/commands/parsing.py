@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
-from reprogpt.commands.arguments import model_name, temperature, whole_number
+from reprogpt.commands.numbers import model_name, temperature, whole_number
 from reprogpt.sampling import MOST_SEED, MOST_TEMPERATURE
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
@@ -68,6 +68,12 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 def _declare_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help=RUN)
     parser.add_argument("b", metavar="B", help="the other one, named in the same ways")
+
+
+def _declare_overlay(parser: argparse.ArgumentParser) -> None:
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; or . for the workspace's result"
+    parser.add_argument("a", metavar="A", help=words)
+    parser.add_argument("b", metavar="B", nargs="+", help="the others, at most five, named in the same ways")
 
 
 def _declare_lineage(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +180,24 @@ COMPARE = Command(
     """,
     _declare_compare,
 )
+OVERLAY = Command(
+    "overlay",
+    "draw several runs in one figure",
+    """\
+    Draw losses, learning rate and norm of the gradients of two to six runs, each in one figure, as PNG
+    and PDF, into a folder in overlays/ that is named after them; git ignores it. The legend has the
+    runs' names and the parameters that differ. The lines are from MLflow, which has every step. Drawn
+    again, the same runs give the same bytes.""",
+    """\
+    0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps yet, one
+    named twice, more runs than can be told apart
+    """,
+    """\
+    reprogpt overlay corrected book
+    reprogpt overlay . corrected 3f9a1c
+    """,
+    _declare_overlay,
+)
 LINEAGE = Command(
     "lineage",
     "where a result comes from, and whether that holds",
@@ -225,4 +249,4 @@ SYNC = Command(
     """,
     _no_arguments,
 )
-COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, LINEAGE, VERIFY, SYNC)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)

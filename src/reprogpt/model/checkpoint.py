@@ -21,12 +21,15 @@ from reprogpt.model.gpt import GPTConfig, GPTModel
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # our field -> GPT-2's
-_CONFIG_KEYS = {
+SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "n_positions",
     "emb_dim": "n_embd",
     "n_heads": "n_head",
     "n_layers": "n_layer",
+}
+_CONFIG_KEYS = {
+    **SIZES,
     "drop_rate": "resid_pdrop",
     "qkv_bias": "qkv_bias",  # not GPT-2's: it always has one, which we write as zeros
 }
@@ -62,14 +65,18 @@ _FIXED_CONFIG = {
 _REMEDY = "Restore it with `dvc checkout`, or train again with `dvc repro -f train`"
 
 
-def save_model(folder: Path, model: GPTModel) -> None:
-    """Write config.json and model.safetensors (float32) into folder, each whole or not at all."""
+def save_model(folder: Path, model: GPTModel, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write config.json and model.safetensors (float32) into folder, each whole or not at all.
+
+    weights: the model's, where it holds a part of each only.
+    """
     config = {gpt2: getattr(model.config, ours) for ours, gpt2 in _CONFIG_KEYS.items()}
     dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop"), model.config.drop_rate)
     write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **config})
-    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    whole = model.state_dict() if weights is None else weights
+    whole = {name: tensor.detach().cpu() for name, tensor in whole.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(to_gpt2(weights, model.config), temporary, metadata={"format": "pt"})
+        save_file(to_gpt2(whole, model.config), temporary, metadata={"format": "pt"})
         os.chmod(temporary, 0o644)  # noqa: PTH101 - safetensors makes it readable by its owner alone
 
 

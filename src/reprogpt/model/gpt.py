@@ -8,12 +8,16 @@ Shapes: B batch, T tokens of a row, D emb_dim, H heads, V vocab_size.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+# Two contexts for a block's forward pass: the first for itself, the second for when it is run again.
+Replay = Callable[[], tuple[AbstractContextManager[object], AbstractContextManager[object]]]
 # (values, rate) -> values with a share `rate` set to zero and the rest scaled by 1 / (1 - rate)
 Dropout = Callable[[Tensor, float], Tensor]
 
@@ -38,12 +42,15 @@ class GPTModel(nn.Module):
     """Token ids (B, T) int64, T <= context_length -> logits (B, T, V), float32 outside autocast.
 
     dropout: draws the masks in train mode; torch's own by default. eval() turns it off.
+    replay: where given, activations within a block are not kept for the backward pass but made again in it; the
+    second of its contexts must then bring back the masks that dropout drew in the first.
     """
 
-    def __init__(self, config: GPTConfig, dropout: Dropout = functional.dropout) -> None:
+    def __init__(self, config: GPTConfig, dropout: Dropout = functional.dropout, replay: Replay | None = None) -> None:
         super().__init__()
         self.config = config
         self.dropout = dropout
+        self.replay = replay
         self.tok_emb = nn.Embedding(config.vocab_size, config.emb_dim)
         self.pos_emb = nn.Embedding(config.context_length, config.emb_dim)
         self.trf_blocks = nn.ModuleList(TransformerBlock(config, dropout) for _ in range(config.n_layers))
@@ -64,7 +71,10 @@ class GPTModel(nn.Module):
         if self.training:
             x = self.dropout(x, self.config.drop_rate)
         for index, block in enumerate(self.trf_blocks):
-            x = block(x, past[index] if past else None)
+            if self.replay is not None and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, context_fn=self.replay)
+            else:
+                x = block(x, past[index] if past else None)
         normed: Tensor = self.final_norm(x)
         return normed
 

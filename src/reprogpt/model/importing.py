@@ -19,18 +19,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from reprogpt.errors import ParamsError
-from reprogpt.model.checkpoint import CONFIG, WEIGHTS, from_gpt2, to_gpt2
+from reprogpt.model.checkpoint import CONFIG, SIZES, WEIGHTS, from_gpt2, to_gpt2
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.pipeline import repository_root
 
-# params.yaml's key -> GPT-2's
-SIZES = {
-    "vocab_size": "vocab_size",
-    "context_length": "n_positions",
-    "emb_dim": "n_embd",
-    "n_heads": "n_head",
-    "n_layers": "n_layer",
-}
 # Choices that GPT-2's configuration leaves open and this model does not: the values that mean what it computes, the
 # first being GPT-2's own where the key is absent.
 FIXED: dict[str, tuple[Any, ...]] = {

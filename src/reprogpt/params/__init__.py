@@ -8,7 +8,7 @@ then reruns no other.
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -28,6 +28,14 @@ class Params(BaseModel):
 
 
 P = TypeVar("P", bound=Params)
+
+
+def require_divisor(value: int, of: str, info: ValidationInfo) -> int:
+    """For a field's validator: value, which must divide that of the key `of`, declared above the field."""
+    whole = info.data.get(of, value)
+    if whole % value:
+        raise ValueError(f"must divide {of}={whole} without remainder")
+    return value
 
 
 def load_params(cls: type[P]) -> P:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from reprogpt.params import Params
+from reprogpt.params import Params, require_divisor
 
 
 class SharedParams(Params):
@@ -15,6 +15,7 @@ class SharedParams(Params):
     seed: int = Field(ge=0, le=2**63 - 1)
     batch_size: int = Field(ge=1)
     accumulate: int = Field(ge=1)
+    nproc_per_node: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
@@ -24,8 +25,8 @@ class SharedParams(Params):
 
     @property
     def rows_together(self) -> int:
-        """Rows that meet the model at once: a batch, or a part of one."""
-        return self.batch_size // self.accumulate
+        """Rows that meet the model at once: a batch, or a process's share of a part of one."""
+        return self.batch_size // (self.accumulate * self.nproc_per_node)
 
     def arithmetic(self) -> dict[str, str]:
         """The keywords of numerics.set_up_numerics."""
@@ -34,17 +35,27 @@ class SharedParams(Params):
     @field_validator("accumulate")
     @classmethod
     def _parts_are_equal(cls, accumulate: int, info: ValidationInfo) -> int:
-        batch_size = info.data.get("batch_size", accumulate)
-        if batch_size % accumulate:
-            raise ValueError(f"must divide batch_size={batch_size} without remainder")
-        return accumulate
+        return require_divisor(accumulate, "batch_size", info)
+
+    @field_validator("nproc_per_node")
+    @classmethod
+    def _shares_are_equal(cls, nproc_per_node: int, info: ValidationInfo) -> int:
+        batch_size, accumulate = (info.data.get(key, 0) for key in ("batch_size", "accumulate"))
+        if batch_size % (max(accumulate, 1) * nproc_per_node):
+            raise ValueError(f"must divide batch_size / accumulate = {batch_size} / {accumulate} without remainder")
+        return nproc_per_node
 
     @field_validator("numerics")
     @classmethod
     def _portable_has_one_arithmetic(cls, numerics: str, info: ValidationInfo) -> str:
-        kept = {"device": ("auto", "cpu"), "precision": ("fp32",), "matmul": ("auto",)}
+        kept: dict[str, tuple[object, ...]] = {
+            "device": ("auto", "cpu"),
+            "precision": ("fp32",),
+            "matmul": ("auto",),
+            "nproc_per_node": (1,),
+        }
         for key, values in kept.items():
             now = info.data.get(key, values[0])
             if numerics == "portable" and now not in values:
-                raise ValueError(f"needs {key}: {' or '.join(values)} (now {now}); or use numerics: native")
+                raise ValueError(f"needs {key}: {' or '.join(map(str, values))} (now {now}); or use numerics: native")
         return numerics

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from reprogpt.params import require_divisor
 from reprogpt.params.shared import SharedParams
 
 
@@ -40,16 +41,21 @@ class TrainParams(SharedParams):
     eval_iter: int = Field(ge=1)
     sample_freq: int = Field(ge=0)
     save_seconds: float = Field(ge=0)
+    activation_checkpointing: bool
     compile: bool
+    parallel: Literal["ddp", "fsdp"]
+    torchrun_args: str = Field(description="arguments of torchrun, or empty")
     random_order: Literal["independent", "book"]
+
+    @property
+    def in_several_processes(self) -> bool:
+        """Whether torch's launcher is to start the training."""
+        return self.nproc_per_node > 1 or bool(self.torchrun_args)
 
     @field_validator("n_heads")
     @classmethod
     def _heads_divide_the_embedding(cls, n_heads: int, info: ValidationInfo) -> int:
-        emb_dim = info.data.get("emb_dim", n_heads)
-        if emb_dim % n_heads:
-            raise ValueError(f"must divide emb_dim={emb_dim} without remainder")
-        return n_heads
+        return require_divisor(n_heads, "emb_dim", info)
 
     @field_validator("init_from")
     @classmethod
@@ -82,6 +88,20 @@ class TrainParams(SharedParams):
             if peak_lr < info.data.get(key, 0):
                 raise ValueError(f"must be at least {key}={info.data[key]}")
         return peak_lr
+
+    @field_validator("parallel")
+    @classmethod
+    def _shards_are_not_compiled(cls, parallel: str, info: ValidationInfo) -> str:
+        if parallel == "fsdp" and info.data.get("compile"):
+            raise ValueError("needs compile: false; with compile: true use parallel: ddp")
+        return parallel
+
+    @field_validator("random_order")
+    @classmethod
+    def _book_is_read_by_one_process(cls, random_order: str, info: ValidationInfo) -> str:
+        if random_order == "book" and (info.data.get("nproc_per_node", 1) > 1 or info.data.get("torchrun_args")):
+            raise ValueError('needs nproc_per_node: 1 and torchrun_args: "": the book draws from one stream')
+        return random_order
 
     @field_validator("random_order")
     @classmethod

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.record.outbox import Box, waiting_boxes
+from reprogpt.record.store import DeniedError, without_password
 from reprogpt.record.tracking import deliver, is_for_this_store
 
 DELIVER_SECONDS = 5.0  # between two deliveries; one for each step would cost ten times as much
@@ -31,6 +32,7 @@ class Courier:
         self._box = box
         self._wake, self._closing = threading.Event(), False
         self._failure: str | None = None
+        self._denied = False  # the last attempt: another one won't help
         self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
         self._thread.start()
 
@@ -62,7 +64,7 @@ class Courier:
                 if closing:
                     return
                 delay = DELIVER_SECONDS
-            elif closing and time.monotonic() > gives_up_at:
+            elif closing and (self._denied or time.monotonic() > gives_up_at):
                 return
             else:
                 delay = min(MOST_SECONDS, max(1.0, 2 * delay))
@@ -77,11 +79,12 @@ class Courier:
             deliver_waiting()
             deliver(self._box)
         except Exception as error:  # whatever a tracker does, training goes on
+            said = str(error) if isinstance(error, TrackingError) else without_password(repr(error))
             if self._failure is None:
                 print(
-                    f"\n{error}\nThe work goes on; its records wait for the store in .reprogpt/outbox", file=sys.stderr
+                    f"\n{said}\nThe work goes on; its records wait for the store in .reprogpt/outbox", file=sys.stderr
                 )
-            self._failure = str(error) if isinstance(error, TrackingError) else repr(error)
+            self._failure, self._denied = said, isinstance(error, DeniedError)
             return False
         if self._failure is not None:
             print("\nthe MLflow store answers again: nothing is missing", file=sys.stderr)

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.params import PARAMS_FILE, load_params
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.pipeline import dvc_md5, is_up_to_date, out_paths, stage_definition
 from reprogpt.record.courier import carried
+from reprogpt.record.machine import Machine
 from reprogpt.record.outbox import Box, open_box
 from reprogpt.record.packing import WEIGHTS, record_model
 from reprogpt.record.progress import Progress
@@ -52,11 +55,12 @@ class TrainingFollower:
     decode: token ids -> text, for samples.
     """
 
-    def __init__(self, box: Box, progress: Progress, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, box: Box, progress: Progress, decode: Callable[[list[int]], str], total_steps: int) -> None:
         self._box, self._progress, self._decode = box, progress, decode
         self._recorded = {record["step"] for record in box.records() if record["kind"] == "metrics"}
         self._samples: list[str] = []
         self._last_step = -1
+        self._machine, self._total_steps = Machine(), total_steps
 
     def resume(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Take the steps of earlier starts, by history.csv's columns and `sample`, and show where this one begins."""
@@ -67,8 +71,12 @@ class TrainingFollower:
     def step(self, record: Mapping[str, Any]) -> None:
         """Take one step, just done."""
         self._progress.step(record)
-        rate = {"tokens_per_second": self._progress.tokens_per_second} if record["val_loss"] is not None else {}
-        self._record(record, rate)
+        is_evaluated, is_last = record["val_loss"] is not None, record["step"] + 1 == self._total_steps
+        measured = {"tokens_per_second": self._progress.tokens_per_second} if is_evaluated else {}
+        if is_evaluated or is_last:
+            measured |= self._machine.measure()
+        with self._machine.recording():
+            self._record(record, measured)
         if record["sample"]:
             self._progress.say(" ".join(self._samples[-1].split("\n", 1)[1].split()))
 
@@ -106,20 +114,22 @@ def follow_training(
     identity: RunIdentity,
     params: Mapping[str, Any],
     environment: Mapping[str, str],
-    total_steps: int,
+    extent: Mapping[str, int],
     decode: Callable[[list[int]], str],
 ) -> Iterator[TrainingFollower]:
     """Make or take up the training's MLflow run and a progress display; the run ends as the block does.
 
-    params: train's. environment: provenance.environment_facts. decode: token ids -> text, for samples.
+    params: train's. environment: provenance.environment_facts. extent: total_steps, and whatever else of the training's
+    size a reader would like to know. decode: token ids -> text, for samples.
     """
     source, experiment = read_source(), experiment_facts()
     if "path" in source:
         warn_of_fallback(source["path"])
     name = experiment.get("dvc.experiment", f"repro-{identity.run_key[:8]}")
-    box, progress = open_box(identity.training_id), Progress(total_steps)
+    box, progress = open_box(identity.training_id), Progress(extent["total_steps"])
     if next(box.records(), None) is None:
-        tags = {**git_facts(), **experiment, **corpus_facts(source), **environment, **_digests(), **identity.tags()}
+        tags = {**git_facts(), **experiment, **corpus_facts(source), **environment, **_tokens(), **identity.tags()}
+        tags |= {key: str(value) for key, value in extent.items()}
         kept = {"kept_for": str(identity.kept_for)} if identity.kept_for else {}
         facts = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
         box.append("training", store=store_name(), **facts, **kept)
@@ -127,16 +137,19 @@ def follow_training(
         box.append("tags", values=experiment)
     _append_origin(box)
     box.append("start", name=name)
+    box.append("description")
     try:
         with carried(box):
-            yield TrainingFollower(box, progress, decode)
+            yield TrainingFollower(box, progress, decode, extent["total_steps"])
     finally:
         progress.close()
 
 
-def _digests() -> dict[str, str]:
-    """Tags with the digests of text and tokens, by the names that train's outs get, too."""
-    return {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
+def _tokens() -> dict[str, str]:
+    """Tags with the digests of text and tokens, by the names that train's outs get, too, and the numbers of tokens."""
+    digests = {f"dvc.{path}.md5": dvc_md5(path) for path in (TEXT, *TOKENS.values()) if path.exists()}
+    numbers = {f"tokens.{part}": str(len(np.load(path, mmap_mode="r"))) for part, path in TOKENS.items()}
+    return digests | numbers
 
 
 def _datasets(source: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -34,6 +34,7 @@ def record_evaluation(box: Box, sampling: Mapping[str, Any], step: int) -> None:
     origin: dict[str, Any] = {"sampling": dict(sampling), "tags": git_facts() | experiment_facts()}
     box.append("results", values=values, step=step, **origin)
     box.append_file(SAMPLES, "samples", **origin)
+    box.append("description", **origin)
 
 
 def record_plots(box: Box) -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
@@ -30,6 +31,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "reprogpt"
 SQLITE = "sqlite:///"
+# What stands before the @ of a host. The second form is a password with a bare slash in it: such a URI can't be
+# used, but the message that says so must not show the password either.
+_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
+_DENIED = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_DENIED")
+
+
+class DeniedError(TrackingError):
+    """A server refuses the credentials, or their lack: to ask again won't help."""
 
 
 def store_uri() -> str:
@@ -45,7 +54,7 @@ def store_uri() -> str:
 
 def store_name() -> str:
     """store_uri() as it may be shown and written down: without a password."""
-    return _without_password(store_uri())
+    return without_password(store_uri())
 
 
 def open_store() -> tuple[MlflowClient, str]:
@@ -55,6 +64,7 @@ def open_store() -> tuple[MlflowClient, str]:
     """
     for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    _set_credentials_apart()
     private_folder().mkdir(exist_ok=True)
     # Two processes that create the tables of one fresh SQLite file crash each other.
     with FileLock(private_folder() / "store.lock"), in_words():
@@ -66,6 +76,18 @@ def open_store() -> tuple[MlflowClient, str]:
                 _experiment(MlflowClient(f"{SQLITE}{temporary}"))
         client = MlflowClient(store_uri())
         return client, _experiment(client)
+
+
+def _set_credentials_apart() -> None:
+    """From http://user:password@host to variables of their own: MLflow prints the URI with the address of a run."""
+    try:
+        uri = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    except ValueError:  # MLflow will say so
+        return
+    if uri.scheme in ("http", "https") and uri.username and uri.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(uri.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(uri.password)
+        os.environ["MLFLOW_TRACKING_URI"] = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl()
 
 
 def _experiment(client: MlflowClient) -> str:
@@ -97,7 +119,7 @@ def recorded_runs() -> list[RecordedRun]:
             found += page
             token = page.token
             if not token:
-                return [_plain(run) for run in found]
+                return [plain_run(run) for run in found]
 
 
 def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:
@@ -123,7 +145,8 @@ def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
         return Path(client.download_artifacts(run_id, path, str(folder)))
 
 
-def _plain(run: Run) -> RecordedRun:
+def plain_run(run: Run) -> RecordedRun:
+    """The run as plain values."""
     inputs = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
     paths = [re.fullmatch(r'\{"uri": "(.*)"\}', dataset.source) for dataset in inputs]  # as log_dataset writes it
     return RecordedRun(
@@ -143,7 +166,19 @@ def in_words() -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors and a full disk are OSErrors
-        raise TrackingError(f"the MLflow store {store_name()} can't be used: {_reason(error)}") from None
+        words = f"the MLflow store {store_name()} can't be used: "
+        if denied := _DENIED.search(str(error)):
+            raise DeniedError(words + _denial(denied[1])) from None
+        raise TrackingError(words + _reason(error)) from None
+
+
+def _denial(status: str | None) -> str:
+    if status == "401":
+        return (
+            "it asks for a user name and password, and takes none that it was given (401). Set\n"
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return f"this user may not do that there (403); who runs it can permit it: EDIT on the experiment {EXPERIMENT}"
 
 
 def _reason(error: Exception) -> str:
@@ -153,8 +188,9 @@ def _reason(error: Exception) -> str:
             f"it was made by another version of MLflow; make a copy of it, then run: mlflow db upgrade {store_name()}"
         )
     root = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)  # at the end of a chain of causes, else the whole
-    return root[1] if root else _without_password(text.splitlines()[0] if text else repr(error))
+    return root[1] if root else without_password(text.splitlines()[0] if text else repr(error))
 
 
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//", text)
+def without_password(text: str) -> str:
+    """`text`, a URI or a message with URIs in it, less every `user:password@`."""
+    return _USER_INFO.sub("", text)

@@ -10,16 +10,18 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from reprogpt.errors import TrackingError
+from reprogpt.record.description import describe_evaluation, describe_training
 from reprogpt.record.logged_models import complete_model, send_model_file
 from reprogpt.record.outbox import Box, Pending, Record
-from reprogpt.record.store import in_words, open_store, store_name
+from reprogpt.record.store import in_words, open_store, plain_run, store_name, without_password
 
 MAX_METRICS = 1000  # MLflow's limit for one batch
 # What MLflow will never take, however often it is offered.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+OWN_NOTE = "description.sha256"  # tag: digest of the description as it was written here
 
 
 def is_for_this_store(box: Box) -> bool:
@@ -73,7 +75,8 @@ def _deliver(client: MlflowClient, run_id: str, box: Box, batch: list[Pending]) 
         except MlflowException as error:
             if error.error_code not in REFUSALS:
                 raise
-            print(f"MLflow refuses a record of kind {records[0]['kind']}: {error}; it is left out", file=sys.stderr)
+            said = without_password(str(error))
+            print(f"MLflow refuses a record of kind {records[0]['kind']}: {said}; it is left out", file=sys.stderr)
 
 
 def _apply(client: MlflowClient, run_id: str, box: Box, record: Record) -> None:
@@ -95,6 +98,8 @@ def _apply(client: MlflowClient, run_id: str, box: Box, record: Record) -> None:
             complete_model(client, run_id, record["description"])
         case "results":
             _send_results(client, _evaluated(client, run_id, record), record)
+        case "description":
+            _describe(client, _evaluated(client, run_id, record), run_id)
         case unknown:  # the first record of a box told which run it is for, and that is all
             assert unknown == "results of", unknown
 
@@ -174,6 +179,26 @@ def _send_results(client: MlflowClient, run_id: str, record: Record) -> None:
     client.log_batch(run_id, metrics=_points({**record, "values": new}))
     if _is_child(known):
         client.set_terminated(run_id, "FINISHED", end_time=record["time"])
+
+
+def _describe(client: MlflowClient, run_id: str, training_id: str) -> None:
+    """Give a run, of a training or of an evaluation of it, the description that follows from what the store has of it.
+
+    One that a person has written, edited or removed stays so: only a text whose digest is on record is replaced.
+    """
+    run = client.get_run(run_id)
+    if run_id == training_id:
+        text = describe_training(plain_run(run))
+    else:
+        text = describe_evaluation(plain_run(run), plain_run(client.get_run(training_id)))
+    there, own = run.data.tags.get(MLFLOW_RUN_NOTE), run.data.tags.get(OWN_NOTE)
+    if (there and _digest(there)) == own and there != text:
+        # In one call, which the store does whole or not at all.
+        client.log_batch(run_id, tags=[RunTag(MLFLOW_RUN_NOTE, text), RunTag(OWN_NOTE, _digest(text))])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _send_file(client: MlflowClient, run_id: str, box: Box, record: Record) -> None:

@@ -4,8 +4,10 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
+from reprogpt.files import write_text_atomic
 from reprogpt.training.loop import StepRecord
 from reprogpt.training.schedule import Plan
 
@@ -24,6 +26,12 @@ def history_csv(records: Sequence[StepRecord]) -> str:
 def evaluations_csv(records: Sequence[StepRecord]) -> str:
     """The evaluated steps of the history alone: DVC's plots draw an empty cell as 0."""
     return _csv(EVALUATED, [record for record in records if record.val_loss is not None])
+
+
+def write_history(history: Path, evaluations: Path, records: Sequence[StepRecord]) -> None:
+    """Write history_csv and evaluations_csv, each whole or not at all."""
+    write_text_atomic(history, history_csv(records))
+    write_text_atomic(evaluations, evaluations_csv(records))
 
 
 def _csv(columns: Sequence[str], records: Sequence[StepRecord]) -> str:

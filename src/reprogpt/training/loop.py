@@ -1,15 +1,17 @@
 """One update, and the loop as a generator of records. Nothing here prints, logs or writes."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from reprogpt.model.generation import generate
-from reprogpt.training.evaluation import require_finite, score
+from reprogpt.training.evaluation import Score, require_finite, score
 from reprogpt.training.gradients import measure
-from reprogpt.training.loss import head_loss
+from reprogpt.training.parallel import before_the_last_part
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Rows, Training
 
@@ -79,7 +81,7 @@ def _take_step(training: Training) -> _Step:
     rows = training.order.training_rows(epoch, len(training.train_rows.inputs))
     batch = training.train_rows.take(rows[position * params.batch_size :][: params.batch_size])
     training.order.begin_step(step)
-    lr, loss = _rate(training), accumulate_gradients(training, batch)
+    lr, loss = _rate(training), training.group.mean(accumulate_gradients(training, batch.take(training.group.share)))
     is_clipped = step >= plan.warmup_steps + int(params.orig_book_version)
     sizes, divisor = measure(training.model.parameters(), params.max_norm if is_clipped else None)
     descend(training, lr, divisor)
@@ -111,14 +113,19 @@ def _rate(training: Training) -> float:
 
 
 def accumulate_gradients(training: Training, batch: Rows) -> Tensor:
-    """Fill the gradients of a batch, in as many parts as `accumulate` says; return its loss, on the device."""
+    """Fill the gradients of a batch, in as many parts as `accumulate` says; return its loss, on the device.
+
+    batch: this process's share, whose loss is returned; gradients become those of all shares together.
+    """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    num_rows = training.params.rows_together
+    num_parts = training.params.accumulate
+    num_rows = len(batch.inputs) // num_parts
     losses = []
-    for start in range(0, len(batch.inputs), num_rows):
-        loss = loss_of(training, batch.take(slice(start, start + num_rows))) / training.params.accumulate
-        torch.autograd.backward(loss)
+    for part in range(num_parts):
+        with before_the_last_part(training.loss) if part + 1 < num_parts else nullcontext():
+            loss = loss_of(training, batch.take(slice(part * num_rows, (part + 1) * num_rows))) / num_parts
+            torch.autograd.backward(loss)
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
@@ -128,7 +135,7 @@ def loss_of(training: Training, rows: Rows) -> Tensor:
     device = training.numerics.device
     inputs, targets = (torch.from_numpy(ids).to(device) for ids in (rows.inputs, rows.targets))
     with training.numerics.autocast():
-        return head_loss(training.features(inputs).flatten(0, 1), training.model.out_head.weight, targets.flatten())
+        return training.loss(inputs, targets)
 
 
 def descend(training: Training, lr: float, divisor: Tensor | None) -> None:
@@ -146,13 +153,22 @@ def _evaluate(training: Training, step: int) -> tuple[float, float]:
     num_rows = params.eval_iter * params.batch_size
     rows = training.order.evaluation_rows(len(training.train_rows.inputs))[:num_rows]
     parts = {"train_loss": training.train_rows.take(rows), "val_loss": training.val_rows.take(slice(num_rows))}
-    losses = {}
-    for name, part in parts.items():
-        losses[name] = score(
-            training.model, part.inputs, part.targets, batch_size=params.rows_together, numerics=training.numerics
-        ).loss
+    losses = {name: _shared_score(training, part).loss for name, part in parts.items()}
     require_finite(losses, f"step {step}")
     return losses["train_loss"], losses["val_loss"]
+
+
+def _shared_score(training: Training, rows: Rows) -> Score:
+    """The score of rows, of which each process reads its share."""
+    group, num_rows = training.group, training.params.rows_together
+    arithmetic: dict[str, Any] = {"batch_size": num_rows, "numerics": training.numerics}
+    own = rows.take(group.share)
+    scored = score(training.model, own.inputs, own.targets, **arithmetic)
+    most = -(-len(rows.inputs) // group.size)
+    if -(-len(own.inputs) // num_rows) < -(-most // num_rows):  # with fsdp, all must read equally often
+        score(training.model, rows.inputs[:1], rows.targets[:1], **arithmetic)
+    loss_nats, correct, num_tokens = group.sums(scored.loss_nats, scored.correct, scored.num_tokens)
+    return Score(loss_nats, int(correct), int(num_tokens))
 
 
 def _sample(training: Training) -> list[int]:

@@ -1,4 +1,4 @@
-"""The output head and its cross-entropy as one operation, with one buffer for the logits.
+"""The loss that is trained on; the output head and its cross-entropy as one operation, with one buffer for the logits.
 
 Logits are the largest thing that a step makes, (tokens, vocab_size). Apart, head and cross-entropy keep three of
 them: logits, log-probabilities, and their gradient. Here the probabilities take the place of the logits, and the
@@ -8,8 +8,25 @@ gradient that of the probabilities.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from reprogpt.model.gpt import GPTModel
+
+
+class NextTokenLoss(nn.Module):
+    """Mean cross-entropy of rows, in nats per token: inputs and targets, (B, T) int64 each -> a float32 scalar.
+
+    A module, since that is what torch.distributed shares among processes. features: the model's, maybe compiled.
+    """
+
+    def __init__(self, model: GPTModel, *, compiled: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.features = torch.compile(model.features) if compiled else model.features
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return head_loss(self.features(inputs).flatten(0, 1), self.model.out_head.weight, targets.flatten())
 
 
 def head_loss(features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

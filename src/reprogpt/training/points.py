@@ -1,4 +1,4 @@
-"""Resume points on disk: tensors as safetensors, and a manifest that vouches for them by their digests.
+"""Resume points on disk: tensors as safetensors, records as lines, and a manifest that vouches for both by digests.
 
 Training waits while the tensors are digested and copied to the operating system's file cache (copy_out),
 on all cores: a digest made meanwhile by another thread would hold training up for longer. Disk and
@@ -17,17 +17,17 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reprogpt.files import write_json_atomic
+from reprogpt.files import write_bytes_atomic, write_json_atomic
 
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
-_TENSORS, _MANIFEST = ".safetensors", ".json"
+_TENSORS, _RECORDS, _MANIFEST = ".safetensors", ".jsonl", ".json"
+_FILES = (_MANIFEST, _TENSORS, _RECORDS)
 
 
 class DamagedPointError(Exception):
@@ -72,36 +72,40 @@ def copy_out(point: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return dict(zip(tensors, digests, strict=True))
 
 
-def seal(point: Path, step: int, digests: Mapping[str, str], facts: Mapping[str, Any]) -> None:
-    """Bring what copy_out wrote to the disk, then vouch for it: from here on the point exists.
+def seal(point: Path, step: int, digests: Mapping[str, str], records: bytes) -> None:
+    """Bring what copy_out wrote to the disk, and the records, then vouch for both: from here on the point exists.
 
-    step: the 0-based step that comes next. digests: as copy_out gave them.
+    step: the 0-based step that comes next. digests: as copy_out gave them. records: lines of any kind.
     """
     with point.with_suffix(_TENSORS).open("rb") as file:
         os.fsync(file.fileno())
-    write_json_atomic(point.with_suffix(_MANIFEST), {"step": step, "sha256": dict(digests), **facts})
+    write_bytes_atomic(point.with_suffix(_RECORDS), records)
+    digests = {**digests, _RECORDS: hashlib.sha256(records).hexdigest()}
+    write_json_atomic(point.with_suffix(_MANIFEST), {"step": step, "sha256": digests})
 
 
-def read_point(point: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A sealed point's tensors, on the CPU, its step and facts. Raises DamagedPointError if either is not as sealed."""
+def read_point(point: Path) -> tuple[int, dict[str, Tensor], bytes]:
+    """A sealed point's step, tensors, on the CPU, and records. Raises DamagedPointError if one is not as sealed."""
     try:
-        facts = json.loads(point.with_suffix(_MANIFEST).read_text("utf-8"))
-        wanted = facts.pop("sha256")
+        manifest = json.loads(point.with_suffix(_MANIFEST).read_text("utf-8"))
+        step, wanted = int(manifest["step"]), dict(manifest["sha256"])
         tensors = load_file(point.with_suffix(_TENSORS))
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        records = point.with_suffix(_RECORDS).read_bytes()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DamagedPointError(f"{point.name} can't be read: {error!r}") from None
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = dict(zip(tensors, pool.map(_digest, map(_bytes, tensors.values())), strict=True))
+    found[_RECORDS] = hashlib.sha256(records).hexdigest()
     if found != wanted:
         name = next(name for name in sorted({**wanted, **found}) if wanted.get(name) != found.get(name))
         raise DamagedPointError(f"{point.name} is damaged: {name} is not what was saved, by its SHA-256")
-    return tensors, facts
+    return step, tensors, records
 
 
 def remove(point: Path) -> None:
     """Remove a point, its manifest first, so that half a point is none."""
-    point.with_suffix(_MANIFEST).unlink(missing_ok=True)
-    point.with_suffix(_TENSORS).unlink(missing_ok=True)
+    for suffix in _FILES:
+        point.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _step(point: Path) -> int:

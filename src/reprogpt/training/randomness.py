@@ -7,7 +7,9 @@ stream in the order of the book's program, for holding our numbers against the p
 Both have one interface (RandomOrder); the training loop knows neither.
 """
 
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +39,9 @@ class RandomOrder(Protocol):
     def dropout(self, values: Tensor, rate: float) -> Tensor:
         """values with a share `rate` of its entries zeroed, the rest scaled by 1 / (1 - rate)."""
 
+    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        """Two contexts: dropout in the second draws what it drew in the first, and leaves no other trace."""
+
     def state(self) -> dict[str, Tensor]:
         """What load_state needs to go on from here in another process."""
 
@@ -45,20 +50,24 @@ class RandomOrder(Protocol):
 
 
 class IndependentOrder:
-    """Each step's draws from (seed, step), each epoch's from (seed, epoch)."""
+    """Each step's draws from (seed, step), each epoch's from (seed, epoch).
 
-    def __init__(self, seed: int, device: torch.device = _CPU) -> None:
-        self._seed, self._device = seed, device
+    rank: of several processes that share each batch; the masks of their shares must differ.
+    """
+
+    def __init__(self, seed: int, device: torch.device = _CPU, rank: int = 0) -> None:
+        self._seed, self._device, self._rank = seed, device, rank
         self._stream = self._bits(_DROPOUT, 0)
 
     def seed_weights(self) -> None:
         torch.manual_seed(self._seed)
 
     def begin_step(self, step: int) -> None:
-        self._stream = self._bits(_DROPOUT, step)
+        self._stream = self._bits(_DROPOUT, step, self._rank)
         if self._device.type != "cpu":
             # A GPU's fused kernels draw from its own stream: from here on, that one depends on the step alone.
-            torch.get_device_module(self._device).manual_seed(int(self._bits(_DEVICE, step).random_raw() >> 1))
+            seed = int(self._bits(_DEVICE, step, self._rank).random_raw() >> 1)
+            torch.get_device_module(self._device).manual_seed(seed)
 
     def training_rows(self, epoch: int, num_rows: int) -> np.ndarray:
         return np.random.Generator(self._bits(_EPOCH_ROWS, epoch)).permutation(num_rows)
@@ -79,14 +88,26 @@ class IndependentOrder:
         mask = torch.from_numpy(kept).view(values.shape).to(values.dtype)
         return values * mask.mul_(65536 / (65536 - threshold))
 
+    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        return nullcontext(), self._rewound(self._stream.state)
+
+    @contextmanager
+    def _rewound(self, then: Any) -> Iterator[None]:
+        now, self._stream.state = self._stream.state, then
+        try:
+            yield
+        finally:  # torch leaves by an exception of its own, once it has all it needs
+            self._stream.state = now
+
     def state(self) -> dict[str, Tensor]:
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         pass
 
-    def _bits(self, purpose: int, index: int) -> np.random.SFC64:
-        return np.random.SFC64(np.random.SeedSequence([self._seed, purpose, index]))
+    def _bits(self, purpose: int, index: int, rank: int = 0) -> np.random.SFC64:
+        words = [self._seed, purpose, index, rank] if rank else [self._seed, purpose, index]
+        return np.random.SFC64(np.random.SeedSequence(words))
 
 
 class BookOrder:
@@ -120,6 +141,9 @@ class BookOrder:
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
         return functional.dropout(values, rate)
+
+    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        return nullcontext(), nullcontext()  # torch itself brings its streams back
 
     def state(self) -> dict[str, Tensor]:
         state = {"epoch": torch.tensor(self._epoch), "rows": torch.from_numpy(self._rows), "cpu": torch.get_rng_state()}

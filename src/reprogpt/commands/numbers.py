@@ -1,4 +1,4 @@
-"""What may stand on the command line, as types of argparse: an ArgumentTypeError says the value and its bound."""
+"""Numbers on the command line, with their bounds, and names. It imports nothing heavy."""
 
 import argparse
 import math
@@ -8,15 +8,8 @@ from collections.abc import Callable
 from reprogpt.sampling import LEAST_TEMPERATURE, MOST_TEMPERATURE, is_temperature
 
 
-def model_name(text: str) -> str:
-    """A name that a models:/ URI can hold."""
-    if not re.fullmatch(r"[\w.-]+", text):
-        raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, dots, dashes and underscores")
-    return text
-
-
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A parser of whole numbers within these bounds."""
+    """A parser of whole numbers from least to most, None being no bound."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def parse(text: str) -> int:
@@ -32,7 +25,7 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def temperature(text: str) -> float:
-    """0, or a number within the bounds of sampling.py."""
+    """0, or a number from LEAST_TEMPERATURE to MOST_TEMPERATURE."""
     try:
         value = float(text)
     except ValueError:
@@ -41,3 +34,10 @@ def temperature(text: str) -> float:
         allowed = f"0 or a number from {LEAST_TEMPERATURE:g} to {MOST_TEMPERATURE:g}"
         raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
     return value
+
+
+def model_name(text: str) -> str:
+    """A name that a models:/ URI can hold."""
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, dots, dashes and underscores")
+    return text

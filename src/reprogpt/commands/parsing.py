@@ -105,8 +105,7 @@ def _declare_generate(parser: argparse.ArgumentParser) -> None:
 def _declare_register(parser: argparse.ArgumentParser) -> None:
     words = "of the registered model: letters, digits, dots, dashes and underscores; made if it is not there"
     parser.add_argument("name", metavar="NAME", type=model_name, help=words)
-    words = f"its model, not that of the run which made data/model. {RUN}"
-    parser.add_argument("--run", metavar="RUN", help=words)
+    parser.add_argument("--run", metavar="RUN", help=f"its model, not that of data/model. {RUN}")
 
 
 CHECK = Command(
@@ -155,8 +154,7 @@ REGISTER = Command(
     the registry of the MLflow store, and say how to serve it. Weights are not copied. A model that is
     a version of NAME already gets no second one.""",
     """\
-    0 if the model is a version of NAME now, 2 if it can't be: no such run, a run without a model, as
-    one that did not finish training, a store that can't be used
+    0 if the model is a version of NAME now, 2 if it can't be: no such run, or its training did not end
     """,
     """\
     reprogpt register gpt                the workspace's

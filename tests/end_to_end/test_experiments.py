@@ -1,10 +1,11 @@
 """Experiments in copies of the workspace, on a store that does not exist yet. Tests run in their order."""
 
-import time
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-from workspace import STEPS, Workspace, make_workspace
+from workspace import STEPS, Workspace, documented, make_workspace, points_drawn
 
 EVALUATE = "src/reprogpt/training/samples.py"
 
@@ -24,14 +25,7 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     committed = source.read_text("utf-8")
     source.write_text(committed.replace("NUM_DRAWN = 2", "NUM_DRAWN = 1"), "utf-8")
     assert not workspace.runs()
-    workspace.succeed("dvc", "queue", "start", "-j", "2")
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        tasks = [line for line in workspace.succeed("dvc", "queue", "status").splitlines() if "er " in line]
-        if tasks and not any(state in line for line in tasks for state in ("Queued", "Running")):
-            break
-        time.sleep(1)
-    workspace.succeed("dvc", "queue", "stop")
+    workspace.run_queue(num_tasks=2, timeout=240)
     source.write_text(committed, "utf-8")
     return workspace
 
@@ -79,3 +73,45 @@ def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace):
     runs = {run.info.run_name: run.data.tags["weights.sha256"] for run in queued.runs()}
     assert runs["slower"] == runs["in-a-copy"] == runs["in-place"]
     assert runs["slower"] != runs["faster"]
+
+
+def test_both_are_overlaid_in_every_plot(queued: Workspace):
+    shown = queued.run("dvc", "plots", "diff", "slower", "faster", "--json").stdout
+    for plot, columns in {
+        "loss": {"loss", "train_loss", "val_loss"},
+        "lr": {"lr"},
+        "gradients": {"max_grad", "max_grad_clipped"},
+        "grad_norm": {"grad_norm"},
+        "data/metrics/history.csv": {"loss"},
+        "data/metrics/evaluations.csv": {"val_loss"},
+    }.items():
+        points = points_drawn(shown, plot)
+        for name in ("slower", "faster"):
+            assert {point["column"] for point in points if point["rev"] == name} == columns, plot
+
+
+def test_tables_fit_a_terminal(queued: Workspace):
+    """80 columns wide: the README's table with nothing left out, and the metrics of two experiments."""
+    command = shlex.split(documented("dvc exp show --only-changed"))
+    table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout
+    assert "…" not in table
+    for word in ("slower", "faster", "in-place", "final_val_loss", "peak_lr", "0.002", "0.003"):
+        assert word in table
+    metrics = queued.run("dvc", "metrics", "diff", "slower", "faster").stdout
+    assert {"final_val_loss", "val_perplexity", "best_val_loss"} <= set(metrics.split())
+    assert all(len(line) <= 80 for line in [*table.splitlines(), *metrics.splitlines()])
+
+
+def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Workspace):
+    """A value put back, and a combination run before: nothing trains, so no run appears."""
+    before = queued.runs()
+    queued.set_params(peak_lr=0.003)
+    assert queued.stages_run(queued.succeed("dvc", "repro")) == []
+    assert queued.stages_run(queued.succeed("dvc", "exp", "run", "--name", "again", "-S", "peak_lr=0.002")) == []
+    assert [run.info.run_id for run in queued.runs()] == [run.info.run_id for run in before]
+    made = {run.info.run_id for run in before if run.data.params["peak_lr"] == "0.002"}
+    for words in ([], ["again"]):
+        output = queued.succeed("python", "-m", "reprogpt", "lineage", *words)
+        assert set(re.findall(r"^  ([0-9a-f]{32})  FINISHED", output, flags=re.MULTILINE)) == made
+        assert set(re.findall(r"^  holds     all 5 +run ([0-9a-f]{32})$", output, flags=re.MULTILINE)) == made
+        assert ("none is named again: DVC had this result already" in output) == bool(words)

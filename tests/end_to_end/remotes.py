@@ -1,5 +1,7 @@
 """Places to `dvc push` to: a folder, or an S3 server that really speaks S3, on loopback."""
 
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +10,17 @@ from urllib.request import Request, urlopen
 from moto.server import ThreadedMotoServer
 from workspace import Workspace
 
-BUCKET, KEY_ID, SECRET = "models", "an-id-for-tests-alone", "a-secret-for-tests-alone"
+BUCKET = "models"
+LOCAL = ".dvc/config.local"
+KEY_ID, SECRET = secrets.token_hex(10), secrets.token_hex(20)  # drawn, so that they are in no file of ours
 
 
 @contextmanager
 def remote(kind: str, folder: Path, workspace: Workspace) -> Iterator[None]:
-    """Make a place and name it in the workspace's .dvc/config, as the README says. kind: "local" or "s3"."""
+    """Make a place and name it in the workspace's .dvc/config, as the README says. kind: "local" or "s3".
+
+    An S3 remote's key is in .dvc/config.local while the block works.
+    """
     if kind == "local":
         workspace.succeed("dvc", "remote", "add", "--force", "--default", "storage", str(folder / "storage"))
         yield
@@ -26,20 +33,21 @@ def remote(kind: str, folder: Path, workspace: Workspace) -> Iterator[None]:
         urlopen(Request(f"{endpoint}/{BUCKET}", method="PUT"), timeout=30).close()
         workspace.succeed("dvc", "remote", "add", "--force", "--default", "storage", f"s3://{BUCKET}/reprogpt")
         workspace.succeed("dvc", "remote", "modify", "storage", "endpointurl", endpoint)
+        for name in [name for name in workspace.env if name.startswith("AWS_")]:
+            del workspace.env[name]  # the developer's own
+        for option, value in (("access_key_id", KEY_ID), ("secret_access_key", SECRET)):
+            workspace.succeed("dvc", "remote", "modify", "--local", "storage", option, value)
         yield
     finally:
+        (workspace.path / LOCAL).unlink(missing_ok=True)
         server.stop()
 
 
-def give_credentials(workspace: Workspace) -> None:
-    """The key of an S3 remote, for this clone alone: in .dvc/config.local, which git ignores."""
-    for name in [name for name in workspace.env if name.startswith("AWS_")]:
-        del workspace.env[name]  # the developer's own
-    for option, value in (("access_key_id", KEY_ID), ("secret_access_key", SECRET)):
-        workspace.succeed("dvc", "remote", "modify", "--local", "storage", option, value)
-
-
 def clone_of(workspace: Workspace, folder: Path) -> Workspace:
-    """A git clone with nothing but what git carries, and with a download cache of its own, which is empty."""
+    """A git clone with the remote's key if it needs one, and with a download cache of its own, which is empty."""
     workspace.succeed("git", "clone", "-q", workspace.path.as_uri(), str(folder))
-    return Workspace(folder, folder.parent / "no-downloads")
+    if (workspace.path / LOCAL).exists():
+        shutil.copy(workspace.path / LOCAL, folder / LOCAL)
+    made = Workspace(folder, folder.parent / "no-downloads")
+    made.env = workspace.env | {"REPROGPT_CACHE": made.env["REPROGPT_CACHE"]}
+    return made

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from remotes import KEY_ID, SECRET, clone_of, give_credentials, remote
+from remotes import KEY_ID, SECRET, clone_of, remote
 from transformers import GPT2LMHeadModel
 from workspace import README, STEPS, Workspace, points_drawn
 
@@ -169,12 +169,10 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
 @pytest.mark.parametrize("kind", ["local", "s3"])
 def test_a_clone_elsewhere_pulls_the_results_and_runs_nothing(finished: Workspace, kind: str, tmp_path: Path):
     with remote(kind, tmp_path, finished):
-        give_credentials(finished)
         finished.commit(f"result, and a remote of kind {kind}")
         lock = (finished.path / "dvc.lock").read_bytes()
         finished.succeed("dvc", "push")
         there = clone_of(finished, tmp_path / "there")
-        give_credentials(there)
         assert "data/model" in there.succeed("dvc", "status")
         there.succeed("dvc", "pull")
         assert there.files() == finished.files()

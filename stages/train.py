@@ -48,10 +48,8 @@ def main() -> None:
             write_tokenizer(MODEL)
             write_text_atomic(HISTORY, history_csv(resumable.records))
             write_text_atomic(EVALUATIONS, evaluations_csv(resumable.records))
-            # Digests as lists, which DVC leaves out of its tables: one would take half of a terminal's width.
-            digests = {name: [digest] for name, digest in ({"run_key": key} | training.started_from).items()}
-            facts = summary(resumable.records, training.plan)
-            write_json_atomic(SUMMARY, digests | {"max_norm": params.max_norm} | facts)
+            facts = summary(resumable.records, training.plan, {"run_key": key} | training.started_from)
+            write_json_atomic(SUMMARY, {"max_norm": params.max_norm} | facts)
             follower.finish()
         mark_made(held)
 

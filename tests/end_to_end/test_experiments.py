@@ -25,7 +25,7 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     committed = source.read_text("utf-8")
     source.write_text(committed.replace("NUM_DRAWN = 2", "NUM_DRAWN = 1"), "utf-8")
     assert not workspace.runs()
-    workspace.run_queue(num_tasks=2, timeout=240)
+    workspace.run_queue(num_tasks=2, timeout=400)
     source.write_text(committed, "utf-8")
     return workspace
 

@@ -90,23 +90,12 @@ def test_both_are_overlaid_in_every_plot(queued: Workspace):
             assert {point["column"] for point in points if point["rev"] == name} == columns, plot
 
 
-def test_tables_fit_a_terminal(queued: Workspace):
-    """80 columns wide: the README's table with nothing left out, and the metrics of two experiments."""
-    command = shlex.split(documented("dvc exp show --only-changed"))
-    table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout
-    assert "…" not in table
-    for word in ("slower", "faster", "in-place", "final_val_loss", "peak_lr", "0.002", "0.003"):
-        assert word in table
-    metrics = queued.run("dvc", "metrics", "diff", "slower", "faster").stdout
-    assert {"final_val_loss", "val_perplexity", "best_val_loss"} <= set(metrics.split())
-    assert all(len(line) <= 80 for line in [*table.splitlines(), *metrics.splitlines()])
-
-
 def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Workspace):
     """A value put back, and a combination run before: nothing trains, so no run appears."""
     before = queued.runs()
     queued.set_params(peak_lr=0.003)
     assert queued.stages_run(queued.succeed("dvc", "repro")) == []
+    queued.commit("result")
     assert queued.stages_run(queued.succeed("dvc", "exp", "run", "--name", "again", "-S", "peak_lr=0.002")) == []
     assert [run.info.run_id for run in queued.runs()] == [run.info.run_id for run in before]
     made = {run.info.run_id for run in before if run.data.params["peak_lr"] == "0.002"}
@@ -115,3 +104,15 @@ def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Works
         assert set(re.findall(r"^  ([0-9a-f]{32})  FINISHED", output, flags=re.MULTILINE)) == made
         assert set(re.findall(r"^  holds     all 5 +run ([0-9a-f]{32})$", output, flags=re.MULTILINE)) == made
         assert ("none is named again: DVC had this result already" in output) == bool(words)
+
+
+def test_tables_fit_a_terminal(queued: Workspace):
+    """80 columns: the README's table beside a committed result, nothing cut off; the metrics of two experiments."""
+    command = shlex.split(documented("dvc exp show --only-changed"))
+    table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout
+    assert "…" not in table
+    for word in ("workspace", "main", "[again]", "final_val_loss", "peak_lr", "0.002", "0.003"):
+        assert word in table
+    metrics = queued.run("dvc", "metrics", "diff", "slower", "faster").stdout
+    assert {"final_val_loss", "val_perplexity", "best_val_loss"} <= set(metrics.split())
+    assert all(len(line) <= 80 for line in [*table.splitlines(), *metrics.splitlines()])

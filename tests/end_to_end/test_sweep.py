@@ -14,8 +14,10 @@ GRID = set(itertools.product(("0.0003", "0.001", "0.003"), ("0.1", "0.2")))
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A clone after the README's two commands."""
+    """A clone with a result, after the README's two commands."""
     made = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"))
+    made.succeed("dvc", "repro")
+    made.commit("result")
     made.succeed(*shlex.split(documented("dvc exp run --queue")))
     made.run_queue(num_tasks=len(GRID), timeout=500)
     return made
@@ -23,7 +25,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 def test_each_combination_is_one_run_named_after_its_experiment(swept: Workspace):
     runs = swept.runs()
-    assert len(runs) == len(GRID)
+    assert len(runs) == len(GRID) + 1
+    runs = [run for run in runs if "dvc.experiment" in run.data.tags]
     assert {(run.data.params["peak_lr"], run.data.params["warmup_ratio"]) for run in runs} == GRID
     names = set(swept.succeed("dvc", "exp", "list", "--name-only").split())
     assert {run.info.run_name for run in runs} == {run.data.tags["dvc.experiment"] for run in runs} == names
@@ -38,7 +41,7 @@ def test_the_table_has_all_of_them_the_best_first(swept: Workspace):
     table = swept.run("env", "COLUMNS=80", *command, "--no-pager").stdout
     assert "…" not in table and all(len(line) <= 80 for line in table.splitlines())
     rows = re.findall(r"(?m)^ +[├└]── \w{7} \[([\w-]+)\] +([\d.]+) +([\d.]+) +([\d.]+) +$", table)
-    runs = {run.info.run_name: run.data for run in swept.runs()}
+    runs = {run.info.run_name: run.data for run in swept.runs() if "dvc.experiment" in run.data.tags}
     assert [name for name, *_ in rows] == sorted(runs, key=lambda name: runs[name].metrics["final_val_loss"])
     for name, loss, rate, ratio in rows:
         assert float(loss) == pytest.approx(runs[name].metrics["final_val_loss"], rel=1e-4)

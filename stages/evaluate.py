@@ -27,7 +27,7 @@ def main() -> None:
     numerics = set_up_numerics(**params.arithmetic())
     encoding = load_encoding(params.encoding)
     release_trainings()
-    with follow_results(facts["run_key"], adds="final_val_loss") as box:
+    with follow_results(facts["run_key"][0], adds="final_val_loss") as box:
         model = load_model(MODEL).to(numerics.device)
         train, val = (read_tokens(path, vocab_size=model.config.vocab_size) for path in (TRAIN, VAL))
         results = final_results(model, encoding, train, val, batch_size=params.rows_together, numerics=numerics)

@@ -18,7 +18,7 @@ Try a number:   dvc exp run -S peak_lr=0.001"""
 
 def main() -> None:
     facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
-    with follow_results(facts["run_key"], adds="plots") as box:
+    with follow_results(facts["run_key"][0], adds="plots") as box:
         for name, figure in draw_all(read_history(HISTORY), facts).items():
             save_figure(figure, PLOTS, name)
         record_plots(box)

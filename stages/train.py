@@ -49,8 +49,8 @@ def train(params: TrainParams, group: Group) -> None:
             save_model(MODEL, training.model, group.whole(training.model.state_dict()))
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, resumable.records)
-            facts = {"run_key": key, "max_norm": params.max_norm} | summary(resumable.records, training.plan)
-            write_json_atomic(SUMMARY, facts | training.started_from)
+            facts = summary(resumable.records, training.plan, {"run_key": key} | training.started_from)
+            write_json_atomic(SUMMARY, {"max_norm": params.max_norm} | facts)
             follower.finish()
         mark_made(held)
 

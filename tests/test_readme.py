@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,12 @@ def test_every_make_target_named_exists():
     text = README + (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     named = set(re.findall(r"(?:`|^)make ([a-z][\w-]*)", text, flags=re.MULTILINE))
     assert named and named <= targets
+
+
+def test_the_drawing_of_the_pipeline_is_dvcs():
+    done = subprocess.run([sys.executable, "-m", "dvc", "dag"], cwd=ROOT, capture_output=True, text=True, check=True)
+    drawn = "\n".join(line.rstrip() for line in done.stdout.rstrip().splitlines())
+    assert f"\n```text\n{drawn}\n```\n" in README
 
 
 def test_every_file_linked_exists():

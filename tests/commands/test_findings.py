@@ -48,7 +48,7 @@ def state(numbers: dict[str, float] = NUMBERS, **digests: str) -> Written:
     texts = {"dvc.yaml": DVC, "dvc.lock": LOCK, "params.yaml": "peak_lr: 0.00001\n"}
     texts["data/metrics/eval.json"] = json.dumps(numbers)
     made = Written(texts, {"src/reprogpt/training/schedule_of_rates.py": "c", "data/model": "m.dir"} | digests)
-    texts["data/metrics/train.json"] = json.dumps({"run_key": lock_key(made)})
+    texts["data/metrics/train.json"] = json.dumps({"run_key": [lock_key(made)]})
     return made
 
 
@@ -77,14 +77,37 @@ def test_a_state_that_holds_names_its_run():
 def test_no_run_of_the_key_but_one_of_the_same_weights():
     lines, broken = lines_of(state(), run("a", key="other", **NUMBERS), run("b", key="another", weights="n"))
     assert not broken
-    assert "no MLflow run has this key; these made the same weights, from other inputs" in lines
-    assert any("run-a" in line for line in lines) and not any("run-b" in line for line in lines)
+    heading = lines.index("MLflow runs that made these weights, by the digest of data/model")
+    assert lines[heading + 1] == f"  {'a' * 32}  FINISHED  run-a  the-verdict.txt  from other inputs"
+    assert f"  holds     all 2                         run {'a' * 32}" in lines
+    assert not any("run-b" in line for line in lines)
+
+
+def test_the_run_that_holds_the_numbers_is_found_by_its_weights_beside_one_of_the_key():
+    """As where another processor made other weights from the same inputs."""
+    here = state()
+    of_key = run("b", key=lock_key(here), weights="n.dir", final_val_loss=1.0, val_accuracy=1.0)
+    lines, broken = lines_of(here, of_key, run("a", key="other", **NUMBERS))
+    assert not broken
+    assert f"  {'a' * 32}  FINISHED  run-a  the-verdict.txt  from other inputs" in lines
+    assert f"  holds     all 2                         run {'a' * 32}" in lines
+    assert f"  {'b' * 32}  FINISHED  run-b  the-verdict.txt  OTHER WEIGHTS" in lines
+
+
+def test_an_experiment_taken_from_the_cache_is_said_to_have_no_run_of_its_own():
+    here = state()
+    here.experiment = "again"
+    trained = run("a", key=lock_key(here), **NUMBERS)
+    said = "  none is named again: DVC had this result already, so nothing trained"
+    assert said in lines_of(here, trained)[0]
+    here.experiment = "run-a"
+    assert not any("none is named" in line for line in lines_of(here, trained)[0])
 
 
 def test_no_run_at_all():
     lines, broken = lines_of(state())
     assert not broken
-    assert "no MLflow run has this key; and none made the same weights" in lines
+    assert "no MLflow run made these weights" in lines
     assert "  not here  no run of these weights was evaluated" in lines
 
 
@@ -97,7 +120,7 @@ def test_a_run_of_the_key_with_other_weights_is_marked_and_its_numbers_are_not_h
 
 def test_another_key_in_train_json_breaks_the_link():
     here = state()
-    here.texts["data/metrics/train.json"] = '{"run_key": "other"}'
+    here.texts["data/metrics/train.json"] = '{"run_key": ["other"]}'
     lines, broken = lines_of(here)
     assert broken
     row = next(index for index, line in enumerate(lines) if line.startswith("  DIFFERS   data/metrics/train.json"))

@@ -145,10 +145,10 @@ def test_a_commit_is_found_by_its_digits_branch_or_tag():
 
 def test_commits_that_hold_a_key_come_newest_first_without_those_that_dropped_it():
     commit(date=1)
-    first = commit(date=2, **{SUMMARY: json.dumps({"run_key": KEY})})
+    first = commit(date=2, **{SUMMARY: json.dumps({"run_key": KEY})})  # as it was written at first
     commit(date=3, **{SUMMARY: json.dumps({"run_key": OTHER_KEY})})
-    again = commit(date=4, **{SUMMARY: json.dumps({"run_key": KEY})})
-    commit(date=5, **{SUMMARY: json.dumps({"run_key": OTHER_KEY})})
+    again = commit(date=4, **{SUMMARY: json.dumps({"run_key": [KEY]})})
+    commit(date=5, **{SUMMARY: json.dumps({"run_key": [OTHER_KEY]})})
     assert [revision.commit for revision in commits_with_key(KEY)] == [again, first]
     assert commits_with_key("3" * 32) == []
 

@@ -80,7 +80,7 @@ def test_every_link_of_a_fresh_result_holds(twice: Workspace, command: Command):
 def test_the_key_from_dvc_lock_is_the_one_that_train_wrote(twice: Workspace):
     summary = json.loads((twice.path / "data/metrics/train.json").read_text("utf-8"))
     key = key_of(recorded_inputs(twice.lock()["train"]))
-    assert key == summary["run_key"] == twice.runs()[0].data.tags["run_key"]
+    assert [key] == summary["run_key"] == [twice.runs()[0].data.tags["run_key"]]
 
 
 def test_a_tampered_file_breaks_its_link_and_those_of_its_readers(twice: Workspace, command: Command):

@@ -1,10 +1,11 @@
 """Experiments in copies of the workspace, on a store that does not exist yet. Tests run in their order."""
 
-import time
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-from workspace import STEPS, Workspace, make_workspace
+from workspace import STEPS, Workspace, documented, make_workspace, points_drawn
 
 from tests.browser.mlflow_page import MlflowPage
 from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, serving
@@ -28,14 +29,7 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     committed = source.read_text("utf-8")
     source.write_text(committed.replace("NUM_DRAWN = 2", "NUM_DRAWN = 1"), "utf-8")
     assert not workspace.runs()
-    workspace.succeed("dvc", "queue", "start", "-j", "2")
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        tasks = [line for line in workspace.succeed("dvc", "queue", "status").splitlines() if "er " in line]
-        if tasks and not any(state in line for line in tasks for state in ("Queued", "Running")):
-            break
-        time.sleep(1)
-    workspace.succeed("dvc", "queue", "stop")
+    workspace.run_queue(num_tasks=2, timeout=400)
     source.write_text(committed, "utf-8")
     return workspace
 
@@ -125,3 +119,47 @@ def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspa
         assert picture.relative_to(queued.path).as_posix() in output
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 200_000
     queued.succeed("git", "clean", "-qfd", "docs/images")
+
+
+def test_both_are_overlaid_in_every_plot(queued: Workspace):
+    shown = queued.run("dvc", "plots", "diff", "slower", "faster", "--json").stdout
+    for plot, columns in {
+        "loss": {"loss", "train_loss", "val_loss"},
+        "lr": {"lr"},
+        "gradients": {"max_grad", "max_grad_clipped"},
+        "grad_norm": {"grad_norm"},
+        "data/metrics/history.csv": {"loss"},
+        "data/metrics/evaluations.csv": {"val_loss"},
+    }.items():
+        points = points_drawn(shown, plot)
+        for name in ("slower", "faster"):
+            assert {point["column"] for point in points if point["rev"] == name} == columns, plot
+
+
+def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Workspace):
+    """A value put back, and a combination run before: nothing trains, so no run appears."""
+    before = queued.runs()
+    queued.set_params(peak_lr=0.003)
+    assert queued.stages_run(queued.succeed("dvc", "repro")) == []
+    queued.commit("result")
+    assert queued.stages_run(queued.succeed("dvc", "exp", "run", "--name", "again", "-S", "peak_lr=0.002")) == []
+    assert [run.info.run_id for run in queued.runs()] == [run.info.run_id for run in before]
+    made = {run.info.run_id for run in before if run.data.params["peak_lr"] == "0.002"}
+    for words in ([], ["again"]):
+        output = queued.succeed("python", "-m", "reprogpt", "lineage", *words)
+        assert set(re.findall(r"^  ([0-9a-f]{32})  FINISHED", output, flags=re.MULTILINE)) == made
+        assert set(re.findall(r"^  holds     all 5 +run ([0-9a-f]{32})$", output, flags=re.MULTILINE)) == made
+        assert ("none is named again: DVC had this result already" in output) == bool(words)
+
+
+def test_tables_fit_a_terminal(queued: Workspace):
+    """80 columns for the README's table, beside a committed result, with nothing cut off; digests in no table."""
+    command = shlex.split(documented("dvc exp show --only-changed"))
+    table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout
+    assert "…" not in table
+    for word in ("workspace", "main", "[again]", "final_val_loss", "peak_lr", "0.002", "0.003"):
+        assert word in table
+    metrics = queued.run("dvc", "metrics", "diff", "slower", "faster").stdout
+    assert {"final_val_loss", "val_perplexity", "best_val_loss"} <= set(metrics.split())
+    assert "run_key" not in metrics  # 32 digits, twice
+    assert all(len(line) <= 80 for line in table.splitlines())

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import requests
 import torch
+from remotes import KEY_ID, SECRET, clone_of, remote
 from transformers import GPT2LMHeadModel
-from workspace import ROOT, STEPS, Workspace
+from workspace import README, STEPS, Workspace, points_drawn
 
 from reprogpt.model.checkpoint import load_model
 from reprogpt.pipeline import dvc_md5
@@ -27,7 +28,6 @@ ARTIFACTS = {
     "samples/training.txt",
     *(f"plots/{name}.{kind}" for name in ("learning_rate", "losses", "gradients") for kind in ("png", "pdf")),
 }
-README = (ROOT / "README.md").read_text("utf-8")
 EXAMPLES = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m reprogpt ")]
 FINAL = {"final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
 
@@ -173,12 +173,47 @@ def test_metrics_and_plots_are_declared(finished: Workspace):
     shown = json.loads(finished.succeed("dvc", "metrics", "show", "--json"))
     assert set(shown[""]["data"]) == {f"data/metrics/{name}.json" for name in ("tokens", "train", "eval")}
     assert "file://" in finished.succeed("dvc", "plots", "show")
-    plots = json.loads(finished.succeed("dvc", "plots", "show", "--json"))["data"]
-    drawn = [point for plot in ("loss", "lr", "gradients") for point in plots[plot][0]["content"]["data"]["values"]]
-    # A plot of several files names the file with the column; one of a single column names nothing.
-    fields = {point.get("filename::field", point.get("field", "lr")).rpartition(":")[2] for point in drawn}
-    assert fields == {"loss", "train_loss", "val_loss", "lr", "max_grad", "max_grad_clipped", "grad_norm"}
-    assert all(point.get("dvc_inferred_y_value", point.get("lr")) for point in drawn)  # an empty one is drawn as 0
+    shown = finished.succeed("dvc", "plots", "show", "--json")
+    drawn = [point for plot in ("loss", "lr", "gradients", "grad_norm") for point in points_drawn(shown, plot)]
+    columns = {"loss", "train_loss", "val_loss", "lr", "max_grad", "max_grad_clipped", "grad_norm"}
+    assert {point["column"] for point in drawn} == columns
+    assert all(point["value"] for point in drawn)  # an empty one is drawn as 0
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_a_clone_elsewhere_pulls_the_results_and_runs_nothing(finished: Workspace, kind: str, tmp_path: Path):
+    with remote(kind, tmp_path, finished):
+        finished.commit(f"result, and a remote of kind {kind}")
+        lock = (finished.path / "dvc.lock").read_bytes()
+        finished.succeed("dvc", "push")
+        there = clone_of(finished, tmp_path / "there")
+        assert "data/model" in there.succeed("dvc", "status")
+        there.succeed("dvc", "pull")
+        assert there.files() == finished.files()
+        output = there.succeed("dvc", "repro")
+        assert there.stages_run(output) == [] and output.count("didn't change, skipping") == 6
+        assert there.succeed("dvc", "status", "--cloud").strip() == "Cache and remote 'storage' are in sync."
+    assert there.succeed("dvc", "status").strip() == "Data and pipelines are up to date."
+    assert there.succeed("git", "status", "--porcelain") == ""
+    assert (there.path / "dvc.lock").read_bytes() == lock
+    assert not (there.path / "mlflow.db").exists() and not (there.path / ".reprogpt").exists()  # no stage began
+    for clone in (finished, there):
+        assert clone.run("git", "grep", "-F", "-e", KEY_ID, "-e", SECRET).returncode == 1  # in no file that git tracks
+
+
+@pytest.mark.slow
+def test_another_project_gets_the_model_by_name(finished: Workspace, tmp_path: Path):
+    """From the remote: a file:// address hides the cache that lies beside it."""
+    here = Workspace(tmp_path, tmp_path)
+    with remote("local", tmp_path, finished):
+        finished.commit("a remote")
+        finished.succeed("dvc", "push")
+        identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
+        finished.succeed("git", *identity, "tag", "-a", "gpt@v1.0.0", "-m", "first")
+        here.succeed("dvc", "artifacts", "get", finished.path.as_uri(), "gpt", "-o", "named")
+        here.succeed("dvc", "get", finished.path.as_uri(), "data/model", "-o", "by-path")
+    for folder in (tmp_path / "named", tmp_path / "by-path"):
+        assert dvc_md5(folder) == finished.out_digests()["data/model"]
 
 
 @pytest.fixture(scope="module")

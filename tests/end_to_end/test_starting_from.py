@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
 from workspace import Workspace
@@ -11,8 +12,8 @@ from reprogpt.files import file_digest
 pytestmark = pytest.mark.slow  # what is read and refused is tested in model/ and training/
 
 
-def summary(workspace: Workspace) -> dict[str, object]:
-    found: dict[str, object] = json.loads((workspace.path / "data/metrics/train.json").read_bytes())
+def summary(workspace: Workspace) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((workspace.path / "data/metrics/train.json").read_bytes())
     return found
 
 
@@ -24,7 +25,8 @@ def test_a_training_goes_on_from_another_ones_weights_and_says_from_which(finish
     assert finished.stages_run(output) == ["train", "evaluate", "plot"]
     assert f"to pin these, set init_from_sha256 to\n{digest}" in output
     run = finished.runs()[-1]
-    assert run.data.tags["started_from_sha256"] == summary(finished)["started_from_sha256"] == digest
+    assert run.data.tags["started_from_sha256"] == digest
+    assert summary(finished)["started_from_sha256"] == [digest]
     assert (run.data.params["init_from"], run.data.params["init_from_sha256"]) == ("start", "")
     first, *_ = finished.client().get_metric_history(run.info.run_id, "val_loss")
     assert abs(first.value - float(str(ended_at))) < 1  # drawn from the seed, it begins 4 above
@@ -46,7 +48,7 @@ def test_verify_repeats_it_and_lineage_names_its_start(finished: Workspace):
 
 
 def test_other_weights_in_the_folder_are_noticed_by_verify_and_by_a_pin(finished: Workspace):
-    then = str(summary(finished)["started_from_sha256"])
+    (then,) = summary(finished)["started_from_sha256"]
     shutil.copy(finished.path / "data/model/model.safetensors", finished.path / "start/model.safetensors")
     now = file_digest(finished.path / "start/model.safetensors")
     done = finished.run("python", "-m", "reprogpt", "verify", "--stage", "train")

@@ -1,11 +1,13 @@
 """A fresh clone with a tiny configuration, and real `dvc` and MLflow to try it with."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
 BUNDLED = ROOT / "data/offline/an-error-of-the-press.txt"
 # 9 steps an epoch on the bundled text; the vocabulary is GPT-2's, so the model is not smaller on disk than 13 MB.
 TINY = {
@@ -92,6 +95,18 @@ class Workspace:
         """Stages that a `dvc repro` output says were run."""
         return re.findall(r"Running stage '(\w+)'", output)
 
+    def run_queue(self, *, num_tasks: int, timeout: float) -> None:
+        """Run what is queued, two at a time, until all num_tasks have ended or the seconds are over."""
+        # The workers keep its standard output open: a pipe would not end before they do.
+        self.succeed("sh", "-c", "dvc queue start -j 2 >/dev/null 2>&1")
+        deadline = time.monotonic() + timeout
+        ended = 0
+        while ended < num_tasks and time.monotonic() < deadline:
+            time.sleep(1)
+            ended = len(re.findall(r"(?m) (Success|Failed)$", self.succeed("dvc", "queue", "status")))
+        self.succeed("dvc", "queue", "stop")
+        assert ended == num_tasks
+
     def files(self) -> dict[str, bytes]:
         """Every regular file under data/ with its bytes."""
         paths = [path for path in (self.path / "data").rglob("*") if path.is_file()]
@@ -129,6 +144,25 @@ class Workspace:
         (model,) = self.client().search_logged_models([run.info.experiment_id], mine)
         assert model.status == LoggedModelStatus.READY
         return Path(model.artifact_location.removeprefix("file://"))
+
+
+def points_drawn(shown: str, plot: str) -> list[dict[str, str]]:
+    """The points of one figure in what `dvc plots show --json` or `diff` prints: rev, column and value of each."""
+    (figure,) = json.loads(shown)["data"][plot]
+    spec = figure["content"]
+    axis = spec["layer"][0]["encoding"]["y"]["field"]
+    found = []
+    for point in spec["data"]["values"]:
+        # Of several columns, the point says which one it is of, after the file if there are several.
+        column = point.get("filename::field", point.get("field", axis)).rpartition(":")[2]
+        found.append({"rev": point["rev"], "column": column, "value": point[axis]})
+    return found
+
+
+def documented(command: str) -> str:
+    """The README's command line that begins so, without its comment."""
+    (line,) = {line.partition("  #")[0].strip() for line in README.splitlines() if line.startswith(command)}
+    return line
 
 
 def make_workspace(path: Path, cache: Path, **params: Any) -> Workspace:

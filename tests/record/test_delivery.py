@@ -205,6 +205,9 @@ def test_results_of_a_training_made_elsewhere_are_dropped_aloud(
     box = results_box(sampling=SAMPLING)
     deliver(box)
     assert "No MLflow run has run_key k" in capsys.readouterr().out
+    box.append("end", status="FINISHED", adds="plots")
+    deliver(box)
+    assert capsys.readouterr().out == ""  # once is enough
     assert box.pending() == [] and runs(client) == []
 
 

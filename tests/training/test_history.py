@@ -3,6 +3,8 @@
 import csv
 import io
 
+from dvc.repo.metrics.show import _extract_metrics
+
 from reprogpt.training.history import evaluations_csv, history_csv, summary
 from reprogpt.training.loop import StepRecord
 from reprogpt.training.schedule import Plan
@@ -41,7 +43,7 @@ def test_no_steps_leave_the_header_alone() -> None:
 
 
 def test_summary_says_how_long_and_where_it_ended_and_was_best() -> None:
-    assert summary([record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0)], PLAN) == {
+    assert summary([record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0)], PLAN, {}) == {
         "steps_per_epoch": 2,
         "total_steps": 4,
         "warmup_steps": 1,
@@ -53,12 +55,18 @@ def test_summary_says_how_long_and_where_it_ended_and_was_best() -> None:
 
 
 def test_the_last_losses_are_those_of_the_last_evaluation_not_of_the_last_step() -> None:
-    assert summary([record(0, 9.0), record(1)], PLAN)["last_val_loss"] == 9.0
+    assert summary([record(0, 9.0), record(1)], PLAN, {})["last_val_loss"] == 9.0
 
 
 def test_the_first_of_equally_good_steps_is_the_best() -> None:
-    assert summary([record(0, 6.0), record(1, 6.0)], PLAN)["best_step"] == 0
+    assert summary([record(0, 6.0), record(1, 6.0)], PLAN, {})["best_step"] == 0
 
 
 def test_summary_without_evaluations_is_the_plan() -> None:
-    assert summary([record(0), record(1)], PLAN) == {"steps_per_epoch": 2, "total_steps": 4, "warmup_steps": 1}
+    assert summary([record(0), record(1)], PLAN, {}) == {"steps_per_epoch": 2, "total_steps": 4, "warmup_steps": 1}
+
+
+def test_digests_are_in_lists_so_that_dvc_shows_none_among_its_numbers() -> None:
+    facts = summary([record(0, 9.0)], PLAN, {"run_key": "d41d8cd98f00b204e9800998ecf8427e"})
+    assert facts["run_key"] == ["d41d8cd98f00b204e9800998ecf8427e"]
+    assert set(_extract_metrics(facts, "train.json")) == facts.keys() - {"run_key"}

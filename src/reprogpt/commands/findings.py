@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from reprogpt.commands.chain import DIFFERS, HOLDS, Link, StageLinks, check_chain
+from reprogpt.commands.choosing import named
 from reprogpt.commands.states import SUMMARY, State, commit_named, experiments
 from reprogpt.pipeline import key_of, recorded_inputs
 from reprogpt.record.runs import RecordedRun
@@ -98,7 +99,10 @@ def add_state(findings: Findings, state: State, runs: Sequence[RecordedRun]) -> 
     if key is not None:
         findings.add("", "run key of the weights, from what dvc.lock says they were made of")
         findings.add_link(Link(SUMMARY, key, state.summary_key))
-        _add_results(findings, state, runs, _add_runs(findings, runs, key, state.recorded_outs.get(MODEL)))
+        made = _add_runs(findings, runs, key, state.recorded_outs.get(MODEL))
+        if made and state.experiment and not named(state.experiment, runs):
+            findings.add(f"  none is named {state.experiment}: DVC had this result already, so nothing trained")
+        _add_results(findings, state, runs, made)
 
 
 def lock_key(state: State) -> str | None:
@@ -120,25 +124,32 @@ def _add_stage(findings: Findings, stage: StageLinks) -> None:
 
 
 def _add_runs(findings: Findings, runs: Sequence[RecordedRun], key: str, weights: str | None) -> list[RecordedRun]:
-    """The runs of that key; failing these, those whose weights have the same digest. Returns them."""
-    found = [run for run in runs if run.tags.get("run_key") == key]
-    if found:
-        findings.add("", "MLflow runs with this key")
-    else:
-        found = [run for run in runs if weights and run.tags.get(MODEL_TAG) == weights]
-        same = "these made the same weights, from other inputs" if found else "and none made the same weights"
-        findings.add("", f"no MLflow run has this key; {same}")
-    for run in found:
-        corpus = run.tags.get("corpus.path") or run.tags.get("corpus.url", "corpus not on record")
-        other = "" if run.tags.get(MODEL_TAG, weights) == weights else "  OTHER WEIGHTS"
-        findings.add(f"  {run.id}  {run.status:<8}  {run.name}  {corpus.rpartition('/')[2]}{other}")
-    return found
+    """The runs that made weights of this digest, from whatever inputs, and those of this key that did not.
+
+    Returns the former.
+    """
+    made = [run for run in runs if weights and run.tags.get(MODEL_TAG) == weights]
+    others = [run for run in runs if run.tags.get("run_key") == key and run not in made]
+    by_digest = f"MLflow runs that made these weights, by the digest of {MODEL}"
+    findings.add("", by_digest if made else "no MLflow run made these weights")
+    for run in made:
+        _add_training(findings, run, "" if run.tags.get("run_key") == key else "  from other inputs")
+    if others:
+        findings.add("", "MLflow runs with this key that did not")
+    for run in others:
+        _add_training(findings, run, "  OTHER WEIGHTS" if MODEL_TAG in run.tags else "  no weights")
+    return made
 
 
-def _add_results(findings: Findings, state: State, runs: Sequence[RecordedRun], same: Sequence[RecordedRun]) -> None:
+def _add_training(findings: Findings, run: RecordedRun, remark: str) -> None:
+    corpus = run.tags.get("corpus.path") or run.tags.get("corpus.url", "corpus not on record")
+    findings.add(f"  {run.id}  {run.status:<8}  {run.name}  {corpus.rpartition('/')[2]}{remark}")
+
+
+def _add_results(findings: Findings, state: State, runs: Sequence[RecordedRun], made: Sequence[RecordedRun]) -> None:
     """Whether eval.json holds the numbers of these weights, by what MLflow has.
 
-    same: the runs of these weights. dvc.lock alone can't tell: `dvc exp save` and `dvc commit` record whatever
+    made: the runs of these weights. dvc.lock alone can't tell: `dvc exp save` and `dvc commit` record whatever
     lies there as made from whatever lies beside it.
     """
     numbers = state.read_json(RESULTS)
@@ -146,7 +157,7 @@ def _add_results(findings: Findings, state: State, runs: Sequence[RecordedRun], 
         return
     findings.add("", f"numbers in {RESULTS}, and in MLflow those of these weights")
     weights = state.recorded_outs.get(MODEL)
-    evaluated = [run for run in same if run.tags.get(MODEL_TAG) == weights and numbers.keys() <= run.metrics.keys()]
+    evaluated = [run for run in made if numbers.keys() <= run.metrics.keys()]
     for run in evaluated:
         links = [Link(key, repr(run.metrics[key]), repr(value)) for key, value in numbers.items()]
         wrong = [link for link in links if link.status == DIFFERS]

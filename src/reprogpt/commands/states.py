@@ -21,9 +21,13 @@ SUMMARY = "data/metrics/train.json"
 
 
 class State(ABC):
-    """The project's files at one moment, by paths relative to the repository's root. name: for a person."""
+    """The project's files at one moment, by paths relative to the repository's root.
+
+    name: for a person. experiment: the DVC experiment that it is, "" if it is none.
+    """
 
     name: str
+    experiment: str = ""
 
     @abstractmethod
     def read(self, path: str) -> bytes | None:
@@ -57,7 +61,8 @@ class State(ABC):
     @property
     def summary_key(self) -> str | None:
         """The run key in data/metrics/train.json; None where there is none."""
-        return self.read_json(SUMMARY).get("run_key")
+        recorded = self.read_json(SUMMARY).get("run_key")
+        return next(iter(recorded), None) if isinstance(recorded, list) else recorded  # in older commits it is alone
 
     def read_json(self, path: str) -> dict[str, Any]:
         """What a JSON file of ours holds; {} where it is not there or not readable."""

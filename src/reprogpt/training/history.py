@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -42,9 +42,13 @@ def _csv(columns: Sequence[str], records: Sequence[StepRecord]) -> str:
     return text.getvalue()
 
 
-def summary(records: Sequence[StepRecord], plan: Plan) -> dict[str, Any]:
-    """Length of the training, and where its evaluations ended and were best (absent without evaluations)."""
-    facts: dict[str, Any] = asdict(plan)
+def summary(records: Sequence[StepRecord], plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Length of the training, and where its evaluations ended and were best (absent without evaluations).
+
+    digests: what it was made from, by name. Each is in a list of its own, which DVC leaves out of its tables of
+    numbers: there, one would take half of a terminal's width.
+    """
+    facts: dict[str, Any] = {name: [digest] for name, digest in digests.items()} | asdict(plan)
     evaluated = [(record.val_loss, record) for record in records if record.val_loss is not None]
     if evaluated:
         last, (best_val_loss, best) = evaluated[-1][1], min(evaluated, key=lambda pair: pair[0])

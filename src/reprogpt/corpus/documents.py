@@ -17,9 +17,9 @@ def cut_ends(ends: Sequence[int], cut: int) -> tuple[list[int], list[int]]:
     return [end for end in ends if end < cut], [end - cut for end in ends if end > cut]
 
 
-def spans(ends: Sequence[int], num_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first byte, end) of each document of a text of num_bytes bytes."""
-    return zip([0, *ends], [*ends, num_bytes], strict=True)
+def spans(ends: Sequence[int]) -> Iterator[tuple[int, int | None]]:
+    """(first byte, end) of each document of a text; None for the text's own end."""
+    return zip([0, *ends], [*ends, None], strict=True)
 
 
 def read_ends(path: Path, key: str, text: Path) -> list[int]:
@@ -28,9 +28,9 @@ def read_ends(path: Path, key: str, text: Path) -> list[int]:
     Raises DataError if they or the text are not there, or don't fit each other.
     """
     remedy = "`dvc repro` makes both again"
-    if not text.is_file():
+    if not text.exists():
         raise DataError(f"{text} is missing; {remedy}")
     ends = read_json(path, needs=key, remedy=remedy)[key]
-    if any(end <= start for start, end in pairwise([0, *ends, text.stat().st_size])):
+    if ends and any(end <= start for start, end in pairwise([0, *ends, text.stat().st_size])):
         raise DataError(f"{path} does not fit {text}: its documents' ends are not within its bytes; {remedy}")
     return list(ends)

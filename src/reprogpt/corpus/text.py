@@ -102,7 +102,8 @@ def _byte_of(path: Path, character: int) -> int:
 def _contents(path: Path, start: int, end: int | None) -> Iterator[bytes]:
     """The file's bytes from start to end, at most PIECE_BYTES at a time, then b""."""
     with _open(path) as file:
-        file.seek(start)
+        if start:
+            file.seek(start)
         left = None if end is None else end - start
         while content := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
             yield content

@@ -57,7 +57,7 @@ def tokenize_file(
 
     def parts() -> Iterator[Part]:
         nonlocal num_characters
-        for start, end in spans(ends, text.stat().st_size):
+        for start, end in spans(ends):
             if start:
                 yield None
             pieces = read_pieces(text, start, end, name=str(text), advance=advance)

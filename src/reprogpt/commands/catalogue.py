@@ -117,8 +117,7 @@ REGISTER = Command(
     the registry of the MLflow store, and say how to serve it. Weights are not copied. A model that is
     a version of NAME already gets no second one.""",
     """\
-    0 if the model is a version of NAME now, 2 if it can't be: no such run, a run without a model, as
-    one that did not finish training, a store that can't be used
+    0 if the model is a version of NAME now, 2 if it can't be: no such run, or one that did not end
     """,
     """\
     reprogpt register gpt                the workspace's

@@ -38,7 +38,7 @@ large: .venv/installed  ## the pipeline on a gigabyte of text: memory, rates, ti
 screenshots: .venv/installed-dev  ## docs/images for the README, with Chromium: make screenshots RUNS="NAME NAME"
 	python -m tests.browser.screenshots $(RUNS)
 
-test: .venv/installed-dev  ## the tests, about seven minutes on two cores
+test: .venv/installed-dev  ## the tests, about eight minutes on two cores
 	$(PYTEST) -m "not slow"
 
 test-full: .venv/installed-dev  ## all tests

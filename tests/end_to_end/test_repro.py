@@ -29,6 +29,7 @@ ARTIFACTS = {
     *(f"plots/{name}.{kind}" for name in ("learning_rate", "losses", "gradients") for kind in ("png", "pdf")),
 }
 EXAMPLES = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m reprogpt ")]
+ONE_OF_EACH = {line.split()[3]: line for line in EXAMPLES}.values()  # command -> its last example
 FINAL = {"final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
 
 
@@ -227,8 +228,9 @@ def as_in_readme(finished: Workspace) -> Workspace:
     return finished
 
 
-@pytest.mark.slow  # a minute and a half
-@pytest.mark.parametrize("line", EXAMPLES)
+@pytest.mark.parametrize(
+    "line", [pytest.param(line, marks=() if line in ONE_OF_EACH else pytest.mark.slow) for line in EXAMPLES]
+)
 def test_an_example_of_the_readme_does_what_it_says(as_in_readme: Workspace, line: str):
     """Of two different runs, compare's answer is no."""
     before = as_in_readme.files()

@@ -1,41 +1,24 @@
 """The two stages, run as DVC runs them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, closed_port
+from running import run_stage, write_pipeline
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SOURCE, DOCUMENTS = Path("data/corpus/source.json"), Path("data/corpus/documents.json")
-DVC_YAML = """\
-stages:
-  fetch:
-    params: [corpus_url, corpus_sha256, offline_corpus, max_corpus_bytes]
-  split:
-    params: [train_ratio]
-"""
-
-
-def run(stage: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", f"stages.{stage}"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def write_params(url: str, *, train_ratio: float = 0.5) -> None:
     values = {"corpus_url": url, "corpus_sha256": DIGEST, "offline_corpus": str(OFFLINE), "max_corpus_bytes": 1000}
-    Path("params.yaml").write_text(json.dumps({**values, "train_ratio": train_ratio}), "utf-8")
-    Path("dvc.yaml").write_text(DVC_YAML, "utf-8")
+    write_pipeline(**values, train_ratio=train_ratio)
 
 
 def test_fetch_says_in_one_line_where_the_text_came_from(server: Server) -> None:
     write_params(server.gives(CONTENT))
     for how in ("downloaded", "kept"):
-        ended = run("fetch")
+        ended = run_stage("fetch")
         assert (ended.returncode, ended.stderr) == (0, "")
         assert ended.stdout == f"data/corpus/raw.txt ({how}): 35 bytes, 31 characters, sha256 {DIGEST[:12]}\n"
 
@@ -44,7 +27,7 @@ def test_source_json_is_byte_identical_whichever_way_the_pinned_text_came(server
     write_params(server.gives(CONTENT))
     written = []
     for how in ("downloaded", "kept", "download cache"):
-        assert how in run("fetch").stdout
+        assert how in run_stage("fetch").stdout
         written.append(SOURCE.read_bytes())
         SOURCE.unlink()
         if how == "kept":
@@ -55,7 +38,7 @@ def test_source_json_is_byte_identical_whichever_way_the_pinned_text_came(server
 
 def test_fetch_ends_with_code_2_and_one_message_on_404(server: Server) -> None:
     write_params(server.says(404))
-    ended = run("fetch")
+    ended = run_stage("fetch")
     assert ended.returncode == 2
     assert f"error: corpus_url={server.url()} answered 404 Not Found" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -64,7 +47,7 @@ def test_fetch_ends_with_code_2_and_one_message_on_404(server: Server) -> None:
 
 def test_fetch_falls_back_with_success() -> None:
     write_params(f"http://127.0.0.1:{closed_port()}/text")
-    ended = run("fetch")
+    ended = run_stage("fetch")
     assert ended.returncode == 0
     assert "(fallback)" in ended.stdout
     assert "ANOTHER TEXT" in ended.stderr
@@ -73,7 +56,7 @@ def test_fetch_falls_back_with_success() -> None:
 
 def test_fetch_refuses_a_password_and_does_not_print_it() -> None:
     write_params(f"http://user:s3cret@127.0.0.1:{closed_port()}/text")
-    ended = run("fetch")
+    ended = run_stage("fetch")
     assert ended.returncode == 2
     assert "~/.netrc" in ended.stderr
     assert "s3cret" not in ended.stdout + ended.stderr
@@ -84,7 +67,7 @@ def test_split_keeps_every_byte_newlines_included() -> None:
     RAW.parent.mkdir(parents=True)
     RAW.write_bytes(CONTENT)
     DOCUMENTS.write_text('{"ends": []}')
-    assert run("split").returncode == 0
+    assert run_stage("split").returncode == 0
     train, val = (RAW.with_name(name).read_bytes() for name in ("train.txt", "val.txt"))
     assert train + val == CONTENT
     assert len(train.decode()) == 15
@@ -98,7 +81,7 @@ def test_split_ends_with_code_2_on_a_text_it_cannot_use(raw: bytes | None, messa
     RAW.parent.mkdir(parents=True)
     if raw is not None:
         RAW.write_bytes(raw)
-    ended = run("split")
+    ended = run_stage("split")
     assert ended.returncode == 2
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -2,34 +2,21 @@
 
 import gzip
 import hashlib
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zstandard
 from loopback import OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
+from running import run_stage, write_pipeline
 
 from reprogpt.corpus.cache import corpora_folder
 from reprogpt.corpus.manifest import parse_manifest
 from reprogpt.corpus.tokens import load_encoding
 from reprogpt.errors import DataError, FetchError, UnreachableError
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 TEXTS = [b"One <|endoftext|> two.\r\n", "Zwölf\n\n".encode(), b"  Low tide, said Ann."]
 PACK = {".txt": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
-DVC_YAML = """\
-stages:
-  fetch:
-    params: [corpus_url, corpus_sha256, offline_corpus, max_corpus_bytes]
-  split:
-    params: [train_ratio]
-  tokenize:
-    params: [encoding]
-"""
 
 
 def digest(content: bytes) -> str:
@@ -219,13 +206,9 @@ def test_the_stages_put_an_end_of_text_between_documents_of_each_part() -> None:
     texts = [b"One <|endoftext|> two.\n", b"Three.\n", b"Four five six.", b"Seven"]
     url = local_manifest({str(number): text for number, text in enumerate(texts)})
     values = {"corpus_url": url, "corpus_sha256": "", "offline_corpus": "", "max_corpus_bytes": 1000}
-    Path("params.yaml").write_text(json.dumps({**values, "train_ratio": 0.8, "encoding": "gpt2"}), "utf-8")
-    Path("dvc.yaml").write_text(DVC_YAML, "utf-8")
+    write_pipeline(**values, train_ratio=0.8, encoding="gpt2")
     for stage in ("fetch", "split", "tokenize"):
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run(
-            [sys.executable, "-m", f"stages.{stage}"], env=environment, capture_output=True, text=True
-        )
+        done = run_stage(stage)
         assert done.returncode == 0, done.stderr
     encoding = load_encoding("gpt2")
     joined = b"".join(texts).decode()

@@ -23,7 +23,7 @@ from mlflow.utils.uri import append_to_uri_path
 from reprogpt.record.store import download_artifacts, in_words, open_store, store_uri
 
 NAME = "gpt"
-CHECKPOINT = "checkpoint"  # the Hugging Face directory in the model, as in packing.py
+CHECKPOINT = "checkpoint"  # the Hugging Face directory in the model's folder, as in serving.py
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ import reprogpt
 from reprogpt.errors import ParamsError
 from reprogpt.params import load_params
 from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.record.logged_models import CHECKPOINT
 from reprogpt.record.outbox import Box
 
 MODEL = Path("data/model")
 WEIGHTS = MODEL / "model.safetensors"
-CHECKPOINT = "checkpoint"  # the Hugging Face directory in the model's folder
 SERVING = Path(__file__).with_name("serving.py")
 # What serving.py imports of ours, directly or not, and of others; tests/test_dag.py compares both with the code.
 CODE = (

@@ -42,7 +42,9 @@ def main() -> None:
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="reprogpt-demo-"))
     started = time.monotonic()
     run_demo(folder.resolve(), SMALL)
-    print(f"\nDone in {time.monotonic() - started:.0f} s. The workspace is as it was. The demo's copy of it is in {folder}")
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s. The workspace is as it was. The demo's copy of it is in {folder}"
+    )
     print("Open both runs at http://127.0.0.1:5000 (Model training, then the experiment reprogpt):\n")
     print(f"  {shlex.join(['mlflow', 'ui', '--backend-store-uri', store_uri(folder.resolve())])}\n")
     print(f"Remove it:  {shlex.join(['rm', '-r', str(folder)])}")

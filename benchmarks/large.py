@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.report import TEXT, machine, table
 from benchmarks.workspace import copy_workspace
-from reprogpt.corpus.tokenizing import num_cores
+from reprogpt.corpus.tokenize import num_cores
 from reprogpt.corpus.tokens import load_encoding
 from reprogpt.files import read_json
 

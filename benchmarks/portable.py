@@ -31,14 +31,14 @@ def measure(numerics: str, matmul: str) -> dict[str, list[float]]:
     """Seconds of each step; stages/ has set the environment for params.yaml in the current folder."""
     import numpy as np
 
-    from reprogpt.memory import keep_freed_memory
-    from reprogpt.numerics import set_up_numerics
-    from reprogpt.params import read_mapping
+    from reprogpt.numerics.allocator import retain_freed_memory
+    from reprogpt.numerics.device import set_up_numerics
+    from reprogpt.params.loader import read_mapping
     from reprogpt.params.train import TrainParams
     from reprogpt.training.loop import train
-    from reprogpt.training.state import prepare_training
+    from reprogpt.training.state import training_from_ids
 
-    keep_freed_memory()
+    retain_freed_memory()
     values = read_mapping(ROOT / "params.yaml")
     values |= {"device": "cpu", "precision": "fp32", "numerics": numerics, "matmul": matmul}
     values |= {"random_order": "independent", "eval_freq": 0, "sample_freq": 0}
@@ -46,7 +46,7 @@ def measure(numerics: str, matmul: str) -> dict[str, list[float]]:
     arithmetic = set_up_numerics(device="cpu", precision="fp32", matmul=matmul, numerics=numerics)
     num_ids = (STEPS + 1) * params.batch_size * params.stride + params.context_length + 1
     ids = np.random.default_rng(0).integers(0, params.vocab_size, num_ids).astype(np.uint16)
-    training = prepare_training(ids, ids, prompt=[1], params=params, numerics=arithmetic)
+    training = training_from_ids(ids, ids, prompt=[1], params=params, numerics=arithmetic)
     clocks = []
     for _, _ in zip(range(STEPS + 1), train(training), strict=False):
         clocks.append((time.perf_counter(), time.process_time()))

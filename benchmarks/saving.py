@@ -1,4 +1,4 @@
-"""What a resume point costs a training: the full-size model, steps with a point among them and steps without.
+"""What a checkpoint costs a training: the full-size model, steps with a point among them and steps without.
 
     python -m benchmarks.saving [PAIRS]
 
@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from reprogpt.memory import keep_freed_memory
-from reprogpt.numerics import set_up_numerics
-from reprogpt.params import read_mapping
+from reprogpt.numerics.allocator import retain_freed_memory
+from reprogpt.numerics.device import set_up_numerics
+from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.stopping import Stopping
-from reprogpt.training.loop import StepRecord
-from reprogpt.training.resume import Resumable
-from reprogpt.training.resume_folder import Held
-from reprogpt.training.state import prepare_training
+from reprogpt.signals import StopRequest
+from reprogpt.training.checkpointing import CheckpointedTraining
+from reprogpt.step_record import StepRecord
+from reprogpt.training.run_dir import RunLock
+from reprogpt.training.state import training_from_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 6  # steps
@@ -40,7 +40,7 @@ def block(records: Iterator[StepRecord]) -> float:
 
 def main(pairs: int) -> None:
     """Measure, and print a table."""
-    keep_freed_memory()
+    retain_freed_memory()
     values = read_mapping(ROOT / "params.yaml")
     seconds = values["save_seconds"]
     values |= {"eval_freq": 0, "sample_freq": 0, "save_seconds": 0.0, "n_epochs": 1}
@@ -48,23 +48,23 @@ def main(pairs: int) -> None:
     numerics = set_up_numerics(**params.arithmetic())
     num_ids = (2 * pairs * BLOCK + 2) * params.batch_size * params.stride + params.context_length + 1
     ids = np.random.default_rng(0).integers(0, params.vocab_size, num_ids).astype(np.uint16)
-    training = prepare_training(ids, ids, prompt=[1], params=params, numerics=numerics)
+    training = training_from_ids(ids, ids, prompt=[1], params=params, numerics=numerics)
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        resumable = Resumable(training, Held("0" * 32, Path(folder), {"workspace": False}))
-        records = resumable.go_on(Stopping())
+        checkpointed = CheckpointedTraining(training, RunLock("0" * 32, Path(folder), {"workspace": False}))
+        records = checkpointed.run_until(StopRequest())
         next(records)
-        with_point, without, waits = [], [], []
+        with_checkpoint, without, waits = [], [], []
         for _ in range(pairs):
             started = time.perf_counter()
-            resumable._save()
+            checkpointed._save()
             waits.append(time.perf_counter() - started)
-            with_point.append(waits[-1] + block(records))
-            resumable._sealed()
+            with_checkpoint.append(waits[-1] + block(records))
+            checkpointed._wait_for_commit()
             without.append(block(records))
-    wait, cost = statistics.median(waits), statistics.median(with_point) - statistics.median(without)
+    wait, cost = statistics.median(waits), statistics.median(with_checkpoint) - statistics.median(without)
     print(f"a step without        {statistics.median(without) / BLOCK:.2f} s")
-    print(f"training waits        {wait:.2f} s a point ({', '.join(f'{one:.2f}' for one in waits)})")
-    print(f"a point costs in all  {cost:.2f} s, {cost / seconds:.1%} of save_seconds = {seconds:g}")
+    print(f"training waits        {wait:.2f} s a checkpoint ({', '.join(f'{one:.2f}' for one in waits)})")
+    print(f"a checkpoint costs    {cost:.2f} s, {cost / seconds:.1%} of save_seconds = {seconds:g}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.scale [--runs N]
 
-Runs: a store with N trainings of the default length, delivered as ours are. Bytes: the digests that DVC makes of every
+Runs: a store with N trainings of the default length, uploaded as ours are. Bytes: the digests that DVC makes of every
 file, and ours of the weights. Processes: the gradients of the default model averaged between two processes by gloo.
 """
 
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.report import ROOT, machine, table
+from reprogpt.dvc_files import dvc_md5
 from reprogpt.files import file_digest
-from reprogpt.params import read_mapping
-from reprogpt.pipeline import dvc_md5
-from reprogpt.record.outbox import open_box
-from reprogpt.record.store import metric_histories, open_store, recorded_runs, store_name
-from reprogpt.record.tracking import deliver
+from reprogpt.params.loader import read_mapping
+from reprogpt.tracking.mlflow_writer import upload
+from reprogpt.tracking.outbox import open_outbox
+from reprogpt.tracking.store import metric_histories, open_store, search_runs, store_name
 
 STEPS, EVAL_FREQ = 135, 5
 VALUES = {"loss": 1.0, "lr": 1e-4, "max_grad": 0.1, "max_grad_clipped": 0.1, "grad_norm": 1.0}
@@ -56,29 +56,29 @@ def measure_runs(num_runs: int) -> dict[str, float]:
             empty = Path("mlflow.db").stat().st_size
             started = time.perf_counter()
             for number in range(num_runs):
-                _deliver_run(number, params)
-            delivering = time.perf_counter() - started
-            runs, listing = _timed(recorded_runs)
+                _upload_run(number, params)
+            uploading = time.perf_counter() - started
+            runs, listing = _timed(search_runs)
             _, history = _timed(partial(metric_histories, runs[0].id, VALUES))
             size = Path("mlflow.db").stat().st_size - empty
         finally:
             os.chdir(before)
     return {
-        "delivering a run, s": delivering / num_runs,
+        "uploading a run, s": uploading / num_runs,
         "a run in mlflow.db, kB": size / num_runs / 1000,
         f"reading {num_runs} runs, as compare and lineage do, s": listing,
         "reading one run's history, s": history,
     }
 
 
-def _deliver_run(number: int, params: dict[str, object]) -> None:
-    box = open_box(f"{number:032d}")
+def _upload_run(number: int, params: dict[str, object]) -> None:
+    box = open_outbox(f"{number:032d}")
     tags = {"training_id": f"{number}", "run_key": f"{number:032d}"} | {f"tag{index}": "x" * 40 for index in range(30)}
     box.append("training", name=f"run-{number}", tags=tags, params=params, datasets=[], store=store_name())
     for step in range(STEPS):
         evaluated = {"train_loss": 1.0, "val_loss": 1.0, "tokens_seen": 1.0} if step % EVAL_FREQ == 0 else {}
         box.append("metrics", step=step, values=VALUES | evaluated)
-    deliver(box)
+    upload(box)
     box.release()
 
 

@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.report import ROOT, TEXT
 from benchmarks.workspace import copy_workspace
 from reprogpt.corpus.tokens import encode, load_encoding
-from reprogpt.params import DVC_FILE, read_mapping
-from reprogpt.pipeline import out_paths
+from reprogpt.dvc_files import out_paths
+from reprogpt.params.loader import DVC_FILE, read_mapping
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 HEAVY = ("torch", "mlflow", "matplotlib", "pandas", "tiktoken", "requests")

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import PlainGPT, batches_of, evaluate, find_highest_gradient, loss_of, plain_sample
-from reprogpt.memory import keep_freed_memory
 from reprogpt.model.generation import generate
 from reprogpt.model.gpt import GPTConfig
-from reprogpt.numerics import set_up_numerics
-from reprogpt.params import read_mapping
+from reprogpt.numerics.allocator import retain_freed_memory
+from reprogpt.numerics.device import set_up_numerics
+from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.training.evaluation import score
-from reprogpt.training.gradients import measure
-from reprogpt.training.loop import descend
-from reprogpt.training.loop import loss_of as our_loss_of
-from reprogpt.training.state import Rows, Training, prepare_training
+from reprogpt.evaluation.evaluate import evaluate as evaluate_rows
+from reprogpt.training.gradients import gradient_stats
+from reprogpt.training.loop import batch_loss
+from reprogpt.training.loop import optimizer_step
+from reprogpt.training.state import Batch, Training, training_from_ids
 
 CONTENDERS = ("book", "fp32", "bf16")
 PHASES = ("forward", "backward", "gradients", "optimiser")
@@ -52,16 +52,16 @@ def prompt_of(params: TrainParams) -> list[int]:
 
 def our_work(params: TrainParams) -> Work:
     """The package's step, evaluation and sample, each with the seconds it takes."""
-    keep_freed_memory()
+    retain_freed_memory()
     numerics = set_up_numerics(**params.arithmetic())
     ids = random_ids(params, 4 * params.batch_size)
-    training = prepare_training(ids, ids, prompt=prompt_of(params), params=params, numerics=numerics)
+    training = training_from_ids(ids, ids, prompt=prompt_of(params), params=params, numerics=numerics)
     batch = training.train_rows.take(slice(params.batch_size))
 
     def evaluation() -> None:
         for rows in (training.train_rows, training.val_rows):
             some = rows.take(slice(params.eval_iter * params.batch_size))
-            score(training.model, some.inputs, some.targets, batch_size=params.batch_size, numerics=numerics)
+            evaluate_rows(training.model, some.inputs, some.targets, batch_size=params.batch_size, numerics=numerics)
 
     def sample() -> None:
         with numerics.autocast():
@@ -77,15 +77,15 @@ def our_work(params: TrainParams) -> Work:
 def _our_step(training: Training, inputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     model, params = training.model.train(), training.params
     clocks = [time.perf_counter()]
-    training.order.begin_step(training.step)
+    training.randomness.begin_step(training.step)
     training.optimizer.zero_grad(set_to_none=True)
-    loss = our_loss_of(training, Rows(inputs, targets))
+    loss = batch_loss(training, Batch(inputs, targets))
     clocks.append(time.perf_counter())
     torch.autograd.backward(loss)
     clocks.append(time.perf_counter())
-    _, divisor = measure(model.parameters(), params.max_norm)
+    _, divisor = gradient_stats(model.parameters(), params.max_norm)
     clocks.append(time.perf_counter())
-    descend(training, params.peak_lr, divisor)
+    optimizer_step(training, params.peak_lr, divisor)
     clocks.append(time.perf_counter())
     return _phases(clocks)
 

@@ -1,40 +1,40 @@
-"""DVC stage `evaluate`: whole-split losses and text samples. Logic: reprogpt.training.evaluation, .samples."""
-
-from pathlib import Path
+"""DVC stage `evaluate`: losses over both splits, and text samples. Logic: reprogpt.evaluation."""
 
 from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.errors import run_program
+from reprogpt.evaluation.results import final_results
+from reprogpt.evaluation.samples import sample_text
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
-from reprogpt.memory import keep_freed_memory
-from reprogpt.model.checkpoint import load_model
-from reprogpt.numerics import set_up_numerics
-from reprogpt.params import load_params
+from reprogpt.model.hf_directory import load_model
+from reprogpt.numerics.allocator import retain_freed_memory
+from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
-from reprogpt.record.results import follow_results, record_evaluation
-from reprogpt.training.evaluation import final_results
-from reprogpt.training.resume_folder import release_trainings
-from reprogpt.training.samples import sample_text
-
-TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
-MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
-RESULTS, SAMPLES = Path("data/metrics/eval.json"), Path("data/samples.txt")
+from reprogpt.params.loader import load_params
+from reprogpt.paths import EVAL_RESULTS, MODEL, SAMPLES, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
+from reprogpt.tracking.results import log_results, record_evaluation
+from reprogpt.training.run_dir import prune
 
 
 def main() -> None:
-    keep_freed_memory()
+    retain_freed_memory()
     params = load_params(EvaluateParams)
-    facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
+    train_summary = read_json(TRAIN_SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
+    run_key = train_summary["run_key"][0]
+    last_step = train_summary["total_steps"] - 1
     numerics = set_up_numerics(**params.arithmetic())
     encoding = load_encoding(params.encoding)
-    release_trainings()
-    with follow_results(facts["run_key"][0], adds="final_val_loss") as box:
+    prune()
+    with log_results(run_key, adds="final_val_loss") as outbox:
         model = load_model(MODEL).to(numerics.device)
-        train, val = (read_tokens(path, vocab_size=model.config.vocab_size) for path in (TRAIN, VAL))
-        results = final_results(model, encoding, train, val, batch_size=params.rows_together, numerics=numerics)
-        write_json_atomic(RESULTS, results)
+        train_ids = read_tokens(TRAIN_TOKENS, vocab_size=model.config.vocab_size)
+        val_ids = read_tokens(VAL_TOKENS, vocab_size=model.config.vocab_size)
+        results = final_results(
+            model, encoding, train_ids, val_ids, batch_size=params.rows_per_forward, numerics=numerics
+        )
+        write_json_atomic(EVAL_RESULTS, results)
         write_text_atomic(SAMPLES, sample_text(model, encoding, params=params, numerics=numerics))
         print(f"evaluate: validation loss {results['final_val_loss']:.3f}, perplexity {results['val_perplexity']:.1f}")
-        record_evaluation(box, params.model_dump(), facts["total_steps"] - 1)
+        record_evaluation(outbox, params.model_dump(), last_step)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,25 @@
-"""DVC stage `plot`: the training's history -> figures. Logic: reprogpt.record.figures."""
-
-from pathlib import Path
+"""DVC stage `plot`: the training's history -> figures. Logic: reprogpt.plotting.training_figures."""
 
 from reprogpt.errors import run_program
 from reprogpt.files import read_json
-from reprogpt.record.drawing import save_figure
-from reprogpt.record.figures import draw_all, read_history
-from reprogpt.record.results import follow_results, record_plots
+from reprogpt.paths import HISTORY, PLOTS, TRAIN_SUMMARY
+from reprogpt.plotting.style import save_figure
+from reprogpt.plotting.training_figures import draw_all, read_history
+from reprogpt.tracking.results import log_results, record_plots
 
-HISTORY, SUMMARY = Path("data/metrics/history.csv"), Path("data/metrics/train.json")
-PLOTS = Path("data/plots")
-NEXT = """
-Weights: data/model   numbers: data/metrics   figures: data/plots   samples: data/samples.txt
+NEXT_STEPS = """
+Model: data/model   metrics: data/metrics   figures: data/plots   samples: data/samples.txt
 Compare runs:   mlflow ui
-Try a number:   dvc exp run -S peak_lr=0.001"""
+Change a value: dvc exp run -S peak_lr=0.001"""
 
 
 def main() -> None:
-    facts = read_json(SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
-    with follow_results(facts["run_key"][0], adds="plots") as box:
-        for name, figure in draw_all(read_history(HISTORY), facts).items():
+    train_summary = read_json(TRAIN_SUMMARY, needs="run_key", remedy="`dvc repro -f train` writes it again")
+    with log_results(train_summary["run_key"][0], adds="plots") as outbox:
+        for name, figure in draw_all(read_history(HISTORY), train_summary).items():
             save_figure(figure, PLOTS, name)
-        record_plots(box)
-    print(NEXT)
+        record_plots(outbox)
+    print(NEXT_STEPS)
 
 
 if __name__ == "__main__":

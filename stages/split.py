@@ -1,23 +1,18 @@
 """DVC stage `split`: raw text -> train and validation text. Logic: reprogpt.corpus.text."""
 
-from pathlib import Path
-
 from reprogpt.corpus.documents import cut_ends, read_ends
 from reprogpt.corpus.text import split_file
 from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
-from reprogpt.params import load_params
+from reprogpt.params.loader import load_params
 from reprogpt.params.split import SplitParams
-
-RAW, DOCUMENTS = Path("data/corpus/raw.txt"), Path("data/corpus/documents.json")
-TRAIN, VAL = Path("data/corpus/train.txt"), Path("data/corpus/val.txt")
-PARTS = Path("data/corpus/parts.json")
+from reprogpt.paths import DOCUMENTS, PARTS, RAW_TEXT, TRAIN_TEXT, VAL_TEXT
 
 
 def main() -> None:
     params = load_params(SplitParams)
-    cut = split_file(RAW, TRAIN, VAL, train_ratio=params.train_ratio)
-    train_ends, val_ends = cut_ends(read_ends(DOCUMENTS, "ends", RAW), cut)
+    cut = split_file(RAW_TEXT, TRAIN_TEXT, VAL_TEXT, train_ratio=params.train_ratio)
+    train_ends, val_ends = cut_ends(read_ends(DOCUMENTS, "ends", RAW_TEXT), cut)
     write_json_atomic(PARTS, {"train_ends": train_ends, "val_ends": val_ends})
 
 

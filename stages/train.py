@@ -1,58 +1,55 @@
-"""DVC stage `train`: token ids -> weights, with a record of every step. Logic: reprogpt.training.loop, .resume."""
+"""DVC stage `train`: token ids -> model, with a record of every step. Logic: reprogpt.training."""
 
-from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 from reprogpt.corpus.tokens import decode, load_encoding, write_tokenizer
+from reprogpt.distributed.launcher import launcher_process, run_in_processes
+from reprogpt.distributed.process_group import ProcessGroup
+from reprogpt.dvc_files import run_key_of, stage_inputs
 from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
-from reprogpt.memory import keep_freed_memory
-from reprogpt.model.checkpoint import save_model
-from reprogpt.numerics import set_up_numerics
-from reprogpt.params import load_params
+from reprogpt.model.hf_directory import save_model
+from reprogpt.numerics.allocator import retain_freed_memory
+from reprogpt.numerics.device import set_up_numerics
+from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
-from reprogpt.pipeline import key_of, stage_inputs
-from reprogpt.record.environment import environment_facts
-from reprogpt.record.following import RunIdentity, follow_training
-from reprogpt.training.group import Group
+from reprogpt.paths import EVALUATIONS, HISTORY, MODEL, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
+from reprogpt.tracking.environment import environment_tags, resume_tags
+from reprogpt.tracking.run_logger import RunIdentity, start_run
+from reprogpt.training.checkpointing import CheckpointedTraining, run_worker
 from reprogpt.training.history import summary, write_history
-from reprogpt.training.launching import launcher, run_in_processes
-from reprogpt.training.resume import Resumable, train_along
-from reprogpt.training.resume_folder import hold_training, mark_made
-from reprogpt.training.state import read_training
-
-TRAIN, VAL = Path("data/tokens/train.npy"), Path("data/tokens/val.npy")
-MODEL, SUMMARY = Path("data/model"), Path("data/metrics/train.json")
-HISTORY, EVALUATIONS = Path("data/metrics/history.csv"), Path("data/metrics/evaluations.csv")
+from reprogpt.training.run_dir import lock_run, mark_complete
+from reprogpt.training.state import build_training
 
 
 def main() -> None:
     run_in_processes(load_params(TrainParams), "stages.train", train)
 
 
-def train(params: TrainParams, group: Group) -> None:
-    keep_freed_memory()
-    inputs, numerics = stage_inputs("train"), set_up_numerics(**params.arithmetic())
-    training = read_training(TRAIN, VAL, params=params, numerics=numerics, group=group)
+def train(params: TrainParams, group: ProcessGroup) -> None:
+    retain_freed_memory()
+    inputs = stage_inputs("train")
+    numerics = set_up_numerics(**params.arithmetic())
+    training = build_training(TRAIN_TOKENS, VAL_TOKENS, params=params, numerics=numerics, group=group)
     if not group.is_first:
-        return train_along(training, launcher())
-    key, decoded = key_of(inputs), partial(decode, load_encoding(params.encoding))
-    environment = environment_facts(numerics) | group.facts() | training.started_from
-    with hold_training(inputs, environment) as held:
-        resumable = Resumable(training, held)
-        identity = RunIdentity(key, held.training_id, kept_for=held.folder)
-        with follow_training(identity, params.model_dump(), environment, training.extent, decoded) as follower:
-            follower.resume(asdict(record) for record in resumable.records)
-            for record in resumable.until_stopped(launcher()):
-                follower.step(asdict(record))
-            save_model(MODEL, training.model, group.whole(training.model.state_dict()))
+        run_worker(training, launcher_process())
+        return
+    environment = environment_tags(numerics) | group.tags() | training.initial_weights_tags
+    with lock_run(inputs, resume_tags(environment, numerics)) as run_lock:
+        checkpointed = CheckpointedTraining(training, run_lock)
+        identity = RunIdentity(run_key_of(inputs), run_lock.training_id, run_lock.run_dir)
+        decode_sample = partial(decode, load_encoding(params.encoding))
+        with start_run(identity, params.model_dump(), environment, training.size, decode_sample) as run_logger:
+            run_logger.resume(checkpointed.records)
+            for record in checkpointed.run(launcher_process()):
+                run_logger.log_step(record)
+            save_model(MODEL, training.model, group.gather_state(training.model.state_dict()))
             write_tokenizer(MODEL)
-            write_history(HISTORY, EVALUATIONS, resumable.records)
-            facts = summary(resumable.records, training.plan, {"run_key": key} | training.started_from)
-            write_json_atomic(SUMMARY, {"max_norm": params.max_norm} | facts)
-            follower.finish()
-        mark_made(held)
+            write_history(HISTORY, EVALUATIONS, checkpointed.records)
+            digests = {"run_key": identity.run_key} | training.initial_weights_tags
+            write_json_atomic(TRAIN_SUMMARY, summary(checkpointed.records, training.plan, params.max_norm, digests))
+            run_logger.finish()
+        mark_complete(run_lock)
 
 
 if __name__ == "__main__":

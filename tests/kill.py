@@ -3,7 +3,7 @@
     python -m tests.kill --kills 100 [--seed 0]
 
 A round is a fresh clone: `dvc repro` is killed (-9) again and again, in one of three ways, and then
-left to finish. Compared: every file under data/, dvc.lock, every MLflow point, parameter, artifact and
+left to finish. OutComparison: every file under data/, dvc.lock, every MLflow point, parameter, artifact and
 file of the model; that there is one run with one complete model; that nothing is left in .reprogpt; that
 training resumed wherever it could.
 """
@@ -28,7 +28,7 @@ from mlflow.entities import Run
 
 sys.path.insert(0, str(Path(__file__).parent / "end_to_end"))
 
-from workspace import Workspace, make_workspace
+from tests.end_to_end.workspace import Workspace, make_workspace
 
 WAYS = ("group", "stage", "dvc")
 STAGES = {"fetch": 1, "split": 1, "tokenize": 1, "train": 6, "evaluate": 2, "plot": 2}  # how often each is aimed at
@@ -92,7 +92,7 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
 
 
 def _has_point(workspace: Workspace) -> bool:
-    return any(workspace.path.glob(".reprogpt/resume/*/point-*.json"))
+    return any(workspace.path.glob(".reprogpt/resume/*/checkpoint-*.json"))
 
 
 def _killed(workspace: Workspace, log: Path, aim: str, chance: random.Random, result: Round) -> bool:
@@ -164,7 +164,7 @@ def _read(log: Path, saved: bool, result: Round) -> None:
     if found:
         result.resumed_at.append(int(found[1]))
     elif saved and "Iter 0000" in text:
-        result.faults.append("started again although there was a resume point")
+        result.faults.append("started again although there was a checkpoint")
 
 
 def snapshot(workspace: Workspace) -> dict[str, Any]:

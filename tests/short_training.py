@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from reprogpt.model.generation import generate
-from reprogpt.numerics import set_up_numerics
-from reprogpt.params import PARAMS_FILE, read_mapping
+from reprogpt.numerics.device import set_up_numerics
+from reprogpt.params.loader import PARAMS_FILE, read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.training.evaluation import score
-from reprogpt.training.loop import StepRecord, train
-from reprogpt.training.state import prepare_training
+from reprogpt.step_record import StepRecord
+from reprogpt.training.loop import train
+from reprogpt.training.state import training_from_ids
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ def run(shape: dict[str, Any], numerics_key: str) -> dict[str, str]:
     params = TrainParams(**PARAMS | shape | lengths | {"matmul": "auto", "numerics": numerics_key})
     num_ids = 6 * params.context_length + 1
     ids = np.random.default_rng(0).integers(0, params.vocab_size, num_ids).astype(np.uint16)
-    training = prepare_training(ids, ids[: num_ids // 2], prompt=[1], params=params, numerics=arithmetic)
+    training = training_from_ids(ids, ids[: num_ids // 2], prompt=[1], params=params, numerics=arithmetic)
 
     def weights() -> str:
         return digest_of(*(tensor.numpy() for tensor in training.model.state_dict().values()))
@@ -70,7 +70,7 @@ def run(shape: dict[str, Any], numerics_key: str) -> dict[str, str]:
     rows = training.val_rows
     scored = score(training.model, rows.inputs, rows.targets, batch_size=2, numerics=arithmetic)
     stream = torch.Generator().manual_seed(3)
-    sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, stream=stream))
+    sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=stream))
     return digests | {"weights": weights(), "records": repr(records), "score": repr(scored), "sample": repr(sampled)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.errors import WAY_BACK
+from reprogpt.errors import RESTORE_ADVICE
 
 SRC = Path(__file__).parents[1] / "src"
 
@@ -61,7 +61,7 @@ def test_under_dvc_the_way_back_is_said_since_outs_are_removed(
     monkeypatch.delenv("DVC_STAGE", raising=False)
     if stage:
         monkeypatch.setenv("DVC_STAGE", stage)
-    assert (WAY_BACK in ends("raise ParamsError('seed: -1 is not allowed')").stderr) is said
+    assert (RESTORE_ADVICE in ends("raise ParamsError('seed: -1 is not allowed')").stderr) is said
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -20,13 +20,13 @@ from reprogpt.corpus.text import split_text
 from reprogpt.corpus.tokens import encode, load_encoding
 from reprogpt.corpus.windows import windows
 from reprogpt.model.gpt import GPTConfig, GPTModel
-from reprogpt.numerics import Numerics, set_up_numerics
-from reprogpt.params import read_mapping
+from reprogpt.numerics.device import Numerics, set_up_numerics
+from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.training.gradients import measure
+from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.loop import accumulate_gradients, train
 from reprogpt.training.schedule import Plan, plan_training
-from reprogpt.training.state import Rows, prepare_training
+from reprogpt.training.state import Batch, training_from_ids
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
 
 ROOT = Path(__file__).parents[1]
@@ -145,7 +145,7 @@ def test_the_verdict_gives_the_books_rows_and_steps(verdict_ids: Ids) -> None:
 def test_loss_and_gradients_of_the_untrained_model_are_the_books(model: GPTModel, verdict_ids: Ids) -> None:
     loss = loss_on_windows_0_and_1(model, verdict_ids[0])
     torch.autograd.backward(loss)
-    max_grad, max_grad_clipped, grad_norm = measure(model.parameters(), 1.0)[0].tolist()
+    max_grad, max_grad_clipped, grad_norm = gradient_stats(model.parameters(), 1.0)[0].tolist()
     model.zero_grad()
     assert loss.item() == pytest.approx(10.99399, abs=5e-6)
     assert max_grad == pytest.approx(0.041851, abs=2e-6)
@@ -163,8 +163,8 @@ def test_gradients_of_a_step_are_those_of_the_plain_formulation(cpu: Numerics, e
     torch.autograd.backward(plain_loss)
     fast = set_up_numerics(device="cpu", precision="fp32", matmul="auto")
     lengths = {"batch_size": 2, "stride": 256, "drop_rate": 0.0}
-    training = prepare_training(ids, ids, prompt=[1], params=TrainParams(**PARAMS | GPT_124M | lengths), numerics=fast)
-    loss = accumulate_gradients(training, Rows(inputs.numpy(), targets.numpy()))
+    training = training_from_ids(ids, ids, prompt=[1], params=TrainParams(**PARAMS | GPT_124M | lengths), numerics=fast)
+    loss = accumulate_gradients(training, Batch(inputs.numpy(), targets.numpy()))
     assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-6)
     for one, other in zip(training.model.parameters(), plain.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None
@@ -196,7 +196,7 @@ def test_first_two_epochs_in_book_order_are_the_published_table(
     rest = {"seed": 123, "weight_decay": 0.1, "max_norm": 1.0, "orig_book_version": False, "random_order": "book"}
     params = TrainParams(**PARAMS | GPT_124M | lengths | rates | rest)
     prompt = encoding.encode_ordinary("Every effort moves you")
-    records = train(prepare_training(*verdict_ids, prompt=prompt, params=params, numerics=cpu))
+    records = train(training_from_ids(*verdict_ids, prompt=prompt, params=params, numerics=cpu))
     for _, record in zip(range(16), records, strict=False):
         if record.train_loss is not None:
             step, train_loss, val_loss = PUBLISHED[record.step // 5]

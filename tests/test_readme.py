@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from reprogpt.commands.catalogue import COMMANDS
+from reprogpt.cli.parser import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
@@ -62,5 +62,5 @@ def test_make_does_what_is_said_of_it(target: str, commands: list[str]):
     """Without doing it: set-up first, then the commands in this order."""
     done = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True)
     expected = ["-m venv .venv", "--requirement requirements.lock", "--editable .", *commands]
-    places = [done.stdout.find(command) for command in expected]
-    assert -1 not in places and places == sorted(places), done.stdout
+    slots = [done.stdout.find(command) for command in expected]
+    assert -1 not in slots and slots == sorted(slots), done.stdout

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from reprogpt.model.gpt import GPTConfig, GPTModel
-from reprogpt.numerics import Numerics
+from reprogpt.numerics.device import Numerics
 from reprogpt.params.train import TrainParams
-from reprogpt.training.group import ALONE, Group
-from reprogpt.training.state import Training, prepare_training
+from reprogpt.training.state import Training, training_from_ids
 
 # A model this small takes longer on two threads than on one, and far longer on a busy machine.
 USUAL_NUM_THREADS = torch.get_num_threads()
@@ -60,12 +60,12 @@ def tiny_model(seed: int = 0, **changes: Any) -> GPTModel:
     return GPTModel(dataclasses.replace(CONFIG, **changes))
 
 
-def tiny_training(num_rows: int = 11, group: Group = ALONE, **changes: Any) -> Training:
+def tiny_training(num_rows: int = 11, group: ProcessGroup = SINGLE_PROCESS, **changes: Any) -> Training:
     """A training of PARAMS with changes on num_rows rows of 8 random tokens; three rows to validate on."""
     ids = np.random.default_rng(0).integers(0, 64, 8 * (num_rows + 3) + 2).astype(np.uint16)
     cut = 8 * num_rows + 1
     params = TrainParams(**PARAMS | changes)
-    return prepare_training(ids[:cut], ids[cut:], prompt=[1, 2], params=params, numerics=CPU, group=group)
+    return training_from_ids(ids[:cut], ids[cut:], prompt=[1, 2], params=params, numerics=CPU, group=group)
 
 
 def weights_of(model: GPTModel) -> list[bytes]:

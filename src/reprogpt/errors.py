@@ -1,4 +1,4 @@
-"""The errors a user can cause or meet, and how a program ends on them."""
+"""Errors that a user can cause or meet, and how a program exits on them."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class PipelineError(Exception):
-    """Something a person can put right. The message says what, which value, which bound, what to do."""
+    """An error that the user can fix. The message says what, which value, which bound, and what to do."""
 
 
 class ParamsError(PipelineError):
@@ -17,31 +17,31 @@ class ParamsError(PipelineError):
 
 
 class FetchError(PipelineError):
-    """The corpus could not be had, or is not the one that was asked for."""
+    """The corpus can't be fetched, or is not the expected one."""
 
 
 class UnreachableError(FetchError):
-    """The host did not answer at all: name, connection, time-out or proxy."""
+    """The host could not be reached: name resolution, connection, timeout or proxy."""
 
 
 class DataError(PipelineError):
-    """A text or token file does not hold what its reader needs."""
+    """A text or token file is not usable."""
 
 
-class CheckpointError(PipelineError):
-    """Files in a model directory are cut, foreign, or do not fit together."""
+class ModelError(PipelineError):
+    """The files of a model directory are damaged, of another model, or do not fit together."""
 
 
 class ScheduleError(PipelineError):
-    """A learning-rate schedule was asked for outside its bounds."""
+    """An argument of the learning-rate schedule is out of bounds."""
 
 
 class DeviceError(PipelineError):
-    """The device or arithmetic asked for does not exist on this machine."""
+    """The requested device or arithmetic is not available on this machine."""
 
 
 class NonFiniteError(PipelineError):
-    """Training met a loss or gradient that is not a number."""
+    """A loss or gradient is NaN or infinite."""
 
 
 class TrackingError(PipelineError):
@@ -53,29 +53,27 @@ class OrphanedError(PipelineError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt, no ordinary `except` swallows it."""
+    """SIGTERM was received. Like KeyboardInterrupt, it is not an Exception."""
 
 
-# What a value in params.yaml can lead to. DVC has removed the stage's outs before it ran.
-_OF_A_VALUE = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, NonFiniteError)
-WAY_BACK = (
-    "Nothing is lost: put the former value back and run `dvc repro`, which restores every output, byte for byte,\n"
-    "without training."
+# Errors that a value in params.yaml can cause. DVC has removed the stage's outs before the stage ran.
+_PARAMS_ERRORS = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, NonFiniteError)
+RESTORE_ADVICE = (
+    "Nothing is lost: restore the previous value and run `dvc repro`, which restores every output without training."
 )
 
 
-def end_quietly_while_loading() -> None:
-    """From here until run_program, Ctrl-C and SIGTERM end the program at once, with no traceback out of an import."""
+def exit_on_signal_during_imports() -> None:
+    """Until run_program, exit at once on Ctrl-C and SIGTERM, without a traceback from the middle of an import."""
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        if signal.getsignal(number) is default:  # a shell's background job has Ctrl-C ignored
+        if signal.getsignal(number) is default:  # a shell ignores Ctrl-C for its background jobs
             signal.signal(number, _exit_at_once)
 
 
 def run_program(main: Callable[[], object]) -> NoReturn:
-    """Run `main`, then exit: 0, or 2 with one message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run `main`, then exit: 0, or 2 with a message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Any other exception is a bug of ours and keeps its traceback. An integer that `main` returns
-    is the exit code.
+    An integer that `main` returns is the exit code. Any other exception is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is _exit_at_once:
@@ -83,8 +81,8 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     try:
         result = main()
     except PipelineError as error:
-        in_dvc = isinstance(error, _OF_A_VALUE) and "DVC_STAGE" in os.environ
-        print(f"\nerror: {error}" + (f"\n{WAY_BACK}" if in_dvc else ""), file=sys.stderr)
+        in_dvc = isinstance(error, _PARAMS_ERRORS) and "DVC_STAGE" in os.environ
+        print(f"\nerror: {error}" + (f"\n{RESTORE_ADVICE}" if in_dvc else ""), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

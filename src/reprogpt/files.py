@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees all of one or none, and telling files apart by digest."""
+"""Atomic file writes, and file digests."""
 
 import glob
 import hashlib
@@ -17,12 +17,11 @@ from reprogpt.errors import DataError
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what the block writes there replaces `path` when it ends.
+    """Yield a temporary path beside `path`; the file written there replaces `path` when the block ends.
 
-    If the block raises, `path` stays as it was and the temporary file is removed. The contents are
-    on disk (fsync) before the name is, so a power cut leaves the old file or the new one; afterwards
-    the name is on disk, too.
-    Replacing also keeps read-only hard links into DVC's cache intact: writing in place would not.
+    If the block raises, `path` is unchanged and the temporary file is removed. The contents are flushed to disk
+    before the rename and the folder after it, so a power cut leaves the old file or the new one.
+    Replacing keeps hard links into DVC's cache intact, which writing in place would not.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_orphans(path)
@@ -38,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def _remove_orphans(path: Path) -> None:
-    """Remove the temporary files for `path` of processes that were killed."""
+    """Remove temporary files for `path` left by processes that were killed."""
     for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         pid = orphan.name.split(".")[-2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
@@ -46,7 +45,7 @@ def _remove_orphans(path: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Bring a folder's list of names to the disk."""
+    """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,23 +54,23 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """Write `content` to `path` whole or not at all, making parent folders."""
+    """Write `content` to `path` atomically, creating parent folders."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, newlines untouched, whole or not at all."""
+    """Write `text` atomically as UTF-8, newlines unchanged."""
     write_bytes_atomic(path, text.encode("utf-8"))
 
 
 def write_json_atomic(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline. Raises ValueError on NaN and infinities."""
+    """Write `value` atomically as indented JSON with a final newline. Raises ValueError for NaN and infinity."""
     write_text_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *, needs: str, remedy: str) -> dict[str, Any]:
-    """What a JSON file of ours holds. Raises DataError, ending in `remedy`, if it is unreadable or lacks `needs`."""
+    """Read a JSON object. Raises DataError, ending in `remedy`, if it is unreadable or lacks the key `needs`."""
     try:
         values = json.loads(path.read_text("utf-8"))
         fault = "" if isinstance(values, dict) and needs in values else f"it has no {needs}"
@@ -83,12 +82,16 @@ def read_json(path: Path, *, needs: str, remedy: str) -> dict[str, Any]:
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hex digest of a file's bytes, read in pieces."""
+    """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def cache_folder() -> Path:
-    """The user's folder for downloads, shared by all clones: $REPROGPT_CACHE, else the platform's own place."""
-    moved = os.environ.get("REPROGPT_CACHE")
-    return Path(moved).expanduser().resolve() if moved else platformdirs.user_cache_path("reprogpt", appauthor=False)
+    """The user's download cache, shared by all clones: $REPROGPT_CACHE, else the platform's cache folder."""
+    configured = os.environ.get("REPROGPT_CACHE")
+    return (
+        Path(configured).expanduser().resolve()
+        if configured
+        else platformdirs.user_cache_path("reprogpt", appauthor=False)
+    )

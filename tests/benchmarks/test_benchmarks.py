@@ -17,10 +17,10 @@ from benchmarks.products import flops_of_a_step, seconds_of_products, weight_sha
 from benchmarks.report import table
 from benchmarks.work import PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
-from reprogpt.record import courier
-from reprogpt.record.outbox import open_box
-from reprogpt.record.store import store_name
-from reprogpt.record.tracking import deliver
+from reprogpt.tracking import uploader
+from reprogpt.tracking.mlflow_writer import upload
+from reprogpt.tracking.outbox import open_outbox
+from reprogpt.tracking.store import store_name
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 101, "context_length": 16, "stride": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 2}
@@ -70,8 +70,8 @@ def test_all_contenders_take_steps_and_are_compared(params_file: Path) -> None:
 
 @pytest.fixture
 def quick_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (watching, courier):
-        monkeypatch.setattr(module, "DELIVER_SECONDS", 0.2)
+    for module in (watching, uploader):
+        monkeypatch.setattr(module, "UPLOAD_INTERVAL", 0.2)
 
 
 @pytest.mark.slow
@@ -85,10 +85,10 @@ def test_the_clock_is_read_after_the_last_step_is_delivered(
     quick_deliveries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    box = open_box("0" * 32)
+    box = open_outbox("0" * 32)
     tags = {"training_id": "0", "run_key": "k"}
     box.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
-    deliver(box)
+    upload(box)
     waiting: list[int] = []
 
     def read_clock() -> float:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback import OFFLINE, OFFLINE_CONTENT, Server, closed_port
 
 from reprogpt.corpus import download
+from tests.corpus.loopback import OFFLINE, OFFLINE_CONTENT, Server, closed_port
 
 NETWORK_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "requests_ca_bundle", "curl_ca_bundle")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.corpus.fetching import Source, obtain_corpus
+from reprogpt.corpus.fetch import Source, fetch_corpus
 from reprogpt.errors import FetchError, UnreachableError
 
 RAW = Path("data/corpus/raw.txt")
@@ -25,8 +25,8 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 def obtain(url: str, *, sha256: str = DIGEST, offline: str = "", max_bytes: int = 1000) -> Source:
-    """obtain_corpus into RAW, by default with the pinned text and no fallback."""
-    return obtain_corpus(RAW, corpus_url=url, corpus_sha256=sha256, offline_corpus=offline, max_corpus_bytes=max_bytes)
+    """fetch_corpus into RAW, by default with the pinned text and no fallback."""
+    return fetch_corpus(RAW, corpus_url=url, corpus_sha256=sha256, offline_corpus=offline, max_corpus_bytes=max_bytes)
 
 
 def fails(url: str, message: str, *, sha256: str = DIGEST, max_bytes: int = 1000) -> str:
@@ -144,7 +144,7 @@ class Server:
     def resets(self) -> str:
         def answer(handler: BaseHTTPRequestHandler) -> None:
             # Lingering for 0 seconds makes close() send a reset in place of an orderly end.
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.write_mlflow_model("ii", 1, 0))
             handler.connection.close()
 
         return self._then("/text", answer)

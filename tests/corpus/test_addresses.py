@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, fails, obtain
 
 from reprogpt.corpus import download
-from reprogpt.corpus.fetching import Source
+from reprogpt.corpus.fetch import Source
 from reprogpt.errors import PipelineError
+from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, fails, obtain
 
 SECRET = "s3cret"
 
@@ -144,4 +144,4 @@ def test_password_that_breaks_the_url_is_never_shown(password: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://host:8080/@you/text", "https://host/a:b@c", "file:///home/me@work/text"])
 def test_address_without_a_user_is_shown_whole(url: str) -> None:
-    assert download.without_user(url) == url
+    assert download.redact(url) == url

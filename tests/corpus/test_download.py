@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from loopback import CONTENT, DIGEST, OFFLINE, Server, closed_port, fails, obtain
 
 from reprogpt.corpus import download
-from reprogpt.corpus.fetching import Source
+from reprogpt.corpus.fetch import Source
 from reprogpt.errors import UnreachableError
+from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, Server, closed_port, fails, obtain
 
 
 @pytest.mark.parametrize("status", [204, 304, 400, 401, 403, 404, 410])

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, closed_port
-from running import run_stage, write_pipeline
+
+from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, closed_port
+from tests.corpus.run_stage import run_stage, write_pipeline
 
 SOURCE, DOCUMENTS = Path("data/corpus/source.json"), Path("data/corpus/documents.json")
 

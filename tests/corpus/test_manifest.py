@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from loopback import OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
-from running import run_stage, write_pipeline
 
-from reprogpt.corpus.cache import corpora_folder
+from reprogpt.corpus.download_cache import corpora_folder
 from reprogpt.corpus.manifest import parse_manifest
 from reprogpt.corpus.tokens import load_encoding
 from reprogpt.errors import DataError, FetchError, UnreachableError
+from tests.corpus.loopback import OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
+from tests.corpus.run_stage import run_stage, write_pipeline
 
 TEXTS = [b"One <|endoftext|> two.\r\n", "Zwölf\n\n".encode(), b"  Low tide, said Ann."]
 PACK = {".txt": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
@@ -150,7 +150,9 @@ def test_a_packed_document_that_is_cut_is_refused(suffix: str, cut: int) -> None
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 def test_a_packed_document_may_have_several_frames_and_must_be_packed(suffix: str) -> None:
     pack = PACK[suffix]
-    url = local_manifest({f"a{suffix}": pack(TEXTS[0]) + pack(b"y" * 400_000) + pack(TEXTS[2])})
+    url = local_manifest(
+        {f"a{suffix}": write_mlflow_model(TEXTS[0]) + write_mlflow_model(b"y" * 400_000) + write_mlflow_model(TEXTS[2])}
+    )
     obtain(url, sha256="", max_bytes=10**6)
     assert RAW.read_bytes() == TEXTS[0] + b"y" * 400_000 + TEXTS[2]
     Path("my corpus").rename("before")

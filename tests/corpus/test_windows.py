@@ -12,7 +12,7 @@ from reprogpt.errors import DataError
 
 
 def rows(num_tokens: int, *, context_length: int, stride: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Rows of the tokens 0, 1, 2, …"""
+    """Batch of the tokens 0, 1, 2, …"""
     inputs, targets = windows(np.arange(num_tokens, dtype=np.uint16), context_length=context_length, stride=stride)
     assert inputs.dtype == targets.dtype == np.int64
     return inputs[:].tolist(), targets[:].tolist()

@@ -5,7 +5,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from workspace import Workspace, make_workspace
+from tests.end_to_end.workspace import Workspace, make_workspace
 
 
 @pytest.fixture(scope="module")

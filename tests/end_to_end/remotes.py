@@ -8,7 +8,8 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 from moto.server import ThreadedMotoServer
-from workspace import Workspace
+
+from tests.end_to_end.workspace import Workspace
 
 BUCKET = "models"
 LOCAL = ".dvc/config.local"

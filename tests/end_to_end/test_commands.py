@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from mlflow.cli import cli as mlflow_program
-from workspace import Workspace, make_workspace
 
-from reprogpt.__main__ import run
+from reprogpt.cli.main import run
+from reprogpt.dvc_files import recorded_inputs, run_key_of
 from reprogpt.errors import PipelineError
-from reprogpt.pipeline import key_of, recorded_inputs
+from tests.end_to_end.workspace import Workspace, make_workspace
 
-pytestmark = pytest.mark.slow  # the comparison itself is tested in commands/
+pytestmark = pytest.mark.slow  # the comparison itself is tested in cli/
 
 Command = Callable[..., tuple[int, str]]
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # every git knows it
@@ -79,7 +79,7 @@ def test_every_link_of_a_fresh_result_holds(twice: Workspace, command: Command):
 
 def test_the_key_from_dvc_lock_is_the_one_that_train_wrote(twice: Workspace):
     summary = json.loads((twice.path / "data/metrics/train.json").read_text("utf-8"))
-    key = key_of(recorded_inputs(twice.lock()["train"]))
+    key = run_key_of(recorded_inputs(twice.lock()["train"]))
     assert [key] == summary["run_key"] == [twice.runs()[0].data.tags["run_key"]]
 
 

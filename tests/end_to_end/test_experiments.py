@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from workspace import STEPS, Workspace, documented, make_workspace, points_drawn
 
 from tests.browser.mlflow_page import MlflowPage
 from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, serving
+from tests.end_to_end.workspace import STEPS, Workspace, documented, make_workspace, points_drawn
 
 BROWSER = browser_program()
 EVALUATE = "src/reprogpt/training/samples.py"

@@ -1,6 +1,6 @@
 """Where the corpus's host can't be reached, the bundled text is used and nobody can miss it."""
 
-from workspace import Workspace
+from tests.end_to_end.workspace import Workspace
 
 
 def test_the_fallback_is_said_by_fetch_by_train_and_in_mlflow(workspace: Workspace):

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import requests
 import torch
-from remotes import KEY_ID, SECRET, clone_of, remote
 from transformers import GPT2LMHeadModel
-from workspace import README, STEPS, Workspace, points_drawn
 
-from reprogpt.model.checkpoint import load_model
-from reprogpt.pipeline import dvc_md5
+from reprogpt.dvc_files import dvc_md5
+from reprogpt.model.hf_directory import load_model
+from tests.end_to_end.remotes import KEY_ID, SECRET, clone_of, remote
+from tests.end_to_end.workspace import README, STEPS, Workspace, points_drawn
 
 ARTIFACTS = {
     "params.yaml",
@@ -297,7 +297,7 @@ def test_a_served_model_answers_as_generate_does(finished: Workspace, tmp_path: 
 
 @pytest.mark.slow
 def test_an_edited_figure_redraws_and_another_ratio_reruns_all_but_fetch(finished: Workspace):
-    figures = finished.path / "src/reprogpt/record/figures.py"
+    figures = finished.path / "src/reprogpt/plotting/training_figures.py"
     figures.write_text(figures.read_text("utf-8") + "# edited\n", "utf-8")
     assert finished.stages_run(finished.succeed("dvc", "repro")) == ["plot"]
     finished.set_params(train_ratio=0.8)

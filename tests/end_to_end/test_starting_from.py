@@ -5,9 +5,9 @@ import shutil
 from typing import Any
 
 import pytest
-from workspace import Workspace
 
 from reprogpt.files import file_digest
+from tests.end_to_end.workspace import Workspace
 
 pytestmark = pytest.mark.slow  # what is read and refused is tested in model/ and training/
 

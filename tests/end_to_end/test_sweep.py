@@ -5,7 +5,8 @@ import re
 import shlex
 
 import pytest
-from workspace import README, Workspace, documented, make_workspace
+
+from tests.end_to_end.workspace import README, Workspace, documented, make_workspace
 
 # Two minutes, ten on a busy machine; test_experiments.py runs two from a queue.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -13,13 +13,13 @@ from urllib.parse import quote
 
 import mlflow.pyfunc
 import pandas as pd
-import postgres
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
-from workspace import Workspace, make_workspace
 
 from benchmarks.server import TrackingServer
+from tests.end_to_end import postgres
+from tests.end_to_end.workspace import Workspace, make_workspace
 
 STEPS = 36  # of 9 an epoch: four epochs
 REPROGPT = ("python", "-m", "reprogpt")
@@ -153,16 +153,16 @@ def assert_no_secrets(tracker: Tracker, clone: Workspace) -> None:
     """No password or token in any file of the clone, in what commands have printed, or in what the server stored."""
     known = [tracker.password, quote(tracker.password, safe=""), tracker.wrong, tracker.token]
     pattern = re.compile("|".join(map(re.escape, known)).encode())
-    places = {str(path): path.read_bytes() for path in clone.path.rglob("*") if path.is_file()}
-    assert {clone.path / "dvc.lock", clone.path / ".dvc/config"} <= set(map(Path, places))
+    slots = {str(path): path.read_bytes() for path in clone.path.rglob("*") if path.is_file()}
+    assert {clone.path / "dvc.lock", clone.path / ".dvc/config"} <= set(map(Path, slots))
     artifacts = {str(path): path.read_bytes() for path in tracker.server.artifacts.rglob("*") if path.is_file()}
-    places |= {
+    slots |= {
         **artifacts,
         "said": tracker.said.encode(),
         "database": tracker.dump(),
         "log": tracker.server.log.read_bytes(),
     }
-    assert [name for name, content in places.items() if pattern.search(content)] == []
+    assert [name for name, content in slots.items() if pattern.search(content)] == []
 
 
 def test_a_server_that_is_away_or_refuses_costs_nothing_and_sync_delivers_later(

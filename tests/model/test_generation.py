@@ -30,7 +30,7 @@ def stream(seed: int = 0) -> torch.Generator:
 
 
 def shares(temperature: float, top_k: int | None = None, draws: int = 1000) -> dict[int, float]:
-    tokens = generate(with_odds(ODDS), [1], draws, temperature=temperature, top_k=top_k, stream=stream())
+    tokens = generate(with_odds(ODDS), [1], draws, temperature=temperature, top_k=top_k, generator=stream())
     return {token: count / draws for token, count in Counter(tokens).items()}
 
 
@@ -88,14 +88,18 @@ def test_top_1_is_greedy_at_any_temperature() -> None:
 @pytest.mark.parametrize("top_k", [64, 1000])
 def test_top_k_of_the_whole_vocabulary_or_more_leaves_all_tokens(top_k: int) -> None:
     model = tiny_model()
-    whole, limited = (list(generate(model, [1], 20, temperature=1.0, top_k=k, stream=stream())) for k in (None, top_k))
+    whole, limited = (
+        list(generate(model, [1], 20, temperature=1.0, top_k=k, generator=stream())) for k in (None, top_k)
+    )
     assert limited == whole
 
 
 def test_draws_are_those_of_the_stream_and_of_no_other() -> None:
     model = tiny_model()
     before = torch.get_rng_state()
-    first, again, other = (list(generate(model, [1], 20, temperature=1.0, stream=stream(seed))) for seed in (1, 1, 2))
+    first, again, other = (
+        list(generate(model, [1], 20, temperature=1.0, generator=stream(seed))) for seed in (1, 1, 2)
+    )
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -87,8 +87,8 @@ def test_a_row_may_be_shorter_than_the_context(num_tokens: int) -> None:
 
 def test_features_are_what_the_output_head_reads() -> None:
     model = tiny_model().eval()
-    assert model.features(IDS).shape == (2, 8, 32)
-    assert torch.equal(model.out_head(model.features(IDS)), model(IDS))
+    assert model.hidden_states(IDS).shape == (2, 8, 32)
+    assert torch.equal(model.out_head(model.hidden_states(IDS)), model(IDS))
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from reprogpt.training.gradients import measure
+from reprogpt.training.gradients import gradient_stats
 
 
 def with_grads(*grads: list[float]) -> list[nn.Parameter]:
@@ -31,14 +31,14 @@ def random_parameters(seed: int, scale: float) -> list[nn.Parameter]:
 def clipped(parameters: list[nn.Parameter], max_norm: float) -> list[list[float]]:
     """The gradients after an optimizer that doesn't change the weights has divided them."""
     optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
-    optimizer.grad_scale = measure(parameters, max_norm)[1]  # type: ignore[attr-defined]
+    optimizer.grad_scale = gradient_stats(parameters, max_norm)[1]  # type: ignore[attr-defined]
     optimizer.step()
     return grads_of(parameters)
 
 
 def test_three_and_four_have_norm_five_and_are_divided_by_five() -> None:
     parameters = with_grads([-3.0, 0.0], [4.0])
-    measured, divisor = measure(parameters, 1.0)
+    measured, divisor = gradient_stats(parameters, 1.0)
     assert (measured.shape, measured.dtype) == ((3,), torch.float32)
     assert measured.tolist() == pytest.approx([4.0, 0.8, 5.0])
     assert divisor is not None
@@ -60,7 +60,7 @@ def test_none_clips_nothing() -> None:
 
 def test_gradients_below_the_bound_stay() -> None:
     parameters = with_grads([-3.0, 0.0], [4.0])
-    measured, divisor = measure(parameters, 6.0)
+    measured, divisor = gradient_stats(parameters, 6.0)
     assert measured.tolist() == [4.0, 4.0, 5.0]
     assert divisor == 1
     assert clipped(parameters, 6.0) == [[-3.0, 0.0], [4.0]]
@@ -68,7 +68,7 @@ def test_gradients_below_the_bound_stay() -> None:
 
 def test_a_parameter_without_gradient_is_passed_over() -> None:
     parameters = [nn.Parameter(torch.ones(3)), *with_grads([-3.0, 4.0])]
-    assert measure(parameters, 1.0)[0].tolist() == pytest.approx([4.0, 0.8, 5.0])
+    assert gradient_stats(parameters, 1.0)[0].tolist() == pytest.approx([4.0, 0.8, 5.0])
     assert parameters[0].grad is None
 
 
@@ -80,7 +80,7 @@ def test_parameters_may_come_from_a_generator() -> None:
 @pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
 def test_max_grad_clipped_is_what_a_scan_of_the_divided_gradients_finds_to_the_bit(seed: int, scale: float) -> None:
     parameters = random_parameters(seed, scale)
-    largest, largest_clipped, _ = measure(parameters, 0.5)[0].tolist()
+    largest, largest_clipped, _ = gradient_stats(parameters, 0.5)[0].tolist()
     assert largest == max(entry for grad in grads_of(parameters) for entry in torch.tensor(grad).flatten().tolist())
     second_scan = max(entry for grad in clipped(parameters, 0.5) for entry in torch.tensor(grad).flatten().tolist())
     assert largest_clipped == second_scan

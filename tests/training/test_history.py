@@ -5,8 +5,8 @@ import io
 
 from dvc.repo.metrics.show import _extract_metrics
 
+from reprogpt.step_record import StepRecord
 from reprogpt.training.history import evaluations_csv, history_csv, summary
-from reprogpt.training.loop import StepRecord
 from reprogpt.training.schedule import Plan
 
 PLAN = Plan(steps_per_epoch=2, total_steps=4, warmup_steps=1)

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from reprogpt.errors import NonFiniteError
 from reprogpt.model.generation import generate
-from reprogpt.training.evaluation import score
-from reprogpt.training.loop import StepRecord, loss_of, train
+from reprogpt.step_record import StepRecord
+from reprogpt.training.loop import train
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Training
 from tests.tiny import CPU, tiny_model, tiny_training, weights_of
@@ -77,7 +77,7 @@ def test_loop_equals_the_books_written_out(orig_book_version: bool) -> None:
     """
     changes: dict[str, Any] = {"drop_rate": 0.0, "max_norm": 0.5, "orig_book_version": orig_book_version}
     training = tiny_training(**changes)
-    rows, order = training.train_rows, training.order
+    rows, order = training.train_rows, training.randomness
     model = tiny_model(seed=123, drop_rate=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
     for step, record in enumerate(run(training)):
@@ -238,13 +238,13 @@ def test_an_evaluation_that_is_not_finite_names_its_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps_together", "at_rest"),
+    ("log_interval", "at_rest"),
     [(2, [0, 2, 4, 5, 7, 9]), (3, [0, 3, 4, 5, 8, 9]), (4, [0, 4, 5, 9]), (16, [0, 4, 5, 9])],
 )
-def test_records_that_are_fetched_together_are_the_same(steps_together: int, at_rest: list[int]) -> None:
+def test_records_that_are_fetched_together_are_the_same(log_interval: int, at_rest: list[int]) -> None:
     """As on a GPU: 10 steps, evaluations after 0 and 5, samples after 4 and 9."""
     training = tiny_training()
-    training.steps_together = steps_together
+    training.log_interval = log_interval
     records, found = [], []
     for record in train(training):
         records.append(record)
@@ -257,7 +257,7 @@ def test_records_that_are_fetched_together_are_the_same(steps_together: int, at_
 
 def test_a_loss_that_is_not_finite_is_found_late_and_named_right() -> None:
     training = tiny_training(eval_freq=0, sample_freq=0)
-    training.steps_together = 4
+    training.log_interval = 4
     features, seen = training.loss.features, []
 
     def breaking(ids: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,13 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from reprogpt.training.randomness import BookOrder, IndependentOrder, RandomOrder
+from reprogpt.training.randomness import BookRandomness, IndependentRandomness, RandomnessPolicy
 
-ORDERS = [IndependentOrder, BookOrder]
+ORDERS = [IndependentRandomness, BookRandomness]
 ONES = torch.ones(1000)
 
 
-def mask(order: RandomOrder, step: int) -> list[float]:
+def mask(order: RandomnessPolicy, step: int) -> list[float]:
     order.begin_step(step)
     return order.dropout(ONES, 0.1).tolist()
 
@@ -24,7 +24,7 @@ def mask(order: RandomOrder, step: int) -> list[float]:
 
 
 def test_a_mask_is_the_same_whatever_was_drawn_before() -> None:
-    fresh, used = IndependentOrder(123), IndependentOrder(123)
+    fresh, used = IndependentRandomness(123), IndependentRandomness(123)
     used.training_rows(0, 18)
     used.evaluation_rows(18)
     mask(used, 3)
@@ -35,8 +35,8 @@ def test_a_mask_is_the_same_whatever_was_drawn_before() -> None:
 
 
 def test_masks_of_other_steps_seeds_and_places_differ() -> None:
-    order = IndependentOrder(123)
-    masks = [mask(order, 0), mask(order, 1), mask(IndependentOrder(124), 0)]
+    order = IndependentRandomness(123)
+    masks = [mask(order, 0), mask(order, 1), mask(IndependentRandomness(124), 0)]
     order.begin_step(0)
     order.dropout(ONES, 0.1)
     masks.append(order.dropout(ONES, 0.1).tolist())
@@ -44,12 +44,12 @@ def test_masks_of_other_steps_seeds_and_places_differ() -> None:
 
 
 def test_the_first_step_needs_no_begin() -> None:
-    assert IndependentOrder(123).dropout(ONES, 0.1).tolist() == mask(IndependentOrder(123), 0)
+    assert IndependentRandomness(123).dropout(ONES, 0.1).tolist() == mask(IndependentRandomness(123), 0)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_a_share_of_the_entries_is_zeroed_and_the_mean_is_kept(rate: float) -> None:
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     dropped = order.dropout(torch.full((200_000,), 3.0), rate)
     assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.005)
     assert dropped.mean().item() == pytest.approx(3.0, rel=0.02)
@@ -59,12 +59,12 @@ def test_a_share_of_the_entries_is_zeroed_and_the_mean_is_kept(rate: float) -> N
 
 def test_rate_and_scale_fit_each_other_exactly() -> None:
     # 0.1 of 65536 is 6553.6, rounded to 6554
-    dropped = IndependentOrder(1).dropout(ONES, 0.1).tolist()
+    dropped = IndependentRandomness(1).dropout(ONES, 0.1).tolist()
     assert set(dropped) == {0.0, float(np.float32(65536 / (65536 - 6554)))}
 
 
 def test_entries_are_zeroed_independently_of_their_neighbours() -> None:
-    dropped = IndependentOrder(123).dropout(torch.ones(100_000), 0.5) == 0
+    dropped = IndependentRandomness(123).dropout(torch.ones(100_000), 0.5) == 0
     for distance in (1, 2, 3, 4, 8):
         both = (dropped[distance:] & dropped[:-distance]).float().mean().item()
         assert both == pytest.approx(0.25, abs=0.01)
@@ -72,25 +72,25 @@ def test_entries_are_zeroed_independently_of_their_neighbours() -> None:
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 3, 5), (4, 4)])
 def test_a_mask_has_the_shape_and_type_of_its_values(shape: tuple[int, ...]) -> None:
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         dropped = order.dropout(torch.ones(shape, dtype=dtype), 0.5)
         assert (dropped.shape, dropped.dtype) == (torch.Size(shape), dtype)
 
 
 def test_a_rate_just_below_one_still_gives_finite_values() -> None:
-    assert IndependentOrder(123).dropout(ONES, 1 - 1e-9).isfinite().all()
+    assert IndependentRandomness(123).dropout(ONES, 1 - 1e-9).isfinite().all()
 
 
 def test_rate_zero_changes_nothing_and_draws_nothing() -> None:
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     assert torch.equal(order.dropout(ONES * 3, 0.0), ONES * 3)
-    assert order.dropout(ONES, 0.1).tolist() == mask(IndependentOrder(123), 0)
+    assert order.dropout(ONES, 0.1).tolist() == mask(IndependentRandomness(123), 0)
 
 
 def test_gradients_pass_through_the_same_mask() -> None:
     values = torch.full((1000,), 2.0, requires_grad=True)
-    dropped = IndependentOrder(123).dropout(values, 0.1)
+    dropped = IndependentRandomness(123).dropout(values, 0.1)
     torch.autograd.backward(dropped.sum())
     assert values.grad is not None
     assert torch.equal(values.grad * 2, dropped)
@@ -103,7 +103,7 @@ def test_an_accelerators_stream_is_set_by_seed_and_step(monkeypatch: pytest.Monk
 
     def seeds_of(seed: int, *steps: int) -> list[int]:
         seeds.clear()
-        order = IndependentOrder(seed, torch.device("cuda"))
+        order = IndependentRandomness(seed, torch.device("cuda"))
         for step in steps:
             order.begin_step(step)
         return list(seeds)
@@ -115,35 +115,35 @@ def test_an_accelerators_stream_is_set_by_seed_and_step(monkeypatch: pytest.Monk
 
 
 def test_each_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     epochs = [order.training_rows(epoch, 50).tolist() for epoch in range(3)]
     assert all(sorted(rows) == list(range(50)) for rows in epochs)
     assert len({tuple(rows) for rows in [*epochs, list(range(50))]}) == 4
 
 
 def test_an_epochs_order_is_a_function_of_seed_and_epoch() -> None:
-    used, fresh = IndependentOrder(123), IndependentOrder(123)
+    used, fresh = IndependentRandomness(123), IndependentRandomness(123)
     used.training_rows(0, 50)
     mask(used, 4)
     torch.rand(5)
     assert used.training_rows(2, 50).tolist() == fresh.training_rows(2, 50).tolist()
-    assert IndependentOrder(124).training_rows(2, 50).tolist() != fresh.training_rows(2, 50).tolist()
+    assert IndependentRandomness(124).training_rows(2, 50).tolist() != fresh.training_rows(2, 50).tolist()
 
 
 def test_rows_and_masks_of_the_same_number_come_from_streams_of_their_own() -> None:
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     order.begin_step(5)
     masks_stream = np.random.Generator(order._stream)
     assert order.training_rows(5, 50).tolist() != masks_stream.permutation(50).tolist()
 
 
 def test_evaluation_visits_rows_in_file_order() -> None:
-    assert IndependentOrder(123).evaluation_rows(4).tolist() == [0, 1, 2, 3]
+    assert IndependentRandomness(123).evaluation_rows(4).tolist() == [0, 1, 2, 3]
 
 
 def test_independent_order_touches_no_global_stream_but_for_the_weights() -> None:
     ours, numpys = torch.get_rng_state(), str(np.random.get_state())
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     mask(order, 3)
     order.training_rows(0, 18)
     order.evaluation_rows(18)
@@ -152,13 +152,13 @@ def test_independent_order_touches_no_global_stream_but_for_the_weights() -> Non
 
 
 def test_independent_order_has_no_state() -> None:
-    order = IndependentOrder(123)
+    order = IndependentRandomness(123)
     mask(order, 3)
     assert order.state() == {}
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_weights_are_drawn_from_the_seed(order: Callable[[int], RandomOrder]) -> None:
+def test_weights_are_drawn_from_the_seed(order: Callable[[int], RandomnessPolicy]) -> None:
     order(5).seed_weights()
     drawn = torch.rand(3)
     torch.manual_seed(5)
@@ -189,8 +189,8 @@ def loaders_run(eval_freq: int) -> tuple[Batches, list[torch.Tensor]]:
 
 
 def order_run(eval_freq: int) -> tuple[Batches, list[torch.Tensor]]:
-    """The same with BookOrder."""
-    order = BookOrder(123)
+    """The same with BookRandomness."""
+    order = BookRandomness(123)
     order.seed_weights()
     seen, masks = [], []
     for step in range(3 * (NUM_ROWS // BATCH)):
@@ -217,17 +217,17 @@ def test_evaluating_more_often_changes_later_epochs_of_the_book() -> None:
 
 
 def test_book_order_goes_on_from_its_state() -> None:
-    order, later = BookOrder(123), BookOrder(123)
+    order, later = BookRandomness(123), BookRandomness(123)
     order.seed_weights()
     order.training_rows(0, NUM_ROWS)
     order.dropout(ONES, 0.1)
     state = {name: tensor.clone() for name, tensor in order.state().items()}
 
-    def go_on(order: BookOrder) -> list[list[float]]:
+    def run_until(order: BookRandomness) -> list[list[float]]:
         rows = [order.training_rows(0, NUM_ROWS), order.evaluation_rows(NUM_ROWS), order.training_rows(1, NUM_ROWS)]
         return [array.tolist() for array in rows] + [order.dropout(ONES, 0.1).tolist()]
 
-    wanted = go_on(order)
+    wanted = run_until(order)
     torch.manual_seed(999)
     later.load_state(state)
-    assert go_on(later) == wanted
+    assert run_until(later) == wanted

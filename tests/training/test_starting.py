@@ -8,9 +8,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from reprogpt.errors import ParamsError
-from reprogpt.model.checkpoint import load_model, save_model
+from reprogpt.model.hf_directory import load_model, save_model
 from reprogpt.training.loop import train
-from reprogpt.training.resume_folder import hold_training, interrupted_elsewhere
+from reprogpt.training.run_dir import changes_since_interrupted, lock_run
 from reprogpt.training.state import Training
 from tests.tiny import tiny_model, tiny_training, weights_of
 
@@ -61,10 +61,10 @@ def test_two_trainings_from_one_folder_end_in_the_same_bits(init_from: str) -> N
 
 
 def fingerprinted(training: Training) -> Path:
-    """The folder where its resume points are kept."""
-    with hold_training(INPUTS, {"threads": "1"} | training.started_from) as held:
+    """The folder where its checkpoints are kept."""
+    with lock_run(INPUTS, {"threads": "1"} | training.initial_weights_tags) as held:
         assert held.folder is not None
-        (held.folder / "point-a.json").write_text("{}")
+        (held.folder / "checkpoint-a.json").write_text("{}")
     return held.folder
 
 
@@ -75,16 +75,18 @@ def test_other_weights_in_the_same_folder_are_another_training(root: Path) -> No
     second = tiny_training(init_from="start")
     assert fingerprinted(second) != fingerprinted(first)
     save_model(root / "start", tiny_model(seed=11))
-    third = tiny_training(init_from="start").started_from
-    with hold_training(INPUTS, {"threads": "1"} | third) as held:
-        [said] = interrupted_elsewhere(held)
+    third = tiny_training(init_from="start").initial_weights_tags
+    with lock_run(INPUTS, {"threads": "1"} | third) as held:
+        [said] = changes_since_interrupted(held)
     assert said.startswith("started_from_sha256: ") and said.endswith(f" -> {third['started_from_sha256']}")
 
 
 def test_what_it_started_from_is_recorded_only_where_it_did() -> None:
-    assert tiny_training().started_from == {}
-    digest = tiny_training(init_from="start").started_from["started_from_sha256"]
-    assert tiny_training(init_from="start", init_from_sha256=digest).started_from == {"started_from_sha256": digest}
+    assert tiny_training().initial_weights_tags == {}
+    digest = tiny_training(init_from="start").initial_weights_tags["started_from_sha256"]
+    assert tiny_training(init_from="start", init_from_sha256=digest).initial_weights_tags == {
+        "started_from_sha256": digest
+    }
     with pytest.raises(ParamsError, match=f"expected  init_from_sha256={'f' * 64}\n  found     {digest}"):
         tiny_training(init_from="start", init_from_sha256="f" * 64)
 

@@ -6,9 +6,9 @@ import torch
 
 from reprogpt.errors import DataError, DeviceError
 from reprogpt.params.train import TrainParams
-from reprogpt.training.randomness import BookOrder, IndependentOrder
+from reprogpt.training.randomness import BookRandomness, IndependentRandomness
 from reprogpt.training.schedule import Plan
-from reprogpt.training.state import Rows, Training, prepare_training
+from reprogpt.training.state import Batch, Training, training_from_ids
 from tests.tiny import CPU, PARAMS, tiny_model, tiny_training, weights_of
 
 
@@ -16,7 +16,7 @@ def prepare(num_train: int, num_val: int, *, prompt: tuple[int, ...] = (1,), **c
     """A training on the tokens 0, 1, 2, … of both splits."""
     train, val = (np.arange(n, dtype=np.uint16) for n in (num_train, num_val))
     params = TrainParams(**PARAMS | changes)
-    return prepare_training(train, val, prompt=list(prompt), params=params, numerics=CPU)
+    return training_from_ids(train, val, prompt=list(prompt), params=params, numerics=CPU)
 
 
 def test_training_rows_start_every_stride_and_validation_rows_every_context_length() -> None:
@@ -27,7 +27,7 @@ def test_training_rows_start_every_stride_and_validation_rows_every_context_leng
 
 
 def test_rows_are_taken_with_their_targets() -> None:
-    rows = Rows(np.array([[1], [2], [3]]), np.array([[2], [3], [4]]))
+    rows = Batch(np.array([[1], [2], [3]]), np.array([[2], [3], [4]]))
     for taken in (rows.take(np.array([2, 0])), rows.take(slice(0, 2))):
         assert (taken.targets - taken.inputs == 1).all()
     assert rows.take(np.array([2, 0])).inputs.tolist() == [[3], [1]]
@@ -48,15 +48,15 @@ def test_weights_do_not_depend_on_what_was_drawn_before() -> None:
 
 def test_both_orders_start_from_the_same_weights() -> None:
     book, independent = tiny_training(random_order="book"), tiny_training(random_order="independent")
-    assert isinstance(book.order, BookOrder) and isinstance(independent.order, IndependentOrder)
+    assert isinstance(book.order, BookRandomness) and isinstance(independent.order, IndependentRandomness)
     assert weights_of(book.model) == weights_of(independent.model)
 
 
 def test_the_model_drops_out_by_the_order() -> None:
     for random_order in ("book", "independent"):
         training = tiny_training(random_order=random_order)
-        assert training.model.dropout == training.order.dropout
-        assert training.model.trf_blocks[1].att.dropout == training.order.dropout  # type: ignore[union-attr]
+        assert training.model.dropout == training.randomness.dropout
+        assert training.model.trf_blocks[1].att.dropout == training.randomness.dropout  # type: ignore[union-attr]
 
 
 def test_the_optimizer_decays_all_parameters() -> None:
@@ -90,11 +90,11 @@ def test_compiling_is_refused_on_the_cpu() -> None:
 
 
 def test_the_cpus_numbers_are_fetched_step_by_step() -> None:
-    assert tiny_training().steps_together == 1
+    assert tiny_training().log_interval == 1
 
 
 def test_its_extent_is_its_steps_and_its_weights():
-    """Rows: 11, of which 2 a step. Weights: (64 + 8 + 64) x 32, two blocks of 12 x 32^2 + 10 x 32, and 2 x 32."""
+    """Batch: 11, of which 2 a step. Weights: (64 + 8 + 64) x 32, two blocks of 12 x 32^2 + 10 x 32, and 2 x 32."""
     weights = (64 + 8 + 64) * 32 + 2 * (12 * 32**2 + 10 * 32) + 2 * 32
     assert tiny_training().extent == {
         "steps_per_epoch": 5,

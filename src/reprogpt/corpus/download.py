@@ -37,7 +37,7 @@ class _PassingError(Exception):
         self.error = error
 
 
-def without_user(text: str) -> str:
+def redact(text: str) -> str:
     """`text`, a URL or a message with URLs in it, less every `user:password@`."""
     return _USER_INFO.sub("", text)
 
@@ -62,7 +62,7 @@ def download(
     200, another redirect, TLS trouble, more than max_bytes, and a file: URL that names no file of
     this machine; OSError if `to` can't be written. No message shows the user or password in `url`.
     """
-    name = name or f"{place}={without_user(url)}"
+    name = name or f"{place}={redact(url)}"
     if url.lower().startswith(FILE_PREFIX):
         copy_file(path_of(url, name), to, name=name, max_bytes=max_bytes)
         return
@@ -139,7 +139,7 @@ def _request(url: str, name: str) -> "requests.Response":
         return requests.get(url, stream=True, timeout=wait, hooks={"response": _check_redirect})
     except (OSError, ValueError, HTTPError) as error:  # requests' own are OSErrors; urllib3's slip through
         causes = list(_causes(error))
-        reason = without_user(_reason(causes[-1]))
+        reason = redact(_reason(causes[-1]))
         # A ProxyError may come from TLS, a ConnectionError from nearly anything: the causes decide.
         if any(isinstance(cause, (ssl.SSLError, SSLError)) for cause in causes):
             raise FetchError(
@@ -166,7 +166,7 @@ def _check_redirect(response: "requests.Response", **_: Any) -> None:
     allowed = ("https",) if urlsplit(response.url).scheme == "https" else WEB_SCHEMES  # TLS, once asked for, stays
     if scheme not in allowed:
         raise FetchError(
-            f"{without_user(response.url)} redirects to a {scheme}: address; only {' and '.join(allowed)} "
+            f"{redact(response.url)} redirects to a {scheme}: address; only {' and '.join(allowed)} "
             f"{'is' if len(allowed) == 1 else 'are'} followed from there.\n"
             "Put the address of the text itself into corpus_url"
         )
@@ -184,7 +184,7 @@ def _body(response: "requests.Response", name: str, max_bytes: int) -> Iterator[
             piece = next(pieces, None)
         except OSError as error:  # whatever requests raises here; the host did answer, so it is not unreachable
             expected = "an unknown number of" if on_the_wire is None else on_the_wire
-            reason = without_user(_reason(list(_causes(error))[-1]))
+            reason = redact(_reason(list(_causes(error))[-1]))
             got = f"got {response.raw.tell()} of {expected} bytes"
             raise _PassingError(FetchError(f"{name} broke off: {got} ({reason}); try again later")) from None
         if piece is None:

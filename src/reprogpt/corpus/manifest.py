@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
-from reprogpt.corpus.cache import WRITABLE_CACHE, cached_file, corpora_folder, digest_of, file_errors, replaced
-from reprogpt.corpus.download import download, path_of, require_file, without_user
+from reprogpt.corpus.decompress import unpack
+from reprogpt.corpus.download import download, path_of, redact, require_file
+from reprogpt.corpus.download_cache import WRITABLE_CACHE, cached_file, corpora_folder, digest_of, file_errors, replaced
 from reprogpt.corpus.text import count_characters
-from reprogpt.corpus.unpacking import unpack
 from reprogpt.errors import FetchError
 
 SUFFIX = ".manifest"
@@ -41,7 +41,7 @@ def is_manifest(url: str) -> bool:
 
 def parse_manifest(content: bytes, url: str) -> list[Document]:
     """The documents that the manifest at `url` names. Raises FetchError with each line that does not, up to a few."""
-    title = re.split("[?#]", without_user(url), maxsplit=1)[0].rsplit("/", 1)[-1]
+    title = re.split("[?#]", redact(url), maxsplit=1)[0].rsplit("/", 1)[-1]
     documents, problems = [], []
     try:
         lines = content.decode().split("\n")
@@ -56,11 +56,11 @@ def parse_manifest(content: bytes, url: str) -> list[Document]:
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise FetchError(
-            "\n".join([f"corpus_url={without_user(url)} is not a manifest as it should be:", *problems[:_SHOWN], *more])
+            "\n".join([f"corpus_url={redact(url)} is not a manifest as it should be:", *problems[:_SHOWN], *more])
             + "\nA line is: address, SHA-256 (64 hexadecimal digits in lower case), number of bytes"
         )
     if not documents:
-        raise FetchError(f"corpus_url={without_user(url)} is an empty manifest: it names no document")
+        raise FetchError(f"corpus_url={redact(url)} is an empty manifest: it names no document")
     return documents
 
 
@@ -106,7 +106,7 @@ def _parse_line(line: str, name: str, url: str) -> Document:
     if not re.fullmatch("[0-9]{1,15}", num_bytes):
         raise FetchError(f"  {name}: {num_bytes!r} is not a number of bytes")
     address = _full_address(address, name, url)
-    return Document(address, sha256, int(num_bytes), f"{name}: {without_user(address)}")
+    return Document(address, sha256, int(num_bytes), f"{name}: {redact(address)}")
 
 
 def _full_address(address: str, name: str, url: str) -> str:

@@ -1,12 +1,20 @@
 """What the `evaluate` stage reads from params.yaml."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from reprogpt.params.sampling_limits import TEMPERATURE_RANGE, is_valid_temperature
 from reprogpt.params.shared import SharedParams
 
 
 class EvaluateParams(SharedParams):
-    """How the extra samples are drawn; the model's own shape comes from its checkpoint."""
+    """How the extra samples are drawn; the model's shape comes from its config.json."""
 
-    temperature: float = Field(ge=0)
+    temperature: float = Field(description=TEMPERATURE_RANGE)
     top_k: int = Field(ge=1)
+
+    @field_validator("temperature")
+    @classmethod
+    def _is_within_bounds(cls, temperature: float) -> float:
+        if not is_valid_temperature(temperature):
+            raise ValueError(f"is not allowed; allowed: {TEMPERATURE_RANGE}")
+        return temperature

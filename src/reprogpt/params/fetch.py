@@ -5,7 +5,7 @@ import re
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from reprogpt.params import Params
+from reprogpt.params.loader import Params
 
 
 class FetchParams(Params):

@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from reprogpt.params import Params, require_divisor
+from reprogpt.params.loader import Params, require_divisor
+from reprogpt.params.sampling_limits import MAX_SEED
 
 
 class SharedParams(Params):
@@ -12,7 +13,7 @@ class SharedParams(Params):
 
     # The one encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
     encoding: Literal["gpt2"]
-    seed: int = Field(ge=0, le=2**63 - 1)
+    seed: int = Field(ge=0, le=MAX_SEED)
     batch_size: int = Field(ge=1)
     accumulate: int = Field(ge=1)
     nproc_per_node: int = Field(ge=1)
@@ -24,8 +25,8 @@ class SharedParams(Params):
     max_new_tokens: int = Field(ge=1)
 
     @property
-    def rows_together(self) -> int:
-        """Rows that meet the model at once: a batch, or a process's share of a part of one."""
+    def rows_per_forward(self) -> int:
+        """Rows in one forward pass: those of a micro-batch on one process."""
         return self.batch_size // (self.accumulate * self.nproc_per_node)
 
     def arithmetic(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from reprogpt.params import Params
+from reprogpt.params.loader import Params
 
 
 class SplitParams(Params):

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from reprogpt.params import Params
+from reprogpt.params.loader import Params
 
 
 class TokenizeParams(Params):

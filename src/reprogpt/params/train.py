@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from reprogpt.params import require_divisor
+from reprogpt.params.loader import require_divisor
 from reprogpt.params.shared import SharedParams
 
 

@@ -1,4 +1,4 @@
-"""The record of a training in full, as the text of history.csv, and its summary for train.json."""
+"""The full history of a training, as history.csv, and its summary, as train.json."""
 
 import csv
 import io
@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 from reprogpt.files import write_text_atomic
-from reprogpt.training.loop import StepRecord
+from reprogpt.step_record import EVAL_METRICS, StepRecord
 from reprogpt.training.schedule import Plan
 
 COLUMNS = [field.name for field in fields(StepRecord) if field.name != "sample"]
-EVALUATED = ["step", "epoch", "tokens_seen", "train_loss", "val_loss"]
+EVALUATION_COLUMNS = ["step", "epoch", "tokens_seen", *EVAL_METRICS]
 
 
 def history_csv(records: Sequence[StepRecord]) -> str:
-    """One line a step under a header of StepRecord's field names; samples are left out.
+    """The text of history.csv: one row per step under StepRecord's field names, without samples.
 
-    Numbers are written so that reading them gives the same bits; a loss that was not evaluated is empty.
+    Numbers read back to the same bits. A loss that was not evaluated is empty.
     """
     return _csv(COLUMNS, records)
 
 
 def evaluations_csv(records: Sequence[StepRecord]) -> str:
-    """The evaluated steps of the history alone: DVC's plots draw an empty cell as 0."""
-    return _csv(EVALUATED, [record for record in records if record.val_loss is not None])
+    """The text of evaluations.csv: the evaluation steps only, since DVC plots draw an empty cell as 0."""
+    return _csv(EVALUATION_COLUMNS, [record for record in records if record.val_loss is not None])
 
 
 def write_history(history: Path, evaluations: Path, records: Sequence[StepRecord]) -> None:
@@ -42,16 +42,19 @@ def _csv(columns: Sequence[str], records: Sequence[StepRecord]) -> str:
     return text.getvalue()
 
 
-def summary(records: Sequence[StepRecord], plan: Plan, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Length of the training, and where its evaluations ended and were best (absent without evaluations).
+def summary(records: Sequence[StepRecord], plan: Plan, max_norm: float, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What train.json holds: the schedule's length, max_norm, and the last and best evaluation (if there are any).
 
-    digests: what it was made from, by name. Each is in a list of its own, which DVC leaves out of its tables of
-    numbers: there, one would take half of a terminal's width.
+    digests: of what the training was made from, by name. Each becomes a list of one: DVC leaves lists out of its
+    tables of metrics, where a digest would take half of a terminal's width.
     """
-    facts: dict[str, Any] = {name: [digest] for name, digest in digests.items()} | asdict(plan)
+    facts: dict[str, Any] = {"max_norm": max_norm}
+    facts |= {name: [digest] for name, digest in digests.items()}
+    facts |= asdict(plan)
     evaluated = [(record.val_loss, record) for record in records if record.val_loss is not None]
     if evaluated:
-        last, (best_val_loss, best) = evaluated[-1][1], min(evaluated, key=lambda pair: pair[0])
+        _, last = evaluated[-1]
+        best_val_loss, best = min(evaluated, key=lambda pair: pair[0])
         facts |= {"last_train_loss": last.train_loss, "last_val_loss": last.val_loss}
         facts |= {"best_val_loss": best_val_loss, "best_step": best.step}
     return facts

@@ -1,176 +1,186 @@
-"""One update, and the loop as a generator of records. Nothing here prints, logs or writes."""
+"""The training loop: a generator of step records. Nothing here prints, logs or writes files."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from reprogpt.distributed.parallel import no_sync
+from reprogpt.evaluation.evaluate import EvalResult, evaluate, require_finite
 from reprogpt.model.generation import generate
-from reprogpt.training.evaluation import Score, require_finite, score
-from reprogpt.training.gradients import measure
-from reprogpt.training.parallel import before_the_last_part
+from reprogpt.step_record import StepRecord
+from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.schedule import learning_rate_at
-from reprogpt.training.state import Rows, Training
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one optimizer step leaves; field names, but for sample, are the columns of history.csv.
-
-    step and epoch are 0-based; tokens_seen counts inputs up to and including this step; losses are in
-    nats per token. train_loss and val_loss are set on evaluation steps only. sample, on the last step
-    of a sampled epoch, is the prompt's token ids and their greedy continuation.
-    """
-
-    step: int
-    epoch: int
-    tokens_seen: int
-    lr: float
-    loss: float
-    max_grad: float
-    max_grad_clipped: float
-    grad_norm: float
-    train_loss: float | None = None
-    val_loss: float | None = None
-    sample: list[int] | None = None
+from reprogpt.training.state import Batch, Training
 
 
 def train(training: Training) -> Iterator[StepRecord]:
-    """Train from training.step to the end of the plan, yielding a record per step.
+    """Train from training.step to the last step, yielding one record per optimizer step.
 
-    Records may lag behind, where steps_together is above 1: a step's numbers are fetched from the device with
-    those of others. Where record.step + 1 == training.step, the training is at rest and its records are
-    complete: what is saved then is all that the rest needs.
+    On a GPU the metrics of up to training.log_interval steps are copied to the host together, so records may
+    arrive late and in groups. A checkpoint may be taken whenever record.step + 1 == training.step: then all records
+    up to the training's present state have been yielded.
     Raises NonFiniteError at the first step whose loss or gradient is not finite.
     """
-    params, plan = training.params, training.plan
-    pending: list[_Step] = []
+    params = training.params
+    plan = training.plan
+    pending: list[_PendingStep] = []
     while training.step < plan.total_steps:
-        pending.append(_take_step(training))
         step = training.step
+        pending.append(_run_step(training))
         training.step += 1
-        is_evaluated = bool(params.eval_freq) and step % params.eval_freq == 0
-        is_sampled = bool(params.sample_freq) and (step + 1) % (params.sample_freq * plan.steps_per_epoch) == 0
         is_last = training.step == plan.total_steps
-        if is_evaluated or is_sampled or is_last or len(pending) == training.steps_together:
-            *before, last = _records(pending)
-            pending.clear()
-            yield from before
-            train_loss, val_loss = _evaluate(training, step) if is_evaluated else (None, None)
-            sample = _sample(training) if is_sampled else None
-            yield replace(last, train_loss=train_loss, val_loss=val_loss, sample=sample)
+        is_evaluated = bool(params.eval_freq) and step % params.eval_freq == 0
+        is_sampled = bool(params.sample_freq) and training.step % (params.sample_freq * plan.steps_per_epoch) == 0
+        if not (is_evaluated or is_sampled or is_last or len(pending) == training.log_interval):
+            continue
+        records = _fetch_records(pending)
+        pending.clear()
+        yield from records[:-1]
+        newest = records[-1]
+        if is_evaluated:
+            train_loss, val_loss = _evaluation_losses(training, step)
+            newest = replace(newest, train_loss=train_loss, val_loss=val_loss)
+        if is_sampled:
+            newest = replace(newest, sample=_greedy_sample(training))
+        yield newest
 
 
 @dataclass(frozen=True)
-class _Step:
-    """A step whose numbers are still on the device."""
+class _PendingStep:
+    """A step whose metrics are still on the device."""
 
     step: int
     epoch: int
     tokens_seen: int
     lr: float
-    measured: Tensor  # loss, max_grad, max_grad_clipped, grad_norm: float32 (4,)
+    metrics: Tensor  # loss, max_grad, max_grad_clipped, grad_norm: float32 (4,)
 
 
-def _take_step(training: Training) -> _Step:
-    params, plan, step = training.params, training.plan, training.step
-    epoch, position = divmod(step, plan.steps_per_epoch)
-    rows = training.order.training_rows(epoch, len(training.train_rows.inputs))
-    batch = training.train_rows.take(rows[position * params.batch_size :][: params.batch_size])
-    training.order.begin_step(step)
-    lr, loss = _rate(training), training.group.mean(accumulate_gradients(training, batch.take(training.group.share)))
-    is_clipped = step >= plan.warmup_steps + int(params.orig_book_version)
-    sizes, divisor = measure(training.model.parameters(), params.max_norm if is_clipped else None)
-    descend(training, lr, divisor)
-    return _Step(step, epoch, (step + 1) * batch.inputs.size, lr, torch.cat([loss.view(1), sizes]))
+def _run_step(training: Training) -> _PendingStep:
+    params = training.params
+    step = training.step
+    epoch, batch_index = divmod(step, training.plan.steps_per_epoch)
+    batch = _training_batch(training, epoch, batch_index)
+    training.randomness.begin_step(step)
+    loss = training.group.all_reduce_mean(accumulate_gradients(training, batch.take(training.group.shard)))
+    first_clipped_step = training.plan.warmup_steps + int(params.orig_book_version)
+    max_norm = params.max_norm if step >= first_clipped_step else None
+    stats, divisor = gradient_stats(training.model.parameters(), max_norm)
+    lr = _learning_rate(training)
+    optimizer_step(training, lr, divisor)
+    tokens_seen = (step + 1) * batch.inputs.size
+    return _PendingStep(step, epoch, tokens_seen, lr, torch.cat([loss.view(1), stats]))
 
 
-def _records(steps: list[_Step]) -> list[StepRecord]:
-    """The steps' numbers, in one transfer: each alone would wait for the device."""
-    names = ("loss", "max_grad", "max_grad_clipped", "grad_norm")
+def _training_batch(training: Training, epoch: int, batch_index: int) -> Batch:
+    """Rows number batch_index * batch_size and following, in the order of the epoch's permutation."""
+    batch_size = training.params.batch_size
+    order = training.randomness.training_rows(epoch, len(training.train_rows.inputs))
+    start = batch_index * batch_size
+    return training.train_rows.take(order[start : start + batch_size])
+
+
+def _fetch_records(pending: list[_PendingStep]) -> list[StepRecord]:
+    """The pending steps' records, by one copy from the device: a copy per step would wait for the GPU each time."""
+    metrics = torch.stack([item.metrics for item in pending]).tolist()
     records = []
-    for step, values in zip(steps, torch.stack([step.measured for step in steps]).tolist(), strict=True):
-        measured = dict(zip(names, values, strict=True))
-        require_finite(measured, f"step {step.step}")
-        records.append(StepRecord(step.step, step.epoch, step.tokens_seen, step.lr, **measured))
+    for item, (loss, max_grad, max_grad_clipped, grad_norm) in zip(pending, metrics, strict=True):
+        record = StepRecord(
+            step=item.step,
+            epoch=item.epoch,
+            tokens_seen=item.tokens_seen,
+            lr=item.lr,
+            loss=loss,
+            max_grad=max_grad,
+            max_grad_clipped=max_grad_clipped,
+            grad_norm=grad_norm,
+        )
+        measured = {"loss": loss, "max_grad": max_grad, "max_grad_clipped": max_grad_clipped, "grad_norm": grad_norm}
+        require_finite(measured, f"step {item.step}")
+        records.append(record)
     return records
 
 
-def _rate(training: Training) -> float:
-    params, plan = training.params, training.plan
+def _learning_rate(training: Training) -> float:
+    params = training.params
     return learning_rate_at(
         training.step,
         initial_lr=params.initial_lr,
         peak_lr=params.peak_lr,
         min_lr=params.min_lr,
-        warmup_steps=plan.warmup_steps,
-        total_steps=plan.total_steps,
+        warmup_steps=training.plan.warmup_steps,
+        total_steps=training.plan.total_steps,
         lr_decay=params.lr_decay,
     )
 
 
-def accumulate_gradients(training: Training, batch: Rows) -> Tensor:
-    """Fill the gradients of a batch, in as many parts as `accumulate` says; return its loss, on the device.
+def accumulate_gradients(training: Training, batch: Batch) -> Tensor:
+    """Run forward and backward on this process's share of a batch, in `accumulate` micro-batches.
 
-    batch: this process's share, whose loss is returned; gradients become those of all shares together.
+    Returns the share's mean loss, a float32 scalar on the device. Gradients become the mean over all processes.
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    num_parts = training.params.accumulate
-    num_rows = len(batch.inputs) // num_parts
+    num_micro_batches = training.params.accumulate
+    micro_batch_size = len(batch.inputs) // num_micro_batches
     losses = []
-    for part in range(num_parts):
-        with before_the_last_part(training.loss) if part + 1 < num_parts else nullcontext():
-            loss = loss_of(training, batch.take(slice(part * num_rows, (part + 1) * num_rows))) / num_parts
+    for index in range(num_micro_batches):
+        micro_batch = batch.take(slice(index * micro_batch_size, (index + 1) * micro_batch_size))
+        is_last = index + 1 == num_micro_batches
+        with nullcontext() if is_last else no_sync(training.loss_fn):
+            loss = batch_loss(training, micro_batch) / num_micro_batches
             torch.autograd.backward(loss)
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
-def loss_of(training: Training, rows: Rows) -> Tensor:
-    """Mean cross-entropy of rows in train mode, nats per token: a float32 scalar that remembers how it was made."""
+def batch_loss(training: Training, batch: Batch) -> Tensor:
+    """Mean cross-entropy of a batch in train mode, nats per token: a float32 scalar with its graph."""
     device = training.numerics.device
-    inputs, targets = (torch.from_numpy(ids).to(device) for ids in (rows.inputs, rows.targets))
+    inputs = torch.from_numpy(batch.inputs).to(device)
+    targets = torch.from_numpy(batch.targets).to(device)
     with training.numerics.autocast():
-        return training.loss(inputs, targets)
+        return training.loss_fn(inputs, targets)
 
 
-def descend(training: Training, lr: float, divisor: Tensor | None) -> None:
-    """One step of the optimizer, on gradients that are divided by divisor."""
-    for group in training.optimizer.param_groups:
-        group["lr"] = lr
-    # What torch's GradScaler sets, too: the fused kernel divides each gradient as it reads it.
+def optimizer_step(training: Training, lr: float, divisor: Tensor | None) -> None:
+    """One AdamW step with learning rate lr on gradients divided by divisor (None: as they are)."""
+    for param_group in training.optimizer.param_groups:
+        param_group["lr"] = lr
+    # torch's GradScaler uses this attribute too: the fused kernel divides each gradient as it reads it.
     training.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     training.optimizer.step()
 
 
-def _evaluate(training: Training, step: int) -> tuple[float, float]:
-    """Losses on the first eval_iter batches of each split, as the order visits the training rows."""
+def _evaluation_losses(training: Training, step: int) -> tuple[float, float]:
+    """train_loss and val_loss: means over the first eval_iter batches of each split."""
     params = training.params
     num_rows = params.eval_iter * params.batch_size
-    rows = training.order.evaluation_rows(len(training.train_rows.inputs))[:num_rows]
-    parts = {"train_loss": training.train_rows.take(rows), "val_loss": training.val_rows.take(slice(num_rows))}
-    losses = {name: _shared_score(training, part).loss for name, part in parts.items()}
-    require_finite(losses, f"step {step}")
-    return losses["train_loss"], losses["val_loss"]
+    order = training.randomness.evaluation_rows(len(training.train_rows.inputs))
+    train_loss = _sharded_evaluate(training, training.train_rows.take(order[:num_rows])).loss
+    val_loss = _sharded_evaluate(training, training.val_rows.take(slice(num_rows))).loss
+    require_finite({"train_loss": train_loss, "val_loss": val_loss}, f"step {step}")
+    return train_loss, val_loss
 
 
-def _shared_score(training: Training, rows: Rows) -> Score:
-    """The score of rows, of which each process reads its share."""
-    group, num_rows = training.group, training.params.rows_together
-    arithmetic: dict[str, Any] = {"batch_size": num_rows, "numerics": training.numerics}
-    own = rows.take(group.share)
-    scored = score(training.model, own.inputs, own.targets, **arithmetic)
-    most = -(-len(rows.inputs) // group.size)
-    if -(-len(own.inputs) // num_rows) < -(-most // num_rows):  # with fsdp, all must read equally often
-        score(training.model, rows.inputs[:1], rows.targets[:1], **arithmetic)
-    loss_nats, correct, num_tokens = group.sums(scored.loss_nats, scored.correct, scored.num_tokens)
-    return Score(loss_nats, int(correct), int(num_tokens))
+def _sharded_evaluate(training: Training, rows: Batch) -> EvalResult:
+    """Evaluate rows, of which each process takes its shard."""
+    group = training.group
+    batch_size = training.params.rows_per_forward
+    own = rows.take(group.shard)
+    result = evaluate(training.model, own.inputs, own.targets, batch_size=batch_size, numerics=training.numerics)
+    # With FSDP each forward pass is a collective: a process whose shard has fewer batches makes up the difference.
+    largest_shard = -(-len(rows.inputs) // group.size)
+    if -(-len(own.inputs) // batch_size) < -(-largest_shard // batch_size):
+        evaluate(training.model, rows.inputs[:1], rows.targets[:1], batch_size=1, numerics=training.numerics)
+    loss_sum, num_correct, num_tokens = group.all_reduce_sum(result.loss_sum, result.num_correct, result.num_tokens)
+    return EvalResult(loss_sum, int(num_correct), int(num_tokens))
 
 
-def _sample(training: Training) -> list[int]:
+def _greedy_sample(training: Training) -> list[int]:
     with training.numerics.autocast():
-        return training.prompt + list(generate(training.model, training.prompt, training.params.max_new_tokens))
+        continuation = generate(training.model, training.prompt, training.params.max_new_tokens)
+        return training.prompt + list(continuation)

@@ -1,10 +1,10 @@
-"""The two orders of random draws. Everything random in training is drawn here.
+"""The two randomness policies. Every random number of a training is drawn here.
 
-`independent`: nothing depends on how many draws came before, so step k needs only (seed, k), and
-evaluating or sampling can't disturb training. `book`: every draw comes from torch's one global
-stream in the order of the book's program, for holding our numbers against the printed ones.
+`independent`: no draw depends on how many came before, so step k needs only (seed, k), and evaluating or sampling
+can't change the training. `book`: every draw comes from torch's global generator in the order of the book's
+program, to reproduce its printed numbers.
 
-Both have one interface (RandomOrder); the training loop knows neither.
+Both implement RandomnessPolicy; the training loop knows neither.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 _CPU = torch.device("cpu")
-# First word after the seed: keeps the streams of different purposes apart.
-_EPOCH_ROWS, _DROPOUT, _DEVICE = 1, 2, 4  # 3 is that of samples.py
+# The second word of each generator's seed, so that different purposes draw different numbers. samples.py has 3.
+_EPOCH_ROWS = 1
+_DROPOUT = 2
+_DEVICE = 4
 
 
-class RandomOrder(Protocol):
-    """What training asks of an order of random draws."""
+class RandomnessPolicy(Protocol):
+    """The random draws that a training asks for."""
 
     def seed_weights(self) -> None:
         """Call just before the model is built."""
@@ -31,49 +33,57 @@ class RandomOrder(Protocol):
         """Call before the forward pass of a training step."""
 
     def training_rows(self, epoch: int, num_rows: int) -> np.ndarray:
-        """The order in which an epoch visits the rows: a permutation, (num_rows,) int64."""
+        """The epoch's permutation of the training rows: (num_rows,) int64."""
 
     def evaluation_rows(self, num_rows: int) -> np.ndarray:
-        """The order in which one evaluation visits the training rows, (num_rows,) int64."""
+        """The order in which one evaluation reads the training rows: (num_rows,) int64."""
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
-        """values with a share `rate` of its entries zeroed, the rest scaled by 1 / (1 - rate)."""
+        """Zero a share `rate` of the entries and scale the rest by 1 / (1 - rate)."""
 
-    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        """Two contexts: dropout in the second draws what it drew in the first, and leaves no other trace."""
+    def recompute_context(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        """Contexts of the forward pass and of its recomputation, in which dropout draws the same masks again.
+
+        As torch.utils.checkpoint's context_fn. Afterwards the generator is where it was before the recomputation.
+        """
 
     def state(self) -> dict[str, Tensor]:
-        """What load_state needs to go on from here in another process."""
+        """What load_state needs to continue from here in another process."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up the stream where state() left it."""
+        """Restore what state() returned."""
 
 
-class IndependentOrder:
-    """Each step's draws from (seed, step), each epoch's from (seed, epoch).
+class IndependentRandomness:
+    """Draws of a step from (seed, step), of an epoch from (seed, epoch).
 
-    The order of the present epoch is kept: 8 bytes for each row, 8 MB for a gigabyte of English in rows of 256 tokens.
-    rank: of several processes that share each batch; the masks of their shares must differ.
+    The present epoch's permutation is kept in memory: 8 bytes a row, 8 MB for a gigabyte of English text in rows
+    of 256 tokens. rank: of this process; the dropout masks of different shards must differ.
     """
 
     def __init__(self, seed: int, device: torch.device = _CPU, rank: int = 0) -> None:
-        self._seed, self._device, self._rank = seed, device, rank
-        self._epoch, self._rows = -1, np.empty(0, np.int64)
-        self._stream = self._bits(_DROPOUT, 0)
+        self._seed = seed
+        self._device = device
+        self._rank = rank
+        self._epoch = -1
+        self._rows = np.empty(0, np.int64)
+        self._dropout_generator = self._bit_generator(_DROPOUT, 0)
 
     def seed_weights(self) -> None:
         torch.manual_seed(self._seed)
 
     def begin_step(self, step: int) -> None:
-        self._stream = self._bits(_DROPOUT, step, self._rank)
+        self._dropout_generator = self._bit_generator(_DROPOUT, step, self._rank)
         if self._device.type != "cpu":
-            # A GPU's fused kernels draw from its own stream: from here on, that one depends on the step alone.
-            seed = int(self._bits(_DEVICE, step, self._rank).random_raw() >> 1)
+            # A GPU's fused kernels draw from the device's generator: reseeded here, it depends on the step only.
+            seed = int(self._bit_generator(_DEVICE, step, self._rank).random_raw() >> 1)
             torch.get_device_module(self._device).manual_seed(seed)
 
     def training_rows(self, epoch: int, num_rows: int) -> np.ndarray:
         if (epoch, num_rows) != (self._epoch, len(self._rows)):  # each step of an epoch asks
-            self._epoch, self._rows = epoch, np.random.Generator(self._bits(_EPOCH_ROWS, epoch)).permutation(num_rows)
+            generator = np.random.Generator(self._bit_generator(_EPOCH_ROWS, epoch))
+            self._rows = generator.permutation(num_rows)
+            self._epoch = epoch
         return self._rows
 
     def evaluation_rows(self, num_rows: int) -> np.ndarray:
@@ -87,21 +97,23 @@ class IndependentOrder:
         # 16 random bits an entry: torch's own masks take nearly three times as long on a CPU. The
         # rate is rounded to 1/65536, and the scale uses the rounded one, so the mean is kept.
         threshold = min(round(rate * 65536), 65535)
-        words = self._stream.random_raw(-(-values.numel() // 4))
+        words = self._dropout_generator.random_raw(-(-values.numel() // 4))  # uint64: the bits of four entries each
         kept = words.view(np.uint16)[: values.numel()] >= threshold
         mask = torch.from_numpy(kept).view(values.shape).to(values.dtype)
         return values * mask.mul_(65536 / (65536 - threshold))
 
-    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        return nullcontext(), self._rewound(self._stream.state)
+    def recompute_context(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        return nullcontext(), self._rewound(self._dropout_generator.state)
 
     @contextmanager
-    def _rewound(self, then: Any) -> Iterator[None]:
-        now, self._stream.state = self._stream.state, then
+    def _rewound(self, forward_state: Any) -> Iterator[None]:
+        generator = self._dropout_generator
+        present_state = generator.state
+        generator.state = forward_state
         try:
             yield
-        finally:  # torch leaves by an exception of its own, once it has all it needs
-            self._stream.state = now
+        finally:  # torch may leave the recomputation early, by an exception of its own
+            generator.state = present_state
 
     def state(self) -> dict[str, Tensor]:
         return {}
@@ -109,17 +121,17 @@ class IndependentOrder:
     def load_state(self, state: dict[str, Tensor]) -> None:
         pass
 
-    def _bits(self, purpose: int, index: int, rank: int = 0) -> np.random.SFC64:
+    def _bit_generator(self, purpose: int, index: int, rank: int = 0) -> np.random.SFC64:
         words = [self._seed, purpose, index, rank] if rank else [self._seed, purpose, index]
         return np.random.SFC64(np.random.SeedSequence(words))
 
 
-class BookOrder:
-    """One global stream, drawn from in the book's order. An epoch's order, and an evaluation's, takes 8 bytes a row.
+class BookRandomness:
+    """All draws from torch's global generator, in the book's order. A permutation takes 8 bytes a row.
 
-    A pass over the training rows draws the loader's base seed and the sampler's seed, and permutes
-    with a generator of that seed; a pass over the validation rows draws a base seed. So evaluating
-    more often changes the order of later epochs, as it does in the book.
+    A pass over the training rows draws the DataLoader's base seed and the sampler's seed, and permutes with a
+    generator of that seed; a pass over the validation rows draws a base seed. So evaluating more often changes the
+    order of later epochs, as it does in the book.
     """
 
     def __init__(self, seed: int) -> None:
@@ -135,19 +147,20 @@ class BookOrder:
 
     def training_rows(self, epoch: int, num_rows: int) -> np.ndarray:
         if epoch != self._epoch:
-            self._epoch, self._rows = epoch, self._pass_over_training_rows(num_rows)
+            self._epoch = epoch
+            self._rows = self._draw_permutation(num_rows)
         return self._rows
 
     def evaluation_rows(self, num_rows: int) -> np.ndarray:
-        rows = self._pass_over_training_rows(num_rows)
+        rows = self._draw_permutation(num_rows)
         _draw_seed()  # the validation loader's base seed
         return rows
 
     def dropout(self, values: Tensor, rate: float) -> Tensor:
         return functional.dropout(values, rate)
 
-    def replay(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        return nullcontext(), nullcontext()  # torch itself brings its streams back
+    def recompute_context(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        return nullcontext(), nullcontext()  # torch.utils.checkpoint restores torch's own generators
 
     def state(self) -> dict[str, Tensor]:
         state = {"epoch": torch.tensor(self._epoch), "rows": torch.from_numpy(self._rows), "cpu": torch.get_rng_state()}
@@ -156,12 +169,13 @@ class BookOrder:
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self._epoch, self._rows = int(state["epoch"]), state["rows"].numpy()
+        self._epoch = int(state["epoch"])
+        self._rows = state["rows"].numpy()
         torch.set_rng_state(state["cpu"])
         if "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"])
 
-    def _pass_over_training_rows(self, num_rows: int) -> np.ndarray:
+    def _draw_permutation(self, num_rows: int) -> np.ndarray:
         _draw_seed()  # the training loader's base seed
         sampler = torch.Generator().manual_seed(_draw_seed())
         return torch.randperm(num_rows, generator=sampler).numpy()

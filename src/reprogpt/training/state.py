@@ -1,4 +1,4 @@
-"""A training made ready: data in rows, plan, model, optimizer, and the order of random draws."""
+"""The state of a training: rows, schedule length, model, optimizer and source of randomness."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,54 +8,56 @@ import torch
 
 from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.corpus.windows import Windows, windows
+from reprogpt.distributed.parallel import LossFunction, shard_model, wrap_ddp
+from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from reprogpt.errors import DataError, DeviceError
 from reprogpt.model.gpt import GPTConfig, GPTModel
-from reprogpt.model.importing import read_start
-from reprogpt.numerics import Numerics
+from reprogpt.model.hf_import import load_initial_weights
+from reprogpt.numerics.device import Numerics
 from reprogpt.params.train import TrainParams
-from reprogpt.training.group import ALONE, Group
 from reprogpt.training.loss import NextTokenLoss
-from reprogpt.training.parallel import Loss, place_model, shared_loss
-from reprogpt.training.randomness import BookOrder, IndependentOrder, RandomOrder
+from reprogpt.training.randomness import BookRandomness, IndependentRandomness, RandomnessPolicy
 from reprogpt.training.schedule import Plan, plan_training
 
-# On a GPU, which works behind the program's back: so many steps that waiting for one transfer costs nothing, so
-# few that a person sees the loss move. On the CPU there is nothing to wait for.
-STEPS_TOGETHER = 16
+# CUDA kernels run asynchronously: copying the metrics of 16 steps together costs one wait instead of 16, and is
+# still often enough to see the loss move. On the CPU there is nothing to wait for.
+GPU_LOG_INTERVAL = 16
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A batch of rows in memory: inputs and targets, (b, T) int64 each."""
+class Batch:
+    """Rows in memory. inputs, targets: (b, T) int64."""
 
     inputs: np.ndarray
     targets: np.ndarray
 
-    def take(self, rows: np.ndarray | slice) -> "Rows":
-        """The rows of these indices."""
-        return Rows(self.inputs[rows], self.targets[rows])
+    def take(self, rows: np.ndarray | slice) -> "Batch":
+        """The rows at these indices."""
+        return Batch(self.inputs[rows], self.targets[rows])
 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """A split cut into rows that are made when they are taken: inputs and targets, (w, T) each."""
+    """All rows of a split, read when they are taken. inputs, targets: (w, T)."""
 
     inputs: Windows
     targets: Windows
 
-    def take(self, rows: np.ndarray | slice) -> Rows:
-        """The rows of these indices, in memory. Raises DataError if a token is outside the vocabulary."""
-        return Rows(self.inputs[rows], self.targets[rows])
+    def take(self, rows: np.ndarray | slice) -> Batch:
+        """The rows at these indices, in memory. Raises DataError if a token id is outside the vocabulary."""
+        return Batch(self.inputs[rows], self.targets[rows])
 
 
 @dataclass
 class Training:
-    """Everything a training needs. Steps change model, optimizer, step and, in book order, order; nothing else.
+    """Everything that the training loop needs.
 
-    group: the processes that train together; every step, each takes its share of the batch.
-    loss: of rows, whose gradients are those of the whole batch.
-    steps_together: steps whose numbers are fetched from the device in one go.
-    started_from: started_from_sha256, the digest of the weights in init_from as they were found; {} without any.
+    A step changes the model, the optimizer, step and (book policy) randomness, and nothing else.
+
+    loss_fn: (inputs, targets) -> mean loss; its gradients are the mean over all processes.
+    log_interval: steps whose metrics are copied from the device together.
+    initial_weights_tags: started_from_sha256, the digest of init_from's weights; {} for random weights.
+    step: 0-based number of the next step.
     """
 
     params: TrainParams
@@ -64,104 +66,119 @@ class Training:
     train_rows: SplitRows
     val_rows: SplitRows
     prompt: list[int]
-    order: RandomOrder
+    randomness: RandomnessPolicy
     model: GPTModel
     optimizer: torch.optim.AdamW
-    loss: Loss
-    steps_together: int
-    group: Group
-    started_from: dict[str, str] = field(default_factory=dict)
-    step: int = 0  # the next one
+    loss_fn: LossFunction
+    log_interval: int
+    group: ProcessGroup
+    initial_weights_tags: dict[str, str] = field(default_factory=dict)
+    step: int = 0
 
     @property
-    def extent(self) -> dict[str, int]:
-        """The plan's numbers of steps by their names, and num_parameters."""
-        return asdict(self.plan) | {"num_parameters": sum(tensor.numel() for tensor in self.model.parameters())}
+    def size(self) -> dict[str, int]:
+        """steps_per_epoch, total_steps, warmup_steps and num_parameters."""
+        num_parameters = sum(tensor.numel() for tensor in self.model.parameters())
+        return asdict(self.plan) | {"num_parameters": num_parameters}
 
 
-def read_training(train: Path, val: Path, *, params: TrainParams, numerics: Numerics, group: Group) -> Training:
-    """prepare_training on the token files of both splits. Raises DataError if one can't be used, too."""
+def build_training(
+    train_tokens: Path, val_tokens: Path, *, params: TrainParams, numerics: Numerics, group: ProcessGroup
+) -> Training:
+    """Build a training from the token files of both splits.
+
+    Raises what training_from_ids raises, and DataError if a file can't be used.
+    """
     prompt = load_encoding(params.encoding).encode_ordinary(params.start_context)
-    ids = (read_tokens(path, vocab_size=params.vocab_size) for path in (train, val))
-    return prepare_training(*ids, prompt=prompt, params=params, numerics=numerics, group=group)
+    train_ids = read_tokens(train_tokens, vocab_size=params.vocab_size)
+    val_ids = read_tokens(val_tokens, vocab_size=params.vocab_size)
+    return training_from_ids(train_ids, val_ids, prompt=prompt, params=params, numerics=numerics, group=group)
 
 
-def prepare_training(
+def training_from_ids(
     train_ids: np.ndarray,
     val_ids: np.ndarray,
     *,
     prompt: list[int],
     params: TrainParams,
     numerics: Numerics,
-    group: Group = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Training:
-    """Cut the rows, plan the steps, draw the weights or read those of init_from.
+    """Build a training at step 0: cut rows, plan the steps, initialize the model, create the optimizer.
 
-    Weights are drawn on the CPU, so every device starts from the same ones. Where others take their place they are
-    drawn all the same: what is drawn later does not depend on it.
-    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if compile is not for the device,
-    ParamsError if init_from can't be started from.
+    Weights are drawn on the CPU, so every device starts from the same ones. With init_from they are drawn all the
+    same and then replaced: what is drawn later does not depend on init_from.
+    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if compile is not for the
+    device, ParamsError if init_from can't be used.
     """
     if max(prompt) >= params.vocab_size:
         raise DataError(f"start_context holds token id {max(prompt)}, but vocab_size={params.vocab_size}")
     _require_compilable(params, numerics)
-    _require_equal_shares(params, group)
-    train_rows = _rows("training", train_ids, params, stride=params.stride)
-    val_rows = _rows("validation", val_ids, params, stride=params.context_length)
+    _require_equal_shards(params, group)
+    train_rows = _split_rows("training", train_ids, params, stride=params.stride)
+    val_rows = _split_rows("validation", val_ids, params, stride=params.context_length)
     plan = plan_training(
         len(train_rows.inputs),
         batch_size=params.batch_size,
         n_epochs=params.n_epochs,
         warmup_ratio=params.warmup_ratio,
     )
-    is_book = params.random_order == "book"
-    order: RandomOrder = (
-        BookOrder(params.seed) if is_book else IndependentOrder(params.seed, numerics.device, group.rank)
-    )
-    order.seed_weights()
+    randomness = _randomness(params, numerics, group)
+    randomness.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
-    model = GPTModel(config, order.dropout, order.replay if params.activation_checkpointing else None)
-    started_from = _start_from(model, params, group) if params.init_from else {}
-    place_model(model, numerics.device, params.parallel, group)
-    loss = shared_loss(NextTokenLoss(model, compiled=params.compile), numerics.device, params.parallel, group)
+    recompute_context = randomness.recompute_context if params.activation_checkpointing else None
+    model = GPTModel(config, randomness.dropout, recompute_context)
+    initial_weights_tags = _load_init_from(model, params, group) if params.init_from else {}
+    shard_model(model, numerics.device, params.parallel, group)
+    loss_fn = wrap_ddp(NextTokenLoss(model, compiled=params.compile), numerics.device, params.parallel, group)
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay, fused=True)
     return Training(
-        params,
-        numerics,
-        plan,
-        train_rows,
-        val_rows,
-        prompt,
-        order,
-        model,
-        optimizer,
-        loss,
-        steps_together=1 if numerics.device.type == "cpu" else STEPS_TOGETHER,
+        params=params,
+        numerics=numerics,
+        plan=plan,
+        train_rows=train_rows,
+        val_rows=val_rows,
+        prompt=prompt,
+        randomness=randomness,
+        model=model,
+        optimizer=optimizer,
+        loss_fn=loss_fn,
+        log_interval=1 if numerics.device.type == "cpu" else GPU_LOG_INTERVAL,
         group=group,
-        started_from=started_from,
+        initial_weights_tags=initial_weights_tags,
     )
 
 
-def _start_from(model: GPTModel, params: TrainParams, group: Group) -> dict[str, str]:
-    """Give the model of every process the weights of init_from, which the first reads; what is recorded of them."""
-    start = read_start(params.init_from, params.init_from_sha256, model.config) if group.is_first else None
+def _randomness(params: TrainParams, numerics: Numerics, group: ProcessGroup) -> RandomnessPolicy:
+    if params.random_order == "book":
+        return BookRandomness(params.seed)
+    return IndependentRandomness(params.seed, numerics.device, group.rank)
+
+
+def _load_init_from(model: GPTModel, params: TrainParams, group: ProcessGroup) -> dict[str, str]:
+    """Load init_from into the model of every process; rank 0 reads the file. Returns rank 0's tags, {} elsewhere."""
+    initial = None
+    if group.is_first:
+        initial = load_initial_weights(params.init_from, params.init_from_sha256, model.config)
     for name, tensor in model.state_dict().items():
-        group.give(start.weights[name] if start else None, tensor)
-    return {"started_from_sha256": start.sha256} if start else {}
+        group.broadcast_tensor(initial.weights[name] if initial else None, tensor)
+    return {"started_from_sha256": initial.sha256} if initial else {}
 
 
-def _rows(split: str, ids: np.ndarray, params: TrainParams, *, stride: int) -> SplitRows:
+def _split_rows(split: str, ids: np.ndarray, params: TrainParams, *, stride: int) -> SplitRows:
     try:
-        cut = windows(ids, context_length=params.context_length, stride=stride, vocab_size=params.vocab_size)
+        inputs, targets = windows(
+            ids, context_length=params.context_length, stride=stride, vocab_size=params.vocab_size
+        )
     except DataError as error:
         raise DataError(f"{split} text: {error}") from None
-    return SplitRows(*cut)
+    return SplitRows(inputs, targets)
 
 
-def _require_equal_shares(params: TrainParams, group: Group) -> None:
+def _require_equal_shards(params: TrainParams, group: ProcessGroup) -> None:
     if params.batch_size % (params.accumulate * group.size):
         raise DataError(
-            f"batch_size / accumulate = {params.batch_size} / {params.accumulate} can't be shared out equally among "
+            f"batch_size / accumulate = {params.batch_size} / {params.accumulate} can't be split equally among "
             f"{group.size} processes; change one of the three"
         )
 

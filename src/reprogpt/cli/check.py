@@ -1,0 +1,18 @@
+"""`reprogpt check`: every problem of params.yaml, of all stages at once."""
+
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.params.fetch import FetchParams
+from reprogpt.params.loader import PARAMS_FILE, Params, problems_of, raise_problems, read_mapping, unknown_keys
+from reprogpt.params.split import SplitParams
+from reprogpt.params.tokenize import TokenizeParams
+from reprogpt.params.train import TrainParams
+
+STAGES: tuple[type[Params], ...] = (FetchParams, SplitParams, TokenizeParams, TrainParams, EvaluateParams)
+
+
+def check() -> None:
+    """Raise ParamsError with every problem of params.yaml, or say on the terminal that there is none."""
+    values = read_mapping(PARAMS_FILE)
+    problems = unknown_keys(values) + [problem for stage in STAGES for problem in problems_of(stage, values)]
+    raise_problems(list(dict.fromkeys(problems)))  # a key that two stages read is reported once
+    print(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges")

@@ -1,0 +1,74 @@
+"""`reprogpt compare A B`: the differences between two runs, the most important first."""
+
+from reprogpt.compare import Change, Comparison, Divergence, diff_runs
+from reprogpt.lineage.resolve_run import require_distinct, require_run
+from reprogpt.step_record import STEP_METRICS
+from reprogpt.tracking.store import metric_histories, search_runs
+
+WIDTH = 80
+
+
+def compare(a: str, b: str) -> int:
+    """Print the differences between the runs named a and b: 0 if they are identical to the bit, else 1.
+
+    Raises PipelineError if a or b names no run, or both name the same one.
+    """
+    runs = search_runs()
+    chosen = [require_run(what, runs) for what in (a, b)]
+    (run_a, _), (run_b, _) = chosen
+    require_distinct((a, b), (run_a, run_b), runs)
+    for letter, (run, remark) in zip("AB", chosen, strict=True):
+        print(f"{letter}  {run.id}  {run.name}  {run.status}")
+        print(f"   {remark}\n" if remark else "", end="")
+    histories = [metric_histories(run.id, STEP_METRICS) for run in (run_a, run_b)]
+    comparison = diff_runs(run_a, run_b, *histories)
+    print("\n".join(report(comparison)))
+    return 0 if comparison.identical else 1
+
+
+def report(comparison: Comparison) -> list[str]:
+    """The comparison as lines for a terminal; the last line is the conclusion."""
+    sections = dict(comparison.sections)
+    results = sections.pop("results", [])
+    lines = [line for title, found in sections.items() for line in _section(title, found)]
+    num_a, num_b, num_all = comparison.num_steps
+    if not num_a == num_b == num_all:
+        lines += ["", f"steps recorded: {num_a} -> {num_b}; {num_a + num_b - num_all} of them in both"]
+    if comparison.divergence:
+        lines += _divergence(comparison.divergence)
+    return [*lines, *_section("results", results), "", conclusion(comparison)]
+
+
+def conclusion(comparison: Comparison) -> str:
+    """One sentence that claims only what was compared."""
+    num_a, num_b, num_all = comparison.num_steps
+    if comparison.identical and comparison.has_weights and not comparison.sections:
+        return "identical to the bit"
+    if comparison.same_steps and comparison.same_weights:
+        same = "the weights and every recorded step are identical to the bit"
+        return same if comparison.identical else f"the runs differ; {same}"
+    if comparison.identical:
+        return "all that was recorded is identical to the bit; neither run has weights"
+    if comparison.divergence is None and (num_common := num_a + num_b - num_all):
+        return f"the runs differ; the {num_common} steps that both have are identical to the bit"
+    return "the runs differ"
+
+
+def _section(title: str, found: list[Change]) -> list[str]:
+    return ["", title, *(line for change in found for line in _change(change))] if found else []
+
+
+def _change(change: Change) -> list[str]:
+    """`key: a -> b`, on three lines where one is too short."""
+    a, b = ("absent" if value is None else value for value in (change.a, change.b))
+    line = f"  {change.key}: {a} -> {b}"
+    return [line] if len(line) <= WIDTH else [f"  {change.key}:", f"    A  {a}", f"    B  {b}"]
+
+
+def _divergence(divergence: Divergence) -> list[str]:
+    lines = _section(f"first step that differs: {divergence.step}", divergence.changes)
+    table = [
+        f"{step:>8}  {difference:.3e}" if difference else f"{step:>8}  0"
+        for step, difference in divergence.loss_differences
+    ]
+    return [*lines, "", "difference of loss from there on (nats)", "    step  |A - B|", *table]

@@ -1,0 +1,136 @@
+"""`reprogpt generate [PROMPT]`: trained weights continue a text, written as its tokens come."""
+
+import codecs
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import tiktoken
+import torch
+
+from reprogpt.cli.output import write_output
+from reprogpt.corpus.tokens import load_encoding
+from reprogpt.errors import PipelineError
+from reprogpt.lineage.resolve_run import parent_run, require_run
+from reprogpt.model import generation
+from reprogpt.model.gpt import GPTModel
+from reprogpt.model.hf_directory import load_model
+from reprogpt.numerics.device import set_up_numerics
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.params.loader import load_params
+from reprogpt.tracking.logged_models import download_checkpoint
+from reprogpt.tracking.store import search_runs
+
+MODEL = Path("data/model")
+STANDARD_INPUT = "-"
+
+
+def generate(
+    prompt: str | None,
+    *,
+    length: int | None,
+    temperature: float | None,
+    top_k: int | None,
+    seed: int | None,
+    run: str | None,
+) -> int:
+    """Write prompt and continuation to standard output, token by token, with a line end after them; 0.
+
+    prompt: STANDARD_INPUT reads it from there. run: whose weights, in require_run's words; None takes MODEL.
+    The others are bounded as in parsing.py; None takes what params.yaml gives evaluate's samples.
+    Raises PipelineError for an empty or unreadable prompt, one with tokens that the model lacks, weights that
+    are not there, and output that can't be written; BrokenPipeError where its reader is gone.
+    """
+    params = load_params(EvaluateParams)
+    text = params.start_context if prompt is None else _read_prompt(prompt)
+    encoding = load_encoding(params.encoding)
+    ids = encoding.encode_ordinary(text)
+    numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto")
+    model = (_model_here() if run is None else _model_of(run)).to(numerics.device)
+    _refuse_unknown_tokens(ids, encoding, model.config.vocab_size)
+    tokens = generation.generate(
+        model,
+        ids,
+        params.max_new_tokens if length is None else length,
+        temperature=params.temperature if temperature is None else temperature,
+        top_k=params.top_k if top_k is None else top_k,
+        generator=torch.Generator().manual_seed(params.seed if seed is None else seed),
+    )
+    write_output(text)
+    for piece in pieces(encoding, tokens):
+        write_output(piece)
+    write_output("\n")
+    return 0
+
+
+def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
+    """The text of ids, each character as soon as its last byte is there; together what tokens.decode gives.
+
+    A token may hold a part of a character. The replacement character stands for bytes that no later
+    token can complete, and for ids without a token.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in ids:
+        content = encoding.decode_single_token_bytes(token) if token < encoding.n_vocab else b"\xff"
+        if piece := decoder.decode(content):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def _read_prompt(prompt: str) -> str:
+    """The prompt itself, or what standard input holds, without one line end at its end: echo adds that."""
+    if prompt == STANDARD_INPUT:
+        if sys.stdin is None:
+            raise PipelineError("standard input is closed; give the prompt as an argument")
+        content = sys.stdin.buffer.read()
+    else:
+        content = prompt.encode("utf-8", errors="surrogateescape")  # bytes that are not UTF-8, as they came
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        fault = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; convert it to UTF-8") from None
+    if prompt == STANDARD_INPUT:
+        text = text.removesuffix("\n")
+    if not text:
+        raise PipelineError(
+            "the prompt is empty; give a text of at least one character, or leave PROMPT out for start_context of\n"
+            "params.yaml"
+        )
+    return text
+
+
+def _model_here() -> GPTModel:
+    if not MODEL.is_dir():
+        raise PipelineError(
+            f"{MODEL} is missing: `dvc repro` trains it, `dvc pull` fetches it where a remote has it,\n"
+            "and --run RUN takes the weights of an MLflow run"
+        )
+    return load_model(MODEL)
+
+
+def _model_of(what: str) -> GPTModel:
+    """The weights that the run trained, by way of a temporary folder."""
+    runs = search_runs()
+    found, remark = require_run(what, runs)
+    trained = parent_run(found, runs) or found
+    print(*filter(None, [f"weights of run {trained.id}  {trained.name}", remark]), sep="\n", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="reprogpt-generate-") as folder:
+        checkpoint = download_checkpoint(trained.id, Path(folder))
+        if checkpoint is None:
+            raise PipelineError(
+                f"run {trained.id} ({trained.name}, {trained.status}) has no model: a training sends it at its\n"
+                "end. `reprogpt sync` delivers one that still waits; `reprogpt lineage` names the runs of a result"
+            )
+        return load_model(checkpoint)
+
+
+def _refuse_unknown_tokens(ids: list[int], encoding: tiktoken.Encoding, vocab_size: int) -> None:
+    largest = max(ids)
+    if largest >= vocab_size:
+        raise PipelineError(
+            f"the prompt has token {largest} ({encoding.decode([largest])!r}), but the model was trained with\n"
+            f"vocab_size={vocab_size}, which allows 0 to {vocab_size - 1}; leave that word out"
+        )

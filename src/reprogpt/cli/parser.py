@@ -1,0 +1,288 @@
+"""The command line: its commands, their arguments and help. Imports nothing heavy, so that --help is fast."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from textwrap import dedent, indent
+
+from reprogpt.params.sampling_limits import MAX_SEED, MAX_TEMPERATURE, TEMPERATURE_RANGE, is_valid_temperature
+
+DESCRIPTION = """\
+`dvc repro` trains the model; these commands let it write, and ask where its results come from.
+Run them from the root of a clone. `reprogpt` and `python -m reprogpt` are the same."""
+EPILOG = """\
+examples:
+  reprogpt generate "Every effort moves you" --length 20
+  reprogpt compare corrected book
+
+exit codes:
+  0  done; where the command answers a question: yes
+  1  the answer is no (each command's help says of what)
+  2  it can't be done, and the message says why and what to do
+  130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has gone
+
+`reprogpt COMMAND --help` describes one command, with examples."""
+
+
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
+RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and its help. add_arguments: declares its arguments on its parser."""
+
+    name: str
+    summary: str
+    description: str
+    codes: str
+    examples: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def _model_name(text: str) -> str:
+    """A name that a models:/ URI can hold."""
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has more than letters, digits, dots, dashes and underscores")
+    return text
+
+
+def _whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """A parser of whole numbers within these bounds."""
+    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
+        return value
+
+    return parse
+
+
+def _temperature(text: str) -> float:
+    """0, or a number within the bounds of sampling_limits.py."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not is_valid_temperature(value):
+        raise argparse.ArgumentTypeError(f"{text} is not {TEMPERATURE_RANGE}")
+    return value
+
+
+def _add_no_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help=RUN)
+    parser.add_argument("b", metavar="B", help="the other one, named in the same ways")
+
+
+def _add_overlay(parser: argparse.ArgumentParser) -> None:
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; or . for the workspace's result"
+    parser.add_argument("a", metavar="A", help=words)
+    parser.add_argument("b", metavar="B", nargs="+", help="the others, at most five, named in the same ways")
+
+
+def _add_lineage(parser: argparse.ArgumentParser) -> None:
+    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
+    parser.add_argument("what", metavar="WHAT", nargs="?", help=words)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    words = f"only this one, from the recorded data of those before it: {', '.join(STAGES)}; all of them if left out"
+    parser.add_argument("--stage", metavar="NAME", choices=STAGES, help=words)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    words = "the text to continue; - reads it from standard input; start_context of params.yaml if left out"
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=words)
+    words = "tokens to add, at least 1 (max_new_tokens of params.yaml)"
+    parser.add_argument("--length", metavar="N", type=_whole_number(1), help=words)
+    words = (
+        f"0 takes the likeliest token each time; up to {MAX_TEMPERATURE:g}, more varied (temperature of params.yaml)"
+    )
+    parser.add_argument("--temperature", metavar="T", type=_temperature, help=words)
+    words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
+    parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
+    words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
+    parser.add_argument("--seed", metavar="S", type=_whole_number(0, MAX_SEED), help=words)
+    parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
+
+
+def _add_register(parser: argparse.ArgumentParser) -> None:
+    words = "of the registered model: letters, digits, dots, dashes and underscores; made if it is not there"
+    parser.add_argument("name", metavar="NAME", type=_model_name, help=words)
+    words = f"its model, not that of the run which made data/model. {RUN}"
+    parser.add_argument("--run", metavar="RUN", help=words)
+
+
+CHECK = Command(
+    "check",
+    "report every problem of params.yaml",
+    """\
+    Check params.yaml for all stages at once: values out of range, wrong types, missing keys, and
+    keys that no stage reads. Nothing is run and nothing is changed.""",
+    """\
+    0 if there is no problem, 2 if there is one or more
+    """,
+    """\
+    reprogpt check && dvc repro
+    """,
+    _add_no_arguments,
+)
+GENERATE = Command(
+    "generate",
+    "let the trained model continue a text",
+    """\
+    Write PROMPT and the model's continuation of it to standard output, each character as soon as its
+    tokens are there, and a line end after them. Nothing else goes there. What is left out is taken
+    from params.yaml, so that the same command gives the same text; another --seed gives another one.
+    With --temperature 0 it is evaluate's greedy sample, for the same prompt.
+
+    From standard input, one line end at its end is not part of the prompt. A PROMPT that begins with
+    a dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on
+    a GPU where there is one, whatever params.yaml says of device, precision, matmul and numerics.""",
+    """\
+    0 if the text is complete, 2 if it can't be made: no weights, a prompt that is empty or has tokens
+    unknown to the model, an option out of bounds; 130 after Ctrl-C, 141 where the reader has gone
+    """,
+    """\
+    reprogpt generate "Every effort moves you" --length 20
+    reprogpt generate --temperature 0
+    reprogpt generate "He said" --seed 7 --top-k 50 --run corrected
+    reprogpt generate - < prompt.txt | head -n 3
+    """,
+    _add_generate,
+)
+REGISTER = Command(
+    "register",
+    "put a trained model into MLflow's registry",
+    """\
+    Make the model of the run that trained data/model, or of another run, the next version of NAME in
+    the registry of the MLflow store, and say how to serve it. Weights are not copied. A model that is
+    a version of NAME already gets no second one.""",
+    """\
+    0 if the model is a version of NAME now, 2 if it can't be: no such run, or one that did not end
+    """,
+    """\
+    reprogpt register gpt                the workspace's
+    reprogpt register gpt --run corrected
+    """,
+    _add_register,
+)
+COMPARE = Command(
+    "compare",
+    "what differs between two runs",
+    """\
+    Print what differs between two runs: inputs, code and environment, the first step whose recorded
+    values are not the same bits and how the losses part from there on, results, weights.""",
+    """\
+    0 if parameters, text, tokens, every recorded step, results and weights are identical to the
+    bit (code and environment may differ), 1 if not, 2 if a run can't be found
+    """,
+    """\
+    reprogpt compare corrected book      by name
+    reprogpt compare 3f9a1c b2774e       by the first digits of the ids
+    """,
+    _add_compare,
+)
+OVERLAY = Command(
+    "overlay",
+    "draw several runs in one figure",
+    """\
+    Draw losses, learning rate and norm of the gradients of two to six runs, each in one figure, as PNG
+    and PDF, into a folder in overlays/ that is named after them; git ignores it. The legend has the
+    runs' names and the parameters that differ. The lines are from MLflow, which has every step. Drawn
+    again, the same runs give the same bytes.""",
+    """\
+    0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps yet, one
+    named twice, more runs than can be told apart
+    """,
+    """\
+    reprogpt overlay corrected book
+    reprogpt overlay . corrected 3f9a1c
+    """,
+    _add_overlay,
+)
+LINEAGE = Command(
+    "lineage",
+    "where a result comes from, and whether that holds",
+    """\
+    Print the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as
+    dvc.lock records it, whether each link holds, the MLflow runs it belongs to, and the commands that
+    bring it back.""",
+    """\
+    0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found
+    """,
+    """\
+    reprogpt lineage                     of the workspace's result
+    reprogpt lineage corrected           of a run or a DVC experiment
+    reprogpt lineage HEAD~1              of a commit
+    """,
+    _add_lineage,
+)
+VERIFY = Command(
+    "verify",
+    "whether the recorded run gives the same bits again",
+    """\
+    Run again what dvc.lock records, in a temporary clone that is removed afterwards, and compare every
+    out with the digest recorded. Workspace, DVC cache and MLflow store stay as they are. Where an out
+    is another one, the stage at which that begins is named, and what explains it: how text, environment
+    and versions differ from the recorded ones. The table goes to standard output, all that the stages
+    print to standard error.""",
+    """\
+    0 if every out is the same to the bit, 1 if one is not, 2 if it could not be tried: code,
+    parameters or data here are not the recorded ones, no room in the temporary folder (TMPDIR),
+    a stage that fails
+    """,
+    """\
+    reprogpt verify                      takes as long as `dvc repro --force`
+    reprogpt verify --stage tokenize     one stage
+    """,
+    _add_verify,
+)
+SYNC = Command(
+    "sync",
+    "deliver what MLflow has not got yet",
+    """\
+    Deliver to MLflow the records that wait in .reprogpt/outbox since the store could not be used when
+    they were made. The next stage that runs does the same; this is for when none is to run.""",
+    """\
+    0 if nothing waits any longer, 1 if records wait for another store, 2 if the store can't be used
+    """,
+    """\
+    reprogpt sync
+    """,
+    _add_no_arguments,
+)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; what it returns names the command in `command`."""
+    parser = argparse.ArgumentParser(
+        prog="reprogpt", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        subparser = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=dedent(command.description),
+            epilog=_section("exit codes", command.codes) + "\n" + _section("examples", command.examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_arguments(subparser)
+    return parser
+
+
+def _section(title: str, lines: str) -> str:
+    return f"{title}:\n{indent(dedent(lines), '  ')}"

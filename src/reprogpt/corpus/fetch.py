@@ -1,0 +1,173 @@
+"""Bring the corpus from the nearest place that has it, verified."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reprogpt.corpus.download import copy_file, download, redact, require_file
+from reprogpt.corpus.download_cache import (
+    WRITABLE_CACHE,
+    cached_file,
+    corpora_folder,
+    digest_of,
+    replaced,
+    warn,
+)
+from reprogpt.corpus.manifest import MAX_MANIFEST_BYTES, is_manifest, join_documents, parse_manifest
+from reprogpt.corpus.text import count_characters
+from reprogpt.errors import FetchError, UnreachableError
+from reprogpt.files import file_digest
+
+FRAME = "=" * 78
+WRITABLE_TEXT = "make room or set its permissions"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the corpus is and where it belongs: to a URL, or to a file used in its place.
+
+    url: the address asked for, without user and password; None for the fallback.
+    path: the fallback as params.yaml names it, else None.
+    sha256: of the file, as it came: a text or a manifest. bytes, characters (Unicode code points): of the text.
+    documents: how many a manifest names, None for a single text.
+    ends: bytes of the text at which one document ends and the next begins.
+    how: the way it took this time, for the log only.
+    """
+
+    url: str | None
+    path: str | None
+    sha256: str
+    bytes: int
+    characters: int
+    documents: int | None = None
+    ends: list[int] = field(default_factory=list)
+    how: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        assert (self.url is None) != (self.path is None)
+
+    def record(self) -> dict[str, str | int]:
+        """What source.json holds: the same, whichever way a text came."""
+        origin = {"url": self.url} if self.url is not None else {"path": self.path or ""}
+        documents = {} if self.documents is None else {"documents": self.documents}
+        return {**origin, "sha256": self.sha256, "bytes": self.bytes, "characters": self.characters, **documents}
+
+
+def fetch_corpus(
+    raw: Path,
+    *,
+    corpus_url: str,
+    corpus_sha256: str,
+    offline_corpus: str,
+    max_corpus_bytes: int,
+    advance: Callable[[int], object] = lambda num_bytes: None,
+) -> Source:
+    """Bring the corpus to `raw`, from the nearest place that has it, and say what it is.
+
+    corpus_url names a text or a manifest of several, whose texts are joined. The places: `raw` itself (a single
+    text only), the download cache, corpus_url; where that, or a document of a manifest, can't be reached,
+    offline_corpus with a warning. The first two serve only what is pinned by corpus_sha256; "" accepts any text or
+    manifest, downloads it each time, and warns.
+    Each text must be UTF-8 and hold more than white space, and all together have at most max_corpus_bytes bytes,
+    wherever they come from. advance: told of each number of bytes that came. Memory does not grow with the text.
+    Raises FetchError or DataError; `raw` is then as it was.
+    """
+    url = redact(corpus_url)
+    if not corpus_sha256:
+        warn(
+            f'corpus_sha256 is "": any text from {url} is accepted, and is read again when fetch runs\n'
+            "(`dvc repro -f fetch`); to pin the text, set corpus_sha256 to its sha256 in source.json"
+        )
+    elif digest_of(raw) == corpus_sha256 and not is_manifest(corpus_url):
+        require_file(raw, name="the text kept from before", max_bytes=max_corpus_bytes)
+        return _text(raw, "kept", url=url)
+    try:
+        with replaced(raw, WRITABLE_TEXT) as temporary:
+            bring = _bring_documents if is_manifest(corpus_url) else _bring_text
+            return bring(temporary, corpus_url, corpus_sha256, max_corpus_bytes, advance)
+    except UnreachableError as error:
+        return _fall_back(raw, offline_corpus, max_corpus_bytes, error)
+
+
+def _bring_text(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> Source:
+    how = _bring(to, corpus_url, wanted, max_bytes, advance)
+    source = _text(to, how, url=redact(corpus_url))
+    if how == "downloaded" and wanted:
+        _keep(to, wanted)
+    return source
+
+
+def _bring_documents(
+    to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]
+) -> Source:
+    how = _bring(to, corpus_url, wanted, MAX_MANIFEST_BYTES, advance)
+    sha256 = file_digest(to)
+    documents = parse_manifest(to.read_bytes(), corpus_url)
+    if how == "downloaded" and wanted:
+        _keep(to, wanted)
+    ends, num_characters = join_documents(documents, to, max_bytes=max_bytes, advance=advance)
+    url, num_bytes = redact(corpus_url), to.stat().st_size
+    return Source(url, None, sha256, num_bytes, num_characters, len(documents), ends, f"{len(documents)} documents")
+
+
+def _bring(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> str:
+    """Bring a file with the digest `wanted`, "" for any, from the download cache or its URL; say from which."""
+    if wanted and (cached := cached_file(wanted)):
+        copy_file(cached, to, name="the download cache", max_bytes=max_bytes)
+        how = "download cache"
+    else:
+        download(corpus_url, to, max_bytes=max_bytes, advance=advance)
+        how = "downloaded"
+    found = file_digest(to)
+    if wanted not in ("", found):
+        raise _other_text(corpus_url, wanted, found, to.stat().st_size)
+    return how
+
+
+def _keep(path: Path, sha256: str) -> None:
+    """Put a copy of a file into the download cache."""
+    with replaced(corpora_folder() / sha256, WRITABLE_CACHE) as temporary:
+        copy_file(path, temporary, name=str(path), max_bytes=path.stat().st_size)
+
+
+def _text(content: Path, how: str, *, url: str | None = None, path: str | None = None) -> Source:
+    num_characters = count_characters(content, name=str(url or path))
+    return Source(url, path, file_digest(content), content.stat().st_size, num_characters, how=how)
+
+
+def _other_text(url: str, wanted: str, found: str, num_bytes: int) -> FetchError:
+    return FetchError(
+        f"corpus_url={redact(url)} is another text than expected\n"
+        f"  expected  corpus_sha256={wanted}\n"
+        f"  got       {found} ({num_bytes} bytes)\n"
+        "If the new text is wanted, set corpus_sha256 to the second; if not, correct corpus_url. Nothing was kept"
+    )
+
+
+def _fall_back(raw: Path, offline_corpus: str, max_bytes: int, unreachable: UnreachableError) -> Source:
+    if not offline_corpus:
+        raise UnreachableError(
+            f"{unreachable}\n"
+            "Check the network and the proxy (HTTPS_PROXY);\n"
+            f"or put the text into {corpora_folder()}, named by its SHA-256, which is corpus_sha256;\n"
+            "or set offline_corpus to a text to use instead"
+        ) from None
+    with replaced(raw, WRITABLE_TEXT) as temporary:
+        try:
+            copy_file(Path(offline_corpus), temporary, name=f"offline_corpus={offline_corpus}", max_bytes=max_bytes)
+        except FetchError as error:
+            raise FetchError(
+                f"{unreachable};\nnor is there a text to use instead: {error};\nset offline_corpus to one, or go online"
+            ) from None
+        source = _text(temporary, "fallback", path=offline_corpus)
+    print(
+        f"\n{FRAME}\nWARNING: ANOTHER TEXT IS USED. The corpus could not be reached.\n"
+        f"  {unreachable}\n"
+        f"  used instead: {offline_corpus}\n"
+        "Results will differ from the published ones.\n"
+        f"When online again, get the right text with:  dvc repro -f fetch\n"
+        f"and then train on it with:                   dvc repro\n{FRAME}\n",
+        file=sys.stderr,
+    )
+    return source

@@ -1,0 +1,209 @@
+"""Imports weights from any Hugging Face GPT-2 directory (`init_from`).
+
+Entries are rearranged and half precision is converted to float32, which is exact. What this model can't represent is
+refused. Only safetensors files are read: a pickle can run code.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from reprogpt.dvc_files import repository_root
+from reprogpt.errors import ParamsError
+from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.model.hf_directory import CONFIG, SIZES, WEIGHTS, from_gpt2, to_gpt2
+from reprogpt.paths import MODEL
+
+# Keys of GPT-2's config.json that this model fixes, and the values that match it; the first is GPT-2's default.
+REQUIRED_CONFIG: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+INDEX, PICKLE = f"{WEIGHTS}.index.json", "pytorch_model.bin"
+HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
+_PREFIX = "transformer."  # written by GPT2LMHeadModel, not by GPT2Model or the first published files
+_PREFIXED = re.compile(r"(wte|wpe|h|ln_f)\.")
+_MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks, which old files hold as tensors
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _UnusableError(Exception):
+    """Why a folder can't be used, as the second half of a sentence."""
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """weights: by GPTModel's names, float32 on the CPU. sha256: of the file they were read from."""
+
+    weights: dict[str, Tensor]
+    sha256: str
+
+
+def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfig) -> InitialWeights:
+    """Load the weights in the GPT-2 directory init_from for a GPTModel with this config.
+
+    init_from: absolute, or relative to the main repository's root, also in a queued experiment's copy.
+    init_from_sha256: of its model.safetensors; "" accepts any, with a warning.
+    A tied output head becomes a copy of the token embeddings. Query, key and value biases that are not stored are
+    zeros; nonzero ones need qkv_bias.
+    Raises ParamsError if the folder is missing or not a GPT-2 directory, has other sizes or settings than this model,
+    or another digest.
+    """
+    folder = repository_root() / init_from
+    try:
+        foreign = _read_config(folder)
+        _require_same_model(foreign, config)
+        content = _read_weights(folder)
+        sha256 = hashlib.sha256(content).hexdigest()
+        _check_digest(init_from, init_from_sha256, sha256)
+        stored = _normalize_names(_parse(content))
+        _complete(stored, config, tied=bool(foreign.get("tie_word_embeddings", True)))
+        _require_shapes(stored, config)
+    except _UnusableError as fault:
+        raise ParamsError(f"init_from={init_from} can't be used: {fault}") from None
+    except OSError as error:
+        reason = f"{error.filename or folder}: {error.strerror or error}"
+        raise ParamsError(f"init_from={init_from} can't be read: {reason}") from None
+    return InitialWeights(from_gpt2(stored, config), sha256)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        own = f"DVC removes {MODEL}, which train writes, before it runs: copy it elsewhere and name the copy"
+        other = "a path that is not absolute starts at the main repository's root, also in a queued experiment"
+        raise _UnusableError(f"there is no folder {folder};\n{own if folder == repository_root() / MODEL else other}")
+    path = folder / CONFIG
+    if not path.is_file():
+        raise _UnusableError(f"{folder} has no {CONFIG}, so it is not a GPT-2 directory")
+    try:
+        foreign = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _UnusableError(f"{path} is not readable: {error}") from None
+    model_type = foreign.get("model_type") if isinstance(foreign, dict) else None
+    if model_type != "gpt2":
+        raise _UnusableError(f"{path} has model_type {model_type}, not gpt2")
+    return dict(foreign)
+
+
+def _require_same_model(foreign: Mapping[str, Any], config: GPTConfig) -> None:
+    """Raise with every difference between the stored configuration and this model's."""
+    problems = []
+    for ours, theirs in SIZES.items():
+        found = foreign.get(theirs, "missing")
+        if found != getattr(config, ours):
+            problems.append(f"{ours}: {getattr(config, ours)} in params.yaml, but {theirs} is {found}")
+    for key, allowed in REQUIRED_CONFIG.items():
+        if foreign.get(key, allowed[0]) not in allowed:
+            problems.append(f"{key} is {foreign[key]}, but this model can only have {' or '.join(map(str, allowed))}")
+    width = foreign.get("n_inner")
+    if width not in (None, 4 * config.emb_dim):
+        problems.append(f"n_inner is {width}, but this model can only have 4 * emb_dim = {4 * config.emb_dim}")
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise _UnusableError(
+            f"its {CONFIG} describes another model\n{listing}\nSet the keys of params.yaml to its values"
+        )
+
+
+def _read_weights(folder: Path) -> bytes:
+    """The whole file, read once, so that the digest is that of the weights that are used."""
+    path = folder / WEIGHTS
+    if path.is_file():
+        return path.read_bytes()
+    if (folder / INDEX).is_file():
+        raise _UnusableError(
+            f"its weights are sharded ({INDEX}); join them in Python:\n"
+            '  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
+        )
+    if (folder / PICKLE).is_file():
+        raise _UnusableError(
+            f"{PICKLE} is a pickle, which can run code when it is loaded, and there is no {WEIGHTS};\n"
+            "if you trust it, write one in Python:  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other)"
+        )
+    raise _UnusableError(f"{folder} has no {WEIGHTS}")
+
+
+def _check_digest(init_from: str, wanted: str, found: str) -> None:
+    if not wanted:
+        print(
+            f'warning: init_from_sha256 is "": any weights in {init_from} are accepted, and are read again when train\n'
+            f"runs (`dvc repro -f train`); to pin these, set init_from_sha256 to\n{found}",
+            file=sys.stderr,
+        )
+    elif wanted != found:
+        raise _UnusableError(
+            f"its {WEIGHTS} is another file than expected\n"
+            f"  expected  init_from_sha256={wanted}\n"
+            f"  found     {found}\n"
+            "If these weights are wanted, set init_from_sha256 to the second; if not, correct init_from"
+        )
+
+
+def _parse(content: bytes) -> dict[str, Tensor]:
+    try:
+        stored: dict[str, Tensor] = load(content)
+    except SafetensorError as error:
+        raise _UnusableError(f"its {WEIGHTS} is cut short or not a safetensors file: {error}") from None
+    return stored
+
+
+def _normalize_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float32 under the names that save_model writes, without the masks of old files."""
+    named: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        short = name.removeprefix(_PREFIX)
+        if _MASKS.fullmatch(short):
+            continue
+        full = _PREFIX + short if _PREFIXED.match(short) else name
+        if full in named:
+            raise _UnusableError(f"its {WEIGHTS} has the tensor {short} twice, with and without {_PREFIX!r}")
+        if tensor.dtype not in _FLOATS:
+            raise _UnusableError(f"tensor {full} is {tensor.dtype}, not float32, float16 or bfloat16")
+        named[full] = tensor.float()
+    return named
+
+
+def _complete(stored: dict[str, Tensor], config: GPTConfig, *, tied: bool) -> None:
+    """Add tensors that a GPT-2 file may omit: a tied head, zero biases. Refuse nonzero biases that would be dropped."""
+    embeddings = stored.get(EMBEDDINGS)
+    if tied and embeddings is not None:
+        if not torch.equal(stored.get(HEAD, embeddings), embeddings):
+            raise _UnusableError(
+                f"its {CONFIG} says tie_word_embeddings: true, but {HEAD} is not {EMBEDDINGS};\n"
+                "set tie_word_embeddings to false there if the head is the one to use"
+            )
+        stored[HEAD] = embeddings
+        print("init_from: the output head, tied there, starts as a copy of the token embeddings", file=sys.stderr)
+    biases = [f"transformer.h.{layer}.attn.c_attn.bias" for layer in range(config.n_layers)]
+    if not any(name in stored for name in biases):
+        stored |= {name: torch.zeros(3 * config.emb_dim) for name in biases}
+    dropped = [name for name in biases if not config.qkv_bias and name in stored and bool(stored[name].any())]
+    if dropped:
+        raise _UnusableError(f"qkv_bias: false in params.yaml, but {dropped[0]} is not zero; set qkv_bias to true")
+
+
+def _require_shapes(stored: Mapping[str, Tensor], config: GPTConfig) -> None:
+    with torch.device("meta"):  # shapes only
+        wanted = to_gpt2(GPTModel(config).state_dict(), config)
+    for name in sorted(wanted.keys() ^ stored.keys()):
+        fault = "lacks tensor" if name in wanted else "has an unknown tensor"
+        raise _UnusableError(f"its {WEIGHTS} {fault} {name}")
+    for name, tensor in wanted.items():
+        found = stored[name]
+        if found.shape != tensor.shape:
+            raise _UnusableError(
+                f"tensor {name} is {list(found.shape)}, but {CONFIG} and params.yaml ask for {list(tensor.shape)}"
+            )

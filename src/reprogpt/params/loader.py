@@ -1,0 +1,133 @@
+"""Strict loading of params.yaml: all problems are reported at once.
+
+Values are written in params.yaml only, so parameter classes have no defaults. Each stage validates a class of its
+own, in a file of its own: a new key of one stage reruns no other.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic.fields import FieldInfo
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from reprogpt.errors import ParamsError
+
+PARAMS_FILE = Path("params.yaml")
+DVC_FILE = Path("dvc.yaml")
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_BOUND_NAMES = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
+
+
+class Params(BaseModel):
+    """Base of the stages' parameter classes: frozen, strict types, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+P = TypeVar("P", bound=Params)
+
+
+def require_divisor(value: int, of: str, info: ValidationInfo) -> int:
+    """For a field validator: value, if it divides the value of the key `of`, which is declared above the field."""
+    dividend = info.data.get(of, value)
+    if dividend % value:
+        raise ValueError(f"must divide {of}={dividend} without remainder")
+    return value
+
+
+def load_params(cls: type[P]) -> P:
+    """Read the keys of `cls` from params.yaml in the current folder.
+
+    Raises ParamsError listing every problem: unknown keys of the file, and each missing, mistyped or out-of-range
+    key of `cls` with its value and what is allowed.
+    """
+    values = read_mapping(PARAMS_FILE)
+    raise_problems(unknown_keys(values) + problems_of(cls, values))
+    return cls(**_own(cls, values))
+
+
+def raise_problems(problems: list[str]) -> None:
+    """Raise one ParamsError with all `problems`, or do nothing if there are none."""
+    if problems:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise ParamsError(f"{count} in {PARAMS_FILE}\n{listing}")
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    YAML 1.2, as DVC writes it: to a YAML 1.1 reader, DVC's `1e-05` is a string.
+    Raises ParamsError if the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(path)
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
+    return values
+
+
+def peek(key: str) -> object:
+    """A value of params.yaml before any validation; None if it can't be read, which load_params reports."""
+    try:
+        return read_mapping(PARAMS_FILE).get(key)
+    except (ParamsError, OSError):
+        return None
+
+
+def known_keys() -> set[str]:
+    """Every key that some stage of dvc.yaml lists under `params:`."""
+    stages = read_mapping(DVC_FILE)["stages"].values()
+    return {key for stage in stages for key in stage.get("params", [])}
+
+
+def unknown_keys(values: dict[str, Any]) -> list[str]:
+    """A problem for each key of `values` that no stage knows."""
+    known = known_keys()
+    return [f"{key}: unknown key; no stage in {DVC_FILE} reads it" for key in values if key not in known]
+
+
+def problems_of(cls: type[Params], values: dict[str, Any]) -> list[str]:
+    """A problem for each key of `cls` that is missing from `values` or not allowed."""
+    try:
+        cls(**_own(cls, values))
+    except ValidationError as error:
+        return [_describe(cls, problem) for problem in error.errors()]
+    return []
+
+
+def _own(cls: type[Params], values: dict[str, Any]) -> dict[str, Any]:
+    return {key: values[key] for key in cls.model_fields if key in values}
+
+
+def _describe(cls: type[Params], problem: Any) -> str:
+    key = str(problem["loc"][0])
+    allowed = _allowed(cls.model_fields[key])
+    if problem["type"] == "missing":
+        return f"{key}: missing; allowed: {allowed}"
+    if problem["type"] == "secret":  # the value is never printed
+        return f"{key}: {problem['msg']}"
+    if problem["type"] == "value_error":  # from a field validator of ours, which states the bound
+        return f"{key}: {problem['input']!r} {problem['ctx']['error']}"
+    return f"{key}: {problem['input']!r} is not allowed; allowed: {allowed}"
+
+
+def _allowed(field: FieldInfo) -> str:
+    if field.description:
+        return field.description
+    annotation: Any = field.annotation
+    if get_origin(annotation) is Literal:
+        return " or ".join(str(choice) for choice in get_args(annotation))
+    bounds = [
+        f"{phrase} {getattr(constraint, name)}"
+        for constraint in field.metadata
+        for name, phrase in _BOUND_NAMES
+        if getattr(constraint, name, None) is not None
+    ]
+    return " ".join([_TYPE_NAMES[annotation], " and ".join(bounds)]).strip()

@@ -1,0 +1,11 @@
+"""Bounds of the sampling parameters, in params.yaml, on the command line and in requests to a served model."""
+
+MIN_TEMPERATURE = 0.001  # besides 0; beyond these bounds logits / temperature leaves the range of float32
+MAX_TEMPERATURE = 1000.0
+TEMPERATURE_RANGE = f"0 or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
+MAX_SEED = 2**63 - 1
+
+
+def is_valid_temperature(value: float) -> bool:
+    """Whether value is 0 (greedy) or within the bounds."""
+    return value == 0 or MIN_TEMPERATURE <= value <= MAX_TEMPERATURE

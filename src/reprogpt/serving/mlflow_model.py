@@ -1,0 +1,121 @@
+"""Writes the files with which MLflow serves a trained model, all except the weights.
+
+They are written when the training ends and kept in its outbox: by the time the store takes them, the code that
+trained the weights may have changed, or its folder may be deleted.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+
+import reprogpt
+from reprogpt.errors import ParamsError
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.params.loader import load_params
+from reprogpt.paths import CHECKPOINT_ARTIFACT
+
+SERVING_SCRIPT = Path(__file__).with_name("text_generator.py")
+# What text_generator.py imports of this package, directly or not, and of others; tests/test_dag.py compares both
+# lists with the code.
+CODE = (
+    "__init__.py",
+    "corpus/__init__.py",
+    "corpus/tokens.py",
+    "errors.py",
+    "files.py",
+    "model/__init__.py",
+    "model/generation.py",
+    "model/gpt.py",
+    "model/hf_directory.py",
+    "model/kv_cache.py",
+    "numerics/__init__.py",
+    "numerics/device.py",
+    "numerics/env_vars.py",
+    "numerics/portable.py",
+    "numerics/portable_matmul.py",
+    "params/__init__.py",
+    "params/sampling_limits.py",
+    "paths.py",
+)
+LIBRARIES = (
+    "mlflow",
+    "numpy",
+    "pandas",
+    "platformdirs",
+    "psutil",
+    "safetensors",
+    "threadpoolctl",
+    "tiktoken",
+    "torch",
+)
+
+
+def write_mlflow_model(folder: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the MLflow model's files into a new folder, without the checkpoint and MLmodel; returns MLmodel's contents.
+
+    params: train's.
+    """
+    code = folder.with_name(f"{folder.name}-code") / "reprogpt"
+    for name in CODE:
+        copy = code / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(reprogpt.__file__).parent / name, copy)
+    with _log_errors_only("mlflow"):
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(SERVING_SCRIPT),
+            code_paths=[str(code)],
+            signature=_signature(params),
+            input_example=pd.DataFrame({"prompt": [params["start_context"]]}),
+            pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in LIBRARIES],
+        )
+    shutil.rmtree(code.parent)
+    model = Model.load(folder)
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = SERVING_SCRIPT.name  # not its path on this machine
+    flavor["artifacts"] = {CHECKPOINT_ARTIFACT: {"path": CHECKPOINT_ARTIFACT, "uri": CHECKPOINT_ARTIFACT}}
+    (folder / "MLmodel").unlink()
+    return dict(model.to_dict())
+
+
+def _signature(params: Mapping[str, Any]) -> ModelSignature:
+    """Column `prompt` in, column `text` out; parameters with the defaults of `reprogpt generate`."""
+    temperature, top_k = _sampling_defaults()
+    defaults = [
+        ParamSpec("max_new_tokens", "long", params["max_new_tokens"]),
+        ParamSpec("temperature", "double", temperature),
+        ParamSpec("top_k", "long", top_k),
+        ParamSpec("seed", "long", params["seed"]),
+    ]
+    prompt = Schema([ColSpec("string", "prompt")])
+    text = Schema([ColSpec("string", "text")])
+    return ModelSignature(prompt, text, ParamSchema(defaults))
+
+
+def _sampling_defaults() -> tuple[float, int]:
+    """temperature and top_k of params.yaml; greedy where they are invalid, which train does not check."""
+    try:
+        params = load_params(EvaluateParams)
+    except ParamsError:
+        return 0.0, 1
+    return params.temperature, params.top_k
+
+
+@contextmanager
+def _log_errors_only(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,108 @@
+"""Graceful shutdown on signals, and when the DVC process that started the stage has ended."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import psutil
+
+from reprogpt.errors import OrphanedError, Terminated
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and with which exception.
+
+    launcher: the torchrun process that started this worker, if any.
+    """
+
+    def __init__(self, launcher: psutil.Process | None = None) -> None:
+        self.signal: int | None = None
+        self._dvc = _find_dvc_parent()
+        self._launcher = launcher
+
+    def reason(self) -> BaseException | None:
+        """The exception to raise after the present step, None to continue.
+
+        KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM, OrphanedError if the launcher or DVC has ended.
+        """
+        if self.signal is not None:
+            return KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated()
+        if self._launcher and not _is_alive(self._launcher):
+            return OrphanedError("the launcher of this process has ended; run the same command again to resume")
+        if "DVC_STAGE" in os.environ and not self._is_dvc_alive():
+            return OrphanedError("the dvc process that started this stage has ended; run the same command to resume")
+        return None
+
+    def _is_dvc_alive(self) -> bool:
+        if self._dvc is None:
+            return _has_parent_in_session()
+        return _is_alive(self._dvc)
+
+
+@contextmanager
+def graceful_shutdown(launcher: psutil.Process | None = None, *, quiet: bool = False) -> Iterator[StopRequest]:
+    """While the block runs, the first Ctrl-C or SIGTERM only sets reason(); a second one has its usual effect.
+
+    launcher: as in StopRequest. torchrun forwards the signal that a terminal may also have sent to this process, so
+    in a worker a second one is ignored. quiet: don't announce the shutdown, another process does.
+    """
+    request = StopRequest(launcher)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        request.signal = number
+        if not quiet:
+            print("\nstopping after this step; repeat to stop at once", file=sys.stderr)
+        if launcher is None:
+            restore()
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    for number in previous:
+        signal.signal(number, handle)
+    try:
+        yield request
+    finally:
+        restore()
+
+
+def _find_dvc_parent() -> psutil.Process | None:
+    """The nearest ancestor that runs DVC, maybe with a shell in between.
+
+    None if DVC has ended already, or was called from a program with another name.
+    """
+    try:
+        return next((process for process in psutil.Process().parents() if _runs_dvc(process)), None)
+    except psutil.Error:
+        return None
+
+
+def _runs_dvc(process: psutil.Process) -> bool:
+    try:
+        return any("dvc" in word.rpartition("/")[2].lower() for word in process.cmdline()[:4])
+    except psutil.Error:
+        return False
+
+
+def _has_parent_in_session() -> bool:
+    """False if the parent has ended: the process that adopts this one, such as process 1, is in another session.
+
+    Limit: in a container whose process 1 shares the session, a DVC that is killed while the stage is still importing
+    is not noticed.
+    """
+    try:
+        return os.getsid(os.getppid()) == os.getsid(0)
+    except OSError:
+        return True
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False

@@ -1,0 +1,41 @@
+"""Adds the results of evaluate and plot to the MLflow run of the training that they belong to."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from reprogpt.paths import EVAL_RESULTS, PLOTS, SAMPLES
+from reprogpt.tracking.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.provenance import experiment_tags, git_tags
+from reprogpt.tracking.store import store_name
+from reprogpt.tracking.uploader import uploading
+
+
+@contextmanager
+def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
+    """An outbox for the MLflow run of the training with this key, uploaded while the block adds to it.
+
+    adds: the metric or artifact folder that tells whether the run already has this stage's results: then a repeated
+    stage that is stopped leaves the run FINISHED.
+    """
+    outbox = open_outbox()
+    outbox.append("results of", run_key=run_key, experiment=os.environ.get("DVC_EXP_NAME"), store=store_name())
+    with uploading(outbox, adds=adds):
+        yield outbox
+
+
+def record_evaluation(outbox: OutboxFile, params: Mapping[str, Any], step: int) -> None:
+    """Queue what evaluate wrote with these parameters, as of the training's last 0-based step."""
+    values = json.loads(EVAL_RESULTS.read_text(encoding="utf-8"))
+    origin: dict[str, Any] = {"sampling": dict(params), "tags": git_tags() | experiment_tags()}
+    outbox.append("results", values=values, step=step, **origin)
+    outbox.append_file(SAMPLES, "samples", **origin)
+    outbox.append("description", **origin)
+
+
+def record_plots(outbox: OutboxFile) -> None:
+    """Queue the figures that plot drew."""
+    for path in sorted(PLOTS.glob("*.p[nd][gf]")):
+        outbox.append_file(path, "plots")

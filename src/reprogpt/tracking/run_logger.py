@@ -1,0 +1,211 @@
+"""Logs one training to its MLflow run and to the terminal, through all its interruptions and resumes."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reprogpt.dvc_files import cached_md5, dvc_md5, is_up_to_date, out_paths, stage_definition
+from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.params.loader import PARAMS_FILE, load_params
+from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, TRAIN_TOKENS, VAL_TOKENS
+from reprogpt.progress import TrainingProgress
+from reprogpt.serving.mlflow_model import write_mlflow_model
+from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
+from reprogpt.tracking.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.provenance import corpus_tags, experiment_tags, git_patch, git_tags, read_source
+from reprogpt.tracking.results import record_evaluation, record_plots
+from reprogpt.tracking.store import store_name
+from reprogpt.tracking.system_metrics import SystemMetrics
+from reprogpt.tracking.uploader import uploading
+
+TOKEN_FILES = {"training": TRAIN_TOKENS, "validation": VAL_TOKENS}  # MLflow's context of a dataset -> its file
+PATCH = "uncommitted.patch"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """Which training a run is of.
+
+    run_key: digest of what the training is made from. training_id: tells apart trainings made from the same.
+    run_dir: while this path exists, the training may be resumed; None if it can't be.
+    """
+
+    run_key: str
+    training_id: str
+    run_dir: Path | None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags by which the run is found."""
+        return {
+            "run_key": self.run_key,
+            "training_id": self.training_id,
+            "mlflow.source.name": "stages.train",
+            "mlflow.source.type": "LOCAL",
+        }
+
+
+class RunLogger:
+    """Logs the steps of a training as they are yielded. decode_sample: token ids -> text."""
+
+    def __init__(
+        self,
+        outbox: OutboxFile,
+        progress: TrainingProgress,
+        decode_sample: Callable[[list[int]], str],
+        total_steps: int,
+    ) -> None:
+        self._outbox = outbox
+        self._progress = progress
+        self._decode_sample = decode_sample
+        self._total_steps = total_steps
+        self._queued_steps = {record["step"] for record in outbox.records() if record["kind"] == "metrics"}
+        self._samples: list[str] = []
+        self._last_step = -1
+        self._system_metrics = SystemMetrics()
+
+    def resume(self, records: Iterable[StepRecord]) -> None:
+        """Take the steps from before a resume, and show where the training continues."""
+        for record in records:
+            self._queue(record, {})
+        self._progress.resume(self._last_step + 1)
+
+    def log_step(self, record: StepRecord) -> None:
+        """Log one step that was just done."""
+        self._progress.step(record)
+        extra: dict[str, float] = {}
+        if record.val_loss is not None and self._progress.tokens_per_second is not None:
+            extra["tokens_per_second"] = self._progress.tokens_per_second
+        if record.val_loss is not None or record.step + 1 == self._total_steps:
+            extra |= self._system_metrics.sample()
+        with self._system_metrics.logging_time():
+            self._queue(record, extra)
+        if record.sample:
+            text_of_sample = self._samples[-1].split("\n", 1)[1]
+            self._progress.say(" ".join(text_of_sample.split()))
+
+    def finish(self) -> None:
+        """Log what the training made: model, digests, samples. Train's outs must be in place."""
+        if self._samples:
+            path = self._outbox.folder / "training.txt"
+            write_text_atomic(path, "\n".join(self._samples))
+            self._outbox.append_file(path, "samples")
+        record_model(self._outbox)
+        digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
+        self._outbox.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
+        # If the outs have the same bits as before, DVC skips the later stages: their present results are this run's.
+        if is_up_to_date("evaluate"):
+            record_evaluation(self._outbox, load_params(EvaluateParams).model_dump(), self._last_step)
+        if is_up_to_date("plot"):
+            record_plots(self._outbox)
+
+    def _queue(self, record: StepRecord, extra: Mapping[str, float]) -> None:
+        """Queue a step's metrics, unless they were queued before a resume: a point keeps its first timestamp."""
+        self._last_step = record.step
+        if record.sample:
+            self._samples.append(f"epoch {record.epoch + 1}\n{self._decode_sample(record.sample)}\n")
+        if record.step in self._queued_steps:
+            return
+        values = asdict(record)
+        names = list(STEP_METRICS)
+        if record.val_loss is not None:
+            names += [*EVAL_METRICS, "tokens_seen"]
+        metrics = {name: values[name] for name in names}
+        self._outbox.append("metrics", step=record.step, values={**metrics, **extra})
+
+
+def record_model(outbox: OutboxFile) -> None:
+    """Queue the training's MLflow model: data/model, which must be in place, and the files with which it is served."""
+    folder = outbox.folder / "model"
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
+    params = next(outbox.records())["params"]
+    description = write_mlflow_model(folder, params)
+    destinations = {path: path.parent.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    destinations |= {path: Path(CHECKPOINT_ARTIFACT) for path in MODEL.iterdir()}
+    for path, destination in destinations.items():
+        artifact_path = "" if destination == Path() else destination.as_posix()
+        outbox.append_file(path, artifact_path, kind="model file")
+    size = sum(path.stat().st_size for path in destinations)
+    outbox.append("model", description={**description, "model_size_bytes": size})
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def start_run(
+    identity: RunIdentity,
+    params: Mapping[str, Any],
+    environment: Mapping[str, str],
+    size: Mapping[str, int],
+    decode_sample: Callable[[list[int]], str],
+) -> Iterator[RunLogger]:
+    """Start or resume the training's MLflow run, upload its records while the block runs, and end the run with it.
+
+    params: train's. environment: environment_tags. size: total_steps and other numbers of the training, as tags.
+    decode_sample: token ids -> text.
+    """
+    source = read_source()
+    if "path" in source:
+        _warn_of_fallback(source["path"])
+    experiment = experiment_tags()
+    name = experiment.get("dvc.experiment", f"repro-{identity.run_key[:8]}")
+    progress = TrainingProgress(size["total_steps"])
+    outbox = open_outbox(identity.training_id)
+    if next(outbox.records(), None) is None:
+        tags = git_tags() | experiment | corpus_tags(source) | dict(environment) | _token_tags() | identity.tags
+        tags |= {key: str(value) for key, value in size.items()}
+        run = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
+        if identity.run_dir:
+            run["kept_for"] = str(identity.run_dir)
+        outbox.append("training", store=store_name(), **run)
+    else:
+        outbox.append("tags", values=experiment)
+    _queue_source_files(outbox)
+    outbox.append("start", name=name)
+    outbox.append("description")
+    try:
+        with uploading(outbox):
+            yield RunLogger(outbox, progress, decode_sample, size["total_steps"])
+    finally:
+        progress.close()
+
+
+def _token_tags() -> dict[str, str]:
+    """Tags: digests of the text and of both token files, named like those of train's outs, and numbers of tokens."""
+    digests = {f"dvc.{path}.md5": cached_md5(path) for path in (RAW_TEXT, *TOKEN_FILES.values()) if path.exists()}
+    counts = {f"tokens.{name}": str(len(np.load(path, mmap_mode="r"))) for name, path in TOKEN_FILES.items()}
+    return digests | counts
+
+
+def _datasets(source: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The token files as MLflow datasets, named after the corpus."""
+    corpus = Path(source.get("path") or source.get("url") or "unknown").stem
+    return [
+        {"name": f"{corpus}-{path.stem}", "digest": cached_md5(path), "path": str(path), "context": context}
+        for context, path in TOKEN_FILES.items()
+    ]
+
+
+def _queue_source_files(outbox: OutboxFile) -> None:
+    """Queue params.yaml and the uncommitted changes of the code, unless they were queued before a resume."""
+    queued = {Path(record["kept"]).name for record in outbox.records() if record["kind"] == "file"}
+    if PARAMS_FILE.name not in queued:
+        outbox.append_file(PARAMS_FILE, "")
+    patch = git_patch()
+    if patch and PATCH not in queued:
+        write_bytes_atomic(outbox.folder / PATCH, patch)
+        outbox.append_file(outbox.folder / PATCH, "")
+
+
+def _warn_of_fallback(path: str) -> None:
+    print(
+        f"\n  WARNING: this trains on the bundled text {path}, not on corpus_url, whose host could not be\n"
+        "  reached. Results are those of another text. When online again:  dvc repro -f fetch  and  dvc repro\n",
+        file=sys.stderr,
+    )

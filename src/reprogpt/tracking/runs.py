@@ -1,0 +1,16 @@
+"""An MLflow run as plain values, without a connection to the store."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """id: 32 hex digits. metrics: the last value of each. datasets: path of an input -> its digest."""
+
+    id: str
+    name: str
+    status: str
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    datasets: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,194 @@
+"""The MLflow store: its URI, opening it, reading runs from it, and its errors as messages for a person."""
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from filelock import FileLock
+
+from reprogpt.dvc_files import repository_root, state_dir
+from reprogpt.errors import TrackingError
+from reprogpt.files import atomic_path
+from reprogpt.tracking.runs import TrackedRun
+
+# Set before mlflow is imported; a user's own choice stays.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the uploader retries, and says so
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
+os.environ.setdefault(
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
+)  # it counts files, and one file is nearly all of the bytes
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+EXPERIMENT = "reprogpt"
+SQLITE = "sqlite:///"
+# The user and password of a URI. The second form is a password with an unescaped slash: such a URI can't be used,
+# but the message that says so must not show the password either.
+_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
+_AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_AUTH_ERROR")
+
+
+class AuthenticationError(TrackingError):
+    """Authentication or authorization failed (401, 403): retrying won't help."""
+
+
+def store_uri() -> str:
+    """MLFLOW_TRACKING_URI, else mlflow.db in the main repository, where plain `mlflow ui` looks.
+
+    A relative SQLite path is resolved against the main repository, not against a queued experiment's copy of the
+    workspace, which is deleted afterwards.
+    """
+    root = repository_root()
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    return f"{SQLITE}{root / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
+
+
+def store_name() -> str:
+    """store_uri() without user and password, for messages and records."""
+    return redact(store_uri())
+
+
+def open_store() -> tuple[MlflowClient, str]:
+    """A client of the store, and the id of the experiment EXPERIMENT; both are created if they don't exist.
+
+    Raises TrackingError if the store can't be used.
+    """
+    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _move_credentials_to_env()
+    state_dir().mkdir(exist_ok=True)
+    # Two processes that create the tables of the same new SQLite file make each other crash.
+    with FileLock(state_dir() / "store.lock"), store_errors():
+        path = _sqlite_file()
+        if path and not path.exists():
+            # Under a temporary name: a kill while the tables are created would leave a file that can't be opened.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                _experiment(MlflowClient(f"{SQLITE}{temporary}"))
+        client = MlflowClient(store_uri())
+        return client, _experiment(client)
+
+
+def _move_credentials_to_env() -> None:
+    """Move http://user:password@host into MLflow's own variables: MLflow prints the URI with a run's address."""
+    try:
+        uri = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    except ValueError:  # MLflow reports it
+        return
+    if uri.scheme in ("http", "https") and uri.username and uri.password:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(uri.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(uri.password)
+        os.environ["MLFLOW_TRACKING_URI"] = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl()
+
+
+def _experiment(client: MlflowClient) -> str:
+    """The experiment's id, created if it does not exist."""
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    # MLflow would resolve the default against the current folder and store that path.
+    location = (repository_root() / "mlruns").as_uri() if store_uri().startswith("sqlite:") else None
+    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+
+
+def _sqlite_file() -> Path | None:
+    uri = store_uri()
+    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
+
+
+def search_runs() -> list[TrackedRun]:
+    """Every run of the experiment, newest first; [] if there is no store, which is not created."""
+    path = _sqlite_file()
+    if path and not path.exists():
+        return []
+    client, experiment_id = open_store()
+    found: list[Run] = []
+    token: str | None = None
+    with store_errors():
+        while True:
+            page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return [to_tracked_run(run) for run in found]
+
+
+def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:
+    """Metric -> step -> value, exact; the last value of a step that was logged twice. {} for an absent metric."""
+    client, _ = open_store()
+    histories: dict[str, dict[int, float]] = {}
+    with store_errors():
+        for key in keys:
+            points = sorted(client.get_metric_history(run_id, key), key=lambda point: point.timestamp)
+            histories[key] = {point.step: point.value for point in points}
+    return histories
+
+
+def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
+    """Download a folder of a run's artifacts into `folder`; returns its path.
+
+    None if the run has nothing at that path. Raises TrackingError if the store, or folder, can't be used.
+    """
+    client, _ = open_store()
+    with store_errors():
+        if not client.list_artifacts(run_id, path):
+            return None
+        return Path(client.download_artifacts(run_id, path, str(folder)))
+
+
+def to_tracked_run(run: Run) -> TrackedRun:
+    """An MLflow run as plain values."""
+    inputs = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []
+    paths = [re.fullmatch(r'\{"uri": "(.*)"\}', dataset.source) for dataset in inputs]  # as log_dataset writes it
+    return TrackedRun(
+        id=run.info.run_id,
+        name=run.info.run_name or "",
+        status=run.info.status,
+        params=run.data.params,
+        tags=run.data.tags,
+        metrics=run.data.metrics,
+        datasets={path[1]: dataset.digest for path, dataset in zip(paths, inputs, strict=True) if path},
+    )
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn errors of the store into a TrackingError with a message for a person."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors and a full disk are OSErrors
+        prefix = f"the MLflow store {store_name()} can't be used: "
+        auth_error = _AUTH_ERROR.search(str(error))
+        if auth_error:
+            raise AuthenticationError(prefix + _auth_advice(auth_error[1])) from None
+        raise TrackingError(prefix + _reason(error)) from None
+
+
+def _auth_advice(status: str | None) -> str:
+    if status == "401":
+        return (
+            "authentication failed (401). Set\n"
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return f"permission denied (403); the server's administrator can grant EDIT on the experiment {EXPERIMENT}"
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "mlflow db upgrade" in text:
+        return f"it was written by another version of MLflow; copy it, then run: mlflow db upgrade {store_name()}"
+    root = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)  # the last of a chain of causes
+    return root[1] if root else redact(text.splitlines()[0] if text else repr(error))
+
+
+def redact(text: str) -> str:
+    """`text`, a URI or a message with URIs in it, without every `user:password@`."""
+    return _USER_INFO.sub("", text)

@@ -1,0 +1,139 @@
+"""Uploads queued records to MLflow in a background thread, which the stage never waits for."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
+from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
+from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes
+from reprogpt.tracking.store import AuthenticationError, redact
+
+UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
+CLOSE_TIMEOUT = 10.0  # seconds to keep trying at the end if the store does not answer
+MAX_RETRY_INTERVAL = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class AbandonedUploads:
+    """num_uploaded: records. other_stores: those that further records are waiting for."""
+
+    num_uploaded: int
+    other_stores: list[str]
+
+
+class Uploader:
+    """Uploads the outboxes of earlier processes, then this one, repeatedly until close()."""
+
+    def __init__(self, outbox: OutboxFile) -> None:
+        self._outbox = outbox
+        self._wake = threading.Event()
+        self._closing = False
+        self._failure: str | None = None
+        self._is_auth_failure = False  # of the latest attempt: retrying won't help
+        self._thread = threading.Thread(target=self._run, name="mlflow-uploader", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Upload the rest while that makes progress, report what could not be uploaded, and release the outbox."""
+        self._closing = True
+        self._wake.set()
+        while self._thread.is_alive():  # with a timeout: Ctrl-C must not wait
+            self._thread.join(0.2)
+        error = self._outbox.flush()
+        if error:
+            print(f"{self._outbox.folder}: {error.strerror}; the last records are lost", file=sys.stderr)
+        num_left = len(self._outbox.pending())
+        if num_left:
+            print(
+                f"\nThe last {num_left} records of this run are not in MLflow: {self._failure}\n"
+                "They are kept. Upload them when the store is available:  python -m reprogpt sync\n",
+                file=sys.stderr,
+            )
+        self._outbox.release()
+
+    def _run(self) -> None:
+        delay = 0.0
+        give_up_at = 0.0
+        while True:
+            self._wake.wait(delay)
+            closing = self._closing
+            if closing and not give_up_at:
+                give_up_at = time.monotonic() + CLOSE_TIMEOUT
+            if self._try_upload():
+                if closing:
+                    return
+                delay = UPLOAD_INTERVAL
+            elif closing and (self._is_auth_failure or time.monotonic() > give_up_at):
+                return
+            else:
+                delay = min(MAX_RETRY_INTERVAL, max(1.0, 2 * delay))
+            if closing:
+                self._wake.clear()
+                delay = min(delay, 1.0)
+
+    def _try_upload(self) -> bool:
+        """Upload once; report the first failure of a series, and its end."""
+        try:
+            self._outbox.flush()
+            upload_abandoned()
+            upload(self._outbox)
+        except Exception as error:  # training must not stop, whatever a tracking server does
+            message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
+            if self._failure is None:
+                print(
+                    f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox",
+                    file=sys.stderr,
+                )
+            self._failure = message
+            self._is_auth_failure = isinstance(error, AuthenticationError)
+            return False
+        if self._failure is not None:
+            print("\nthe MLflow store is available again: no record is missing", file=sys.stderr)
+        self._failure = None
+        return True
+
+
+def upload_abandoned() -> AbandonedUploads:
+    """Upload the outboxes of processes that have ended, the oldest first.
+
+    Raises TrackingError if the store can't be used.
+    """
+    num_uploaded = 0
+    other_stores = set()
+    for outbox in abandoned_outboxes():
+        try:
+            if belongs_to_store(outbox):
+                num_uploaded += upload(outbox)
+            else:
+                other_stores.add(str(next(outbox.records())["store"]))
+        finally:
+            outbox.release()
+    return AbandonedUploads(num_uploaded, sorted(other_stores))
+
+
+@contextmanager
+def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
+    """Upload an outbox while the block runs, then set the run's status.
+
+    FINISHED; KILLED after Ctrl-C, SIGTERM or the end of DVC; FAILED after any other error, with its message in the
+    tag `error` if it is a PipelineError.
+    adds: for the results of a run, as in results.log_results.
+    """
+    uploader = Uploader(outbox)
+    end = {"status": "FAILED", "adds": adds}
+    try:
+        yield
+        end["status"] = "FINISHED"
+    except (KeyboardInterrupt, Terminated, OrphanedError):
+        end["status"] = "KILLED"
+        raise
+    except PipelineError as error:  # a queued experiment has no terminal that would show it
+        end["error"] = str(error)
+        raise
+    finally:
+        outbox.append("end", **end)
+        uploader.close()

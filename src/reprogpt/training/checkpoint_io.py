@@ -1,0 +1,152 @@
+"""Checkpoints on disk: tensors as safetensors, step records as JSON lines, and a manifest with a SHA-256 for each.
+
+Training waits only for write(), which hashes the tensors and copies them into the operating system's file cache on
+all cores; hashing in a background thread instead would slow the training for longer. commit() flushes to disk and
+writes the manifest, and may run in another thread. A checkpoint without a manifest does not count.
+
+Checkpoints alternate between two slots, so the newest committed one stays valid while the next one is written, and
+the file cache reuses its pages: on the machine where this was measured, 2 GB take 0.3 s into pages that exist, and
+2 to 5 s into new ones.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from reprogpt.files import write_bytes_atomic, write_json_atomic
+
+_SAFETENSORS_DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U8"}
+_TENSORS = ".safetensors"
+_RECORDS = ".jsonl"
+_MANIFEST = ".json"
+
+
+class CorruptCheckpointError(Exception):
+    """A checkpoint can't be read, or failed its SHA-256 check."""
+
+
+def slots(run_dir: Path) -> tuple[Path, Path]:
+    """The two checkpoints of a run directory, as paths without suffix."""
+    return run_dir / "checkpoint-a", run_dir / "checkpoint-b"
+
+
+def committed(run_dir: Path) -> list[Path]:
+    """The checkpoints that have a manifest, the one of the latest step first."""
+    found = [checkpoint for checkpoint in slots(run_dir) if checkpoint.with_suffix(_MANIFEST).exists()]
+    return sorted(found, key=_step, reverse=True)
+
+
+def write(checkpoint: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Write tensors (float32, int64 or uint8) into the file cache; returns each one's SHA-256.
+
+    Whatever the slot held is no longer a checkpoint from here on. safetensors' own writer copies each tensor in
+    memory first, which takes nine times as long for 2 GB.
+    """
+    checkpoint.with_suffix(_MANIFEST).unlink(missing_ok=True)
+    arrays = {name: _bytes(tensor) for name, tensor in tensors.items()}
+    ends = list(itertools.accumulate(array.numel() for array in arrays.values()))
+    begins = [0, *ends[:-1]]
+    header = _header(tensors, begins, ends)
+    data_start = len(header)
+    file = os.open(checkpoint.with_suffix(_TENSORS), os.O_CREAT | os.O_WRONLY, 0o600)
+    try:
+        os.pwrite(file, header, 0)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            offsets = [data_start + begin for begin in begins]
+            digests = list(pool.map(partial(_write_and_hash, file), arrays.values(), offsets))
+        os.truncate(file, data_start + sum(array.numel() for array in arrays.values()))
+    finally:
+        os.close(file)
+    return dict(zip(tensors, digests, strict=True))
+
+
+def commit(checkpoint: Path, step: int, digests: Mapping[str, str], records: bytes) -> None:
+    """Flush what write() wrote to disk, write the records and then the manifest: from here on it is a checkpoint.
+
+    step: 0-based number of the next step. digests: from write(). records: JSON lines.
+    """
+    with checkpoint.with_suffix(_TENSORS).open("rb") as file:
+        os.fsync(file.fileno())
+    write_bytes_atomic(checkpoint.with_suffix(_RECORDS), records)
+    all_digests = {**digests, _RECORDS: hashlib.sha256(records).hexdigest()}
+    write_json_atomic(checkpoint.with_suffix(_MANIFEST), {"step": step, "sha256": all_digests})
+
+
+def read(checkpoint: Path) -> tuple[int, dict[str, Tensor], bytes]:
+    """A committed checkpoint's step, tensors (on the CPU) and records.
+
+    Raises CorruptCheckpointError if a file can't be read or failed its SHA-256 check.
+    """
+    try:
+        manifest = json.loads(checkpoint.with_suffix(_MANIFEST).read_text("utf-8"))
+        step = int(manifest["step"])
+        expected = dict(manifest["sha256"])
+        tensors = load_file(checkpoint.with_suffix(_TENSORS))
+        records = checkpoint.with_suffix(_RECORDS).read_bytes()
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise CorruptCheckpointError(f"{checkpoint.name} can't be read: {error!r}") from None
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(_sha256, map(_bytes, tensors.values()))
+        found = dict(zip(tensors, digests, strict=True))
+    found[_RECORDS] = hashlib.sha256(records).hexdigest()
+    if found != expected:
+        names = sorted({**expected, **found})
+        name = next(name for name in names if expected.get(name) != found.get(name))
+        raise CorruptCheckpointError(f"{checkpoint.name} failed its SHA-256 check: {name}")
+    return step, tensors, records
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, its manifest first: what is left of it does not count."""
+    for suffix in (_MANIFEST, _TENSORS, _RECORDS):
+        checkpoint.with_suffix(suffix).unlink(missing_ok=True)
+
+
+def _header(tensors: Mapping[str, Tensor], begins: list[int], ends: list[int]) -> bytes:
+    """The head of a safetensors file: its length in 8 bytes, then JSON padded to a multiple of 8."""
+    entries: dict[str, Any] = {}
+    for (name, tensor), begin, end in zip(tensors.items(), begins, ends, strict=False):
+        dtype = _SAFETENSORS_DTYPES[tensor.dtype]
+        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _step(checkpoint: Path) -> int:
+    try:
+        return int(json.loads(checkpoint.with_suffix(_MANIFEST).read_text("utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+
+
+def _sha256(array: Tensor) -> str:
+    return hashlib.sha256(_memoryview(array)).hexdigest()
+
+
+def _memoryview(array: Tensor) -> memoryview:
+    return memoryview(array.numpy())  # type: ignore[arg-type]  # numpy's stubs are for 3.12's Buffer
+
+
+def _write_and_hash(file: int, array: Tensor, offset: int) -> str:
+    remaining = _memoryview(array)
+    while remaining:
+        num_written = os.pwrite(file, remaining, offset)
+        remaining = remaining[num_written:]
+        offset += num_written
+    return _sha256(array)

@@ -1,0 +1,204 @@
+"""Run directories: where the checkpoints of unfinished trainings lie, one directory per training.
+
+A directory's name is a fingerprint of everything that the training's bits depend on. They lie under
+.reprogpt/checkpoints in the main repository: not among DVC's outs, which DVC removes before a stage runs, and not in
+a queued experiment's copy of the workspace, which is removed afterwards.
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from reprogpt.dvc_files import (
+    dvc_md5,
+    locked_stage,
+    out_paths,
+    recorded_inputs,
+    recorded_outs,
+    repository_root,
+    stage_definition,
+    state_dir,
+)
+from reprogpt.files import write_json_atomic
+
+LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its present step
+METADATA = "training.json"
+COMPLETE = "complete.json"
+LOCK = "lock"
+
+Origin = dict[str, Any]  # inputs: dvc_files.stage_inputs of train; environment: name -> value; workspace: bool
+
+
+@dataclass(frozen=True)
+class RunLock:
+    """A training's run directory, locked by this process.
+
+    training_id: 32 hex digits, the same from the first start of the training to its end, through all resumes.
+    run_dir: None where another process keeps it locked; this training then saves no checkpoints.
+    """
+
+    training_id: str
+    run_dir: Path | None
+    origin: Origin
+
+
+@contextmanager
+def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunLock]:
+    """Lock the run directory of the training with these inputs, creating it for a new training.
+
+    If another process holds the lock for longer than LOCK_TIMEOUT, this one trains without a run directory and
+    says so.
+    """
+    origin = {"inputs": dict(inputs), "environment": dict(environment), "workspace": _in_workspace()}
+    run_dir = _run_dirs() / _fingerprint(origin)
+    lock = _acquire(run_dir)
+    if lock is None:
+        yield RunLock(uuid.uuid4().hex, None, origin)
+        return
+    try:
+        if _is_recorded(run_dir):  # DVC already has this result and was asked to train it again
+            _remove_contents(run_dir)
+        if not _read_metadata(run_dir):
+            write_json_atomic(run_dir / METADATA, {"training_id": uuid.uuid4().hex, **origin})
+        yield RunLock(_read_metadata(run_dir)["training_id"], run_dir, origin)
+    finally:
+        lock.release()
+
+
+def mark_complete(run_lock: RunLock) -> None:
+    """Record that train's outs are in place. If dvc.lock records them already, remove the run directory."""
+    run_dir = run_lock.run_dir
+    if run_dir is None:
+        return
+    outs = {path: dvc_md5(Path(path)) for path in out_paths(stage_definition("train"))}
+    write_json_atomic(run_dir / COMPLETE, outs)
+    if _is_recorded(run_dir):
+        remove_run_dir(run_dir)
+
+
+def prune() -> None:
+    """Remove the run directories that nobody will resume, except those that another process has locked.
+
+    Those are trainings that dvc.lock records and, in the workspace, those replaced by the recorded one. Call after
+    train, once DVC has written dvc.lock.
+    """
+    for metadata in _run_dirs().glob(f"*/{METADATA}"):
+        run_dir = metadata.parent
+        is_replaced = _in_workspace() and _read_metadata(run_dir).get("workspace", False)
+        if not (is_replaced or _is_recorded(run_dir)):
+            continue
+        with suppress(Timeout, FileNotFoundError), FileLock(run_dir / LOCK).acquire(timeout=0):
+            remove_run_dir(run_dir)
+
+
+def remove_run_dir(run_dir: Path) -> None:
+    """Remove a run directory that this process has locked."""
+    _remove_contents(run_dir)
+    shutil.rmtree(run_dir, ignore_errors=True)
+
+
+def changes_since_interrupted(run_lock: RunLock) -> list[str]:
+    """What differs from the newest other training that was interrupted in the workspace, one line each.
+
+    Empty where there is none, and in a copy of the workspace, where experiments differ on purpose.
+    """
+    if run_lock.run_dir is None or not run_lock.origin["workspace"]:
+        return []
+    interrupted = [
+        manifest
+        for manifest in _run_dirs().glob("*/checkpoint-*.json")
+        if manifest.parent != run_lock.run_dir
+        and not (manifest.parent / COMPLETE).exists()
+        and _read_metadata(manifest.parent).get("workspace")
+    ]
+    if not interrupted:
+        return []
+    newest = max(interrupted, key=lambda path: path.stat().st_mtime)
+    return describe_changes(_read_metadata(newest.parent), run_lock.origin)
+
+
+def describe_changes(then: Origin, now: Origin) -> list[str]:
+    """What makes two trainings different, one line each: parameters, then the environment, then files."""
+    lines = []
+    pairs = [(then["inputs"]["params"], now["inputs"]["params"]), (then["environment"], now["environment"])]
+    for before, after in pairs:
+        lines += [f"{key}: {before.get(key)} -> {after.get(key)}" for key in _changed_keys(before, after)]
+    changed_files = _changed_keys(then["inputs"]["deps"], now["inputs"]["deps"])
+    return lines + [f"{path} has changed" for path in changed_files]
+
+
+def _changed_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    return [key for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def _acquire(run_dir: Path) -> FileLock | None:
+    """The directory's lock, or None where another process keeps it."""
+    timeout = 0.0
+    while True:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(run_dir / LOCK)
+        try:
+            lock.acquire(timeout=timeout)
+            return lock
+        except FileNotFoundError:  # the process that had it locked has removed the directory
+            continue
+        except Timeout:
+            if timeout:
+                _warn("it is still training; this process trains on its own, without checkpoints")
+                return None
+        timeout = LOCK_TIMEOUT
+        _warn(f"already training with these parameters in another process; waiting up to {timeout:.0f} s for it")
+
+
+def _remove_contents(run_dir: Path) -> None:
+    """Remove everything but the lock, the metadata last: a half-removed directory must not pass for a new one."""
+    for path in sorted(run_dir.glob("*"), key=lambda path: path.name == METADATA):
+        if path.name != LOCK:
+            path.unlink(missing_ok=True)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fingerprint(origin: Origin) -> str:
+    determining = {key: origin[key] for key in ("inputs", "environment")}
+    return hashlib.sha256(json.dumps(determining, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _run_dirs() -> Path:
+    return state_dir() / "checkpoints"
+
+
+def _in_workspace() -> bool:
+    return Path.cwd().resolve() == repository_root()
+
+
+def _read_metadata(run_dir: Path) -> dict[str, Any]:
+    return _read_json(run_dir / METADATA)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _is_recorded(run_dir: Path) -> bool:
+    """Whether the current folder's dvc.lock records the outs of this training, made from the same inputs."""
+    outs = _read_json(run_dir / COMPLETE)
+    locked = locked_stage("train")
+    if not outs or not locked:
+        return False
+    return outs == recorded_outs(locked) and _read_metadata(run_dir).get("inputs") == recorded_inputs(locked)

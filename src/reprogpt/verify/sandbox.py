@@ -1,0 +1,123 @@
+"""Running recorded stages again in a temporary clone, out of reach of the workspace's cache, store and runs."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from reprogpt.errors import PipelineError
+
+STDERR = 2
+PREFIX = "reprogpt-verify-"
+# A person's own settings of DVC may name a cache that everything shares; the nearest settings win.
+SETTINGS = "[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = cache\n"
+
+
+@contextmanager
+def sandbox_clone(paths: Iterable[str], *, needed_bytes: int) -> Iterator[Path]:
+    """A git and DVC repository of its own with copies of these files; gone when the block ends, however it does.
+
+    paths: files, relative to the current folder. needed_bytes: refused if the disk has less room.
+    Raises PipelineError if it can't be made.
+    """
+    place = Path(tempfile.gettempdir()).resolve()
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise PipelineError(
+            f"a repeat needs about {_in_gb(needed_bytes)} in {place}, where {_in_gb(free)} are free;\n"
+            "make room, or set TMPDIR to a folder on another disk"
+        )
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place) as folder:
+        clone = Path(folder) / "clone"
+        for path in paths:
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, clone / path)
+        (clone / ".dvc").mkdir(parents=True, exist_ok=True)
+        (clone / ".dvc" / "config.local").write_text(SETTINGS, encoding="utf-8")
+        _make_repository(clone)
+        yield clone
+
+
+def sandbox_env(clone: Path) -> dict[str, str]:
+    """The environment variables for commands in the clone: the present ones, but nothing that leads out of it."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
+    return kept | {
+        # `python` in dvc.yaml must be this one.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "DVC_SITE_CACHE_DIR": str(clone.parent / "site"),
+        "GIT_CONFIG_GLOBAL": os.devnull,  # a person's hooks and signatures are not for this commit
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "MLFLOW_TRACKING_URI": sandbox_store_uri(clone),
+    }
+
+
+def sandbox_store_uri(clone: Path) -> str:
+    """The clone's own MLflow store."""
+    return f"sqlite:///{clone / 'mlflow.db'}"
+
+
+def repeat(clone: Path, stage: str | None) -> None:
+    """Run the stage, or all of them for None, in the clone; whatever it prints goes to standard error.
+
+    On Ctrl-C, as on any other end before its own, all its processes are killed at once: there is nothing to save.
+    Raises PipelineError if it fails.
+    """
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
+    command += ["--single-item", stage] if stage else []
+    # A group of its own, since DVC does not wait for its stage when it ends by a signal.
+    process = subprocess.Popen(
+        command,
+        cwd=clone,
+        env=sandbox_env(clone),
+        stdin=subprocess.DEVNULL,
+        stdout=STDERR,
+        process_group=0,
+    )
+    try:
+        code = process.wait()
+    except BaseException:
+        _kill_group(process)
+        raise
+    if code:
+        raise PipelineError(
+            f"the repeat failed: `{' '.join(['dvc', *command[3:]])}` ended with exit code {code} in the temporary\n"
+            "clone, and what it printed above says why. Nothing was compared"
+        )
+
+
+def _kill_group(process: "subprocess.Popen[bytes]", patience_seconds: float = 5.0) -> None:
+    """End the process and all that it started, and wait until they are gone: a folder can't be removed under them.
+
+    Those that nobody has collected yet still count; killed, they write no more, hence the bound.
+    """
+    deadline = time.monotonic() + patience_seconds
+    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that has only ended members
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.02)
+
+
+def _make_repository(clone: Path) -> None:
+    """Make a git repository with one commit of all the files that are there."""
+    identity = ("-c", "user.name=reprogpt", "-c", "user.email=reprogpt@localhost")
+    for arguments in (
+        ["init", "--quiet", "--template="],
+        ["add", "--all"],
+        [*identity, "commit", "--quiet", "-m", "as recorded"],
+    ):
+        done = subprocess.run(
+            ["git", *arguments], cwd=clone, env=sandbox_env(clone), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise PipelineError(f"git could not make the temporary clone {clone}: {done.stderr.strip()}")
+
+
+def _in_gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"

@@ -1,0 +1,289 @@
+"""reprogpt generate: text as it comes, from the weights that were meant, and a clean end whatever happens."""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mlflow.entities import Run
+from mlflow.models import Model
+
+from reprogpt.cli import generate as command
+from reprogpt.cli.generate import pieces
+from reprogpt.cli.main import run
+from reprogpt.corpus.tokens import decode, load_encoding
+from reprogpt.errors import PipelineError
+from reprogpt.evaluation.samples import sample_text
+from reprogpt.model.hf_directory import load_model, save_model
+from reprogpt.numerics.device import set_up_numerics
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.params.loader import load_params
+from reprogpt.tracking.logged_models import finalize_model, upload_model_file
+from reprogpt.tracking.store import open_store
+from tests.tiny import tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+SHORT = ("--length", "12")
+Generate = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture(autouse=True)
+def products_put_back() -> Iterator[None]:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like the repository's root after a training: an untrained model says anything."""
+    folder = tmp_path_factory.mktemp("root")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    for seed, name in enumerate(("model", "other")):
+        save_model(folder / "data" / name, tiny_model(seed, vocab_size=50257, context_length=32))
+    save_model(folder / "data/small", tiny_model())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recorded(place: Path) -> dict[str, Run]:
+    """A training with data/other in its model, an evaluation of it, a training that was killed, and one from before
+    runs had models, with the checkpoint among its artifacts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        client, experiment = open_store()
+        trained = client.create_run(experiment, run_name="trained")
+        for path in (place / "data/other").iterdir():
+            upload_model_file(client, trained.info.run_id, path, "checkpoint")
+        finalize_model(client, trained.info.run_id, Model().to_dict())
+        former = client.create_run(experiment, run_name="former")
+        client.log_artifacts(former.info.run_id, str(place / "data/other"), "checkpoint")
+        tags = {"mlflow.parentRunId": trained.info.run_id}
+        evaluated = client.create_run(experiment, run_name="evaluated", tags=tags)
+        killed = client.create_run(experiment, run_name="killed")
+        upload_model_file(client, killed.info.run_id, place / "data/other/config.json", "checkpoint")
+        return {"trained": trained, "evaluated": evaluated, "killed": killed, "former": former}
+
+
+@pytest.fixture
+def generate(place: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Generate:
+    """Run `reprogpt generate ...` in the folder: the text without its last line end, and what else is said."""
+    monkeypatch.chdir(place)
+
+    def act(*arguments: str, stdin: bytes = b"") -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["reprogpt", "generate", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        assert run() == 0
+        out, err = capsysbinary.readouterr()
+        text = out.decode()
+        assert text.endswith("\n")
+        return text[:-1], err.decode()
+
+    return act
+
+
+def usual_environment() -> dict[str, str]:
+    """For a real program: output is buffered, as it is where nobody has set otherwise."""
+    kept = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return kept | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+
+
+def start(place: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+    """Start the real program; SIGINT as on a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "reprogpt", "generate", *arguments],
+        cwd=place,
+        env=usual_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def test_greedy_is_the_greedy_sample_of_evaluate(place: Path, generate: Generate):
+    text, said = generate("--temperature", "0")
+    params = load_params(EvaluateParams)
+    numerics = set_up_numerics(**params.arithmetic())
+    samples = sample_text(load_model(place / "data/model"), load_encoding("gpt2"), params=params, numerics=numerics)
+    assert samples.startswith(f"greedy\n{text}\n\ntemperature ")
+    assert text.startswith("Every effort moves you") and len(text) > 50
+    assert said == ""
+    assert generate("Every effort moves you", "--top-k", "1")[0] == text
+
+
+def test_the_seed_decides_the_text(generate: Generate):
+    texts = [generate("A", *SHORT, "--seed", seed)[0] for seed in ("7", "7", "8")]
+    assert texts[0] == texts[1] != texts[2]
+    assert generate("A", *SHORT)[0] == generate("A", *SHORT, "--seed", "123", "--top-k", "25", "--temperature", "1")[0]
+
+
+def test_other_options_than_those_of_params_count(generate: Generate):
+    texts = {generate("A", *SHORT, *more)[0] for more in ((), ("--top-k", "50257"), ("--temperature", "0.001"))}
+    assert len(texts) == 3
+    one, two = (generate("A", "--length", length, "--temperature", "0")[0] for length in ("1", "2"))
+    assert two.startswith(one) and one != two
+
+
+def test_standard_input_is_the_prompt_without_one_line_end(generate: Generate):
+    wanted = generate("Gr\u00fc\u00dfe,\n", *SHORT)[0]
+    assert wanted.startswith("Gr\u00fc\u00dfe,\n")
+    assert generate("-", *SHORT, stdin="Gr\u00fc\u00dfe,\n\n".encode())[0] == wanted
+    assert generate(*SHORT, "--", "-5 degrees")[0].startswith("-5 degrees")
+
+
+def test_a_character_comes_when_its_last_token_does_and_never_in_halves():
+    encoding = load_encoding("gpt2")
+    text = "caf\u00e9 \u65e5\u672c\u8a9e \U0001f642\U0001f680 end"
+    ids = encoding.encode_ordinary(text)
+    assert "\ufffd" in decode(encoding, ids[:-3])  # or nothing is split here
+    taken: list[int] = []
+    said = ""
+    for piece in pieces(encoding, (taken.append(token) or token for token in ids)):
+        said += piece
+        whole = decode(encoding, taken)
+        assert text.startswith(said) and whole.startswith(said)
+        assert "\ufffd" not in piece
+    assert said == text
+
+
+def test_bytes_that_no_token_completes_are_replaced_as_in_a_sample():
+    encoding = load_encoding("gpt2")
+    drawn = torch.randint(0, 50300, (5000,), generator=torch.Generator().manual_seed(0)).tolist()
+    for ids in (drawn, encoding.encode_ordinary("\U0001f642")[:1], [50300, 65]):
+        assert "".join(pieces(encoding, ids)) == decode(encoding, ids)
+        assert "\ufffd" in decode(encoding, ids)
+
+
+def test_each_token_is_written_before_the_next_one_is_made(generate: Generate, monkeypatch: pytest.MonkeyPatch):
+    events: list[object] = []
+
+    def fake(*_: object, **__: object) -> Iterator[int]:
+        for token in (32, 33):
+            events.append(token)
+            yield token
+
+    buffer = SimpleNamespace(write=events.append, flush=lambda: events.append("flush"))
+    monkeypatch.setattr(command.generation, "generate", fake)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=buffer, flush=lambda: None))
+    monkeypatch.setattr(sys, "argv", ["reprogpt", "generate", "One"])
+    assert run() == 0
+    assert events == [b"One", "flush", 32, b"A", "flush", 33, b"B", "flush", b"\n", "flush"]
+
+
+def test_the_reader_may_go_early(place: Path):
+    """The text is far longer than could be made: what arrives does so before the last token."""
+    process = start(place, "Once", "--length", "100000000")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.read(40).startswith(b"Once")
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+
+
+def test_ctrl_c_is_130_and_ends_the_line(place: Path):
+    process = start(place, "Once", "--length", "100000000")
+    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout.read(40).startswith(b"Once")
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait(60) == 130
+    assert process.stderr.read() == b"\ninterrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"), [(">/dev/full", "can't be written: No space left on device"), (">&-", "is closed")]
+)
+def test_no_place_for_the_text_is_exit_code_2(place: Path, target: str, fault: str):
+    program = ["bash", "-c", f"exec {sys.executable} -m reprogpt generate A {target}"]
+    done = subprocess.run(program, cwd=place, env=usual_environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (2, f"\nerror: standard output {fault}\n")
+
+
+@pytest.mark.parametrize("what", ["trained", "evaluated", "id", "former"])
+def test_a_run_lends_its_checkpoint(
+    place: Path,
+    recorded: dict[str, Run],
+    generate: Generate,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    what: str,
+):
+    trained = recorded["former" if what == "former" else "trained"].info
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    text, said = generate("A", *SHORT, "--run", trained.run_id[:10] if what == "id" else what)
+    assert said == f"weights of run {trained.run_id}  {trained.run_name}\n"
+    assert list(tmp_path.iterdir()) == []
+    assert text != generate("A", *SHORT)[0]
+    monkeypatch.setattr(command, "MODEL", place / "data/other")
+    assert text == generate("A", *SHORT)[0]
+
+
+def test_a_run_without_a_complete_model_says_so(recorded: dict[str, Run], generate: Generate):
+    with pytest.raises(PipelineError, match=r"run [0-9a-f]{32} \(killed, RUNNING\) has no model"):
+        generate("A", "--run", "killed")
+    with pytest.raises(PipelineError, match=r"no MLflow run has the id or name unknown[^%]*trained"):
+        generate("A", "--run", "unknown")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "message"),
+    [
+        ([""], b"", "the prompt is empty; give a text"),
+        (["-"], b"\n", "the prompt is empty; give a text"),
+        (["-"], b"A\xff", "the prompt is not UTF-8 text: byte 0xff at offset 1"),
+        (["A\udcff"], b"", "the prompt is not UTF-8 text: byte 0xff at offset 1"),
+    ],
+)
+def test_a_prompt_that_is_none_is_refused(generate: Generate, arguments: list[str], stdin: bytes, message: str):
+    with pytest.raises(PipelineError, match=message):
+        generate(*arguments, stdin=stdin)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("data/absent", "data/absent is missing: `dvc repro` trains it, `dvc pull` fetches it"),
+        (
+            "data/small",
+            r"the prompt has token 15496 \('Hello'\), but the model was trained with\nvocab_size=64, .* 0 to 63",
+        ),
+    ],
+)
+def test_a_model_that_can_not_answer_is_refused(
+    generate: Generate, monkeypatch: pytest.MonkeyPatch, model: str, message: str
+):
+    monkeypatch.setattr(command, "MODEL", Path(model))
+    with pytest.raises(PipelineError, match=message):
+        generate("Hello")
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "bound"),
+    [
+        ("--length", ["0", "-1", "x", "1.5", ""], "is not a whole number of at least 1"),
+        ("--top-k", ["0", "x"], "is not a whole number of at least 1"),
+        ("--temperature", ["-0.1", "nan", "inf", "x", "1e-30", "1e30"], "is not 0 or a number from 0.001 to 1000"),
+        ("--seed", ["-1", "9223372036854775808"], "is not a whole number from 0 to 9223372036854775807"),
+    ],
+)
+def test_options_out_of_bounds_are_exit_code_2(
+    generate: Generate, capsysbinary: pytest.CaptureFixture[bytes], option: str, values: list[str], bound: str
+):
+    for value in values:
+        with pytest.raises(SystemExit) as caught:
+            generate("A", f"{option}={value}")
+        assert caught.value.code == 2
+        out, err = capsysbinary.readouterr()
+        assert (out, err.decode().splitlines()[-1]) == (
+            b"",
+            f"reprogpt generate: error: argument {option}: {value} {bound}",
+        )

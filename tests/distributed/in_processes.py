@@ -1,0 +1,62 @@
+"""Tiny trainings by all processes of a torchrun; the first prints losses and a digest of the weights of each as JSON.
+
+Run as `torchrun ... -m tests.distributed.in_processes FOLDER TRAININGS`. TRAININGS: JSON, a list of changes to the
+parameters, with "name", a subfolder of FOLDER for checkpoints, and "stop_after", a step at which the last process is
+asked to stop.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from reprogpt.distributed.launcher import worker_errors
+from reprogpt.distributed.process_group import ProcessGroup, init_process_group
+from reprogpt.signals import StopRequest
+from reprogpt.training.checkpointing import CheckpointedTraining
+from reprogpt.training.run_dir import RunLock
+from reprogpt.training.state import Training
+from tests.tiny import tiny_training
+
+
+class StopsAfter(StopRequest):
+    """Asks to stop when `step` has been done, if this process is the last; never for step 0."""
+
+    def __init__(self, training: Training, step: int) -> None:
+        super().__init__()
+        self._training, self._step = training, step
+
+    def reason(self) -> BaseException | None:
+        group = self._training.group
+        is_asked = 0 < self._step < self._training.step and group.rank == group.size - 1
+        return KeyboardInterrupt() if is_asked else None
+
+
+def run(group: ProcessGroup, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """One training from its newest checkpoint on: how it ended, steps done, all records, weights."""
+    name, stop_after = changes.pop("name"), changes.pop("stop_after", 0)
+    training = tiny_training(num_rows=121, group=group, **changes)
+    (folder / name).mkdir(exist_ok=True)
+    held = RunLock("0" * 32, folder / name, {"workspace": False}) if group.is_first else None
+    resumable, end, done = CheckpointedTraining(training, held), "finished", []
+    try:
+        for record in resumable.run_until(StopsAfter(training, stop_after)):
+            done.append(record.step)
+    except BaseException as stopped:
+        end = type(stopped).__name__
+    weights = group.gather_state(training.model.state_dict())
+    digest = hashlib.sha256(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
+    records = [[r.loss, r.max_grad, r.grad_norm, r.train_loss, r.val_loss, r.sample] for r in resumable.records]
+    return {"name": name, "end": end, "done": done, "records": records, "weights": digest.hexdigest()}
+
+
+def main(folder: Path, trainings: list[dict[str, Any]]) -> None:
+    with worker_errors(), init_process_group("cpu") as group:
+        results = [run(group, folder, changes) for changes in trainings]
+        if group.is_first:
+            print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,0 +1,118 @@
+"""Resuming through real DVC: what a person sees and what is left. Bits are compared by tests/kill.py. In order."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.end_to_end.workspace import Workspace, make_workspace
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A clone with tokens, whose training takes some seconds and is saved often."""
+    made = make_workspace(
+        tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), n_epochs=6, save_seconds=0.05
+    )
+    made.succeed("dvc", "repro", "tokenize")
+    return made
+
+
+def kept(clone: Workspace) -> list[str]:
+    """The checkpoints that are there."""
+    return [str(path) for path in (clone.path / ".reprogpt/resume").glob("*/checkpoint-?.json")]
+
+
+def kill_after_a_point(clone: Workspace, *command: str) -> None:
+    """Start a command and kill its whole group once a checkpoint is there and training is past its first epoch."""
+    process = clone.start(*command)
+    try:
+        assert process.stdout is not None
+        while "Iter 00001" not in process.stdout.readline():
+            assert process.poll() is None
+        deadline = time.monotonic() + 60
+        while not kept(clone) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert kept(clone)
+
+
+def test_killed_it_resumes_in_the_same_run_and_leaves_nothing(clone: Workspace):
+    kill_after_a_point(clone, "dvc", "repro")
+    output = clone.succeed("dvc", "repro")
+    assert "resumed at step " in output and "Iter 000000" not in output
+    (run,) = clone.runs()
+    assert run.info.status == "FINISHED"
+    assert not list((clone.path / ".reprogpt/resume").iterdir())
+    assert not list((clone.path / ".reprogpt/outbox").iterdir())
+
+
+@pytest.mark.slow  # tests/training/test_resume_folder.py has the words
+def test_after_a_change_it_starts_afresh_and_says_why(clone: Workspace):
+    clone.set_params(peak_lr=0.002)
+    kill_after_a_point(clone, "dvc", "repro")
+    clone.set_params(peak_lr=0.003)
+    output = clone.succeed("dvc", "repro")
+    assert "starting afresh: the training that was interrupted was another one\n  peak_lr: 0.002 -> 0.003" in output
+    assert "resumed" not in output
+    assert not list((clone.path / ".reprogpt/resume").iterdir())
+
+
+@pytest.mark.slow  # tests/training/test_resume_folder.py has the rule
+def test_a_training_asked_for_by_force_is_not_taken_from_what_is_kept(clone: Workspace):
+    clone.set_params(peak_lr=0.004)
+    clone.succeed("dvc", "repro", "train")  # no later stage has looked at it yet
+    output = clone.succeed("dvc", "repro", "--force", "--single-item", "train")
+    assert "resumed" not in output and "Iter 000000" in output
+
+
+def test_where_dvc_alone_is_killed_its_stage_saves_and_makes_way(clone: Workspace):
+    clone.set_params(peak_lr=0.005, n_epochs=100)
+    process = clone.start("dvc", "repro")
+    try:
+        assert process.stdout is not None
+        while "Iter 00001" not in process.stdout.readline():
+            assert process.poll() is None
+        process.kill()  # DVC alone
+        output = process.stdout.read()  # to the end of the orphan, which has the pipe too
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else process.wait()
+        process.stdout.close()
+    assert output.count("Iter 0") < 10  # and not to the end of the training
+    process = clone.start("dvc", "repro")
+    try:
+        assert process.stdout is not None
+        while "resumed at step" not in (line := process.stdout.readline()):
+            assert process.poll() is None and "Iter 000000" not in line
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.slow
+def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(clone: Workspace):
+    clone.set_params(peak_lr=0.001, n_epochs=6)
+    clone.commit("as it was")
+    others = set(kept(clone))
+    for name in ("first", "again"):
+        clone.succeed("dvc", "exp", "run", "--queue", "--name", name, "-S", "peak_lr=0.006")
+        starting = clone.start("dvc", "queue", "start")  # its worker keeps the pipe open: not to be read to its end
+        assert starting.wait(60) == 0
+        deadline = time.monotonic() + 120
+        if name == "first":
+            while not set(kept(clone)) - others and time.monotonic() < deadline:
+                time.sleep(0.05)
+            clone.succeed("dvc", "queue", "kill", "--force", "first")
+            assert set(kept(clone)) - others
+        else:
+            while "Success" not in clone.succeed("dvc", "queue", "status") and time.monotonic() < deadline:
+                time.sleep(1)
+    clone.succeed("dvc", "queue", "stop")
+    assert "resumed at step" in clone.succeed("dvc", "queue", "logs", "again")
+    assert [run.info.run_name for run in clone.runs() if run.data.params["peak_lr"] == "0.006"] == ["again"]
+    assert set(kept(clone)) == others

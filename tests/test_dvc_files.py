@@ -1,0 +1,193 @@
+"""What DVC records, recomputed: digests, and the key that stands for a stage's inputs."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from reprogpt import dvc_files
+from reprogpt.dvc_files import (
+    cached_md5,
+    dvc_md5,
+    is_up_to_date,
+    locked_stage,
+    out_paths,
+    repository_root,
+    run_key,
+    stage_inputs,
+)
+
+# A folder under names whose order by characters differs from their order by folder, one of them not ASCII.
+FOLDER = {"a/b": b"1", "a-b": b"2", "a.b": b"", "a/c/d": b"4", "é": b"5"}
+PIPELINE = """\
+stages:
+  train:
+    cmd: mkdir -p folder/a && cp in.txt out.txt && cp in.txt out.json && cp in.txt folder/a/b && cp in.txt folder/a-b
+    params: [seed, peak_lr]
+    deps: [in.txt, code]
+    outs:
+    - out.txt
+    - folder
+    metrics:
+    - out.json:
+        cache: false
+"""
+PARAMS = "seed: 123\npeak_lr: 0.00001\ntop_k: 25\n"
+
+
+def in_repository(folder: Path, *commands: list[str]) -> None:
+    """Run git or dvc commands in folder, untouched by the machine's own settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment |= {"DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(folder), "DVC_SYSTEM_CONFIG_DIR": str(folder)}
+    for command in commands:
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=120)
+
+
+def dvc(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *arguments]
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """PIPELINE, run once by the real DVC."""
+    folder = tmp_path_factory.mktemp("repository")
+    (folder / "dvc.yaml").write_text(PIPELINE, encoding="utf-8")
+    (folder / "params.yaml").write_text(PARAMS, encoding="utf-8")
+    (folder / "in.txt").write_bytes(b"text\r\n")
+    for name, content in FOLDER.items():
+        (folder / "code" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "code" / name).write_bytes(content)
+    in_repository(folder, ["git", "init", "--quiet"], dvc("init", "--quiet"), dvc("repro", "--quiet"))
+    return folder
+
+
+@pytest.fixture
+def workspace(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: a copy of the repository after the run."""
+    folder = tmp_path / "work"
+    shutil.copytree(repository, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def recorded(kind: str) -> dict[str, str]:
+    """Path to md5 in dvc.lock."""
+    stage = YAML(typ="safe").load(Path("dvc.lock"))["stages"]["train"]
+    return {entry["path"]: entry["md5"] for entry in stage[kind]}
+
+
+def test_digest_of_a_file_and_of_a_folder_is_dvcs(workspace: Path) -> None:
+    found = {path: dvc_md5(Path(path)) for path in ("in.txt", "code")}
+    assert found == recorded("deps")
+    assert found["code"].endswith(".dir")
+
+
+def test_digests_of_outs_and_metrics_are_dvcs(workspace: Path) -> None:
+    paths = out_paths(YAML(typ="safe").load(Path("dvc.yaml"))["stages"]["train"])
+    assert paths == ["out.txt", "folder", "out.json"]
+    assert {path: dvc_md5(Path(path)) for path in paths} == recorded("outs")
+
+
+@pytest.mark.parametrize("large_bytes", [1, 10**6])
+def test_a_large_link_into_dvcs_cache_is_known_by_its_name_and_all_else_is_read(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int
+) -> None:
+    monkeypatch.setattr(dvc_files, "LARGE_BYTES", large_bytes)
+    cache = workspace / ".dvc/cache/files/md5"
+    for path, md5 in recorded("outs").items():
+        assert cached_md5(Path(path)) == md5
+        assert (cache / md5[:2] / md5[2:]).is_file()  # where DVC has it
+    (cache / "ab").mkdir(exist_ok=True)
+    (cache / "ab" / "c123").write_bytes(b"a name that is no digest")
+    os.link(cache / "ab" / "c123", "linked")
+    shutil.copy("linked", "copied")
+    assert cached_md5(Path("linked")) == ("abc123" if large_bytes == 1 else dvc_md5(Path("linked")))
+    assert cached_md5(Path("copied")) == dvc_md5(Path("copied")) == dvc_md5(Path("linked"))
+
+
+def test_inputs_are_the_stages_own_and_no_others(workspace: Path) -> None:
+    inputs = stage_inputs("train")
+    assert list(inputs["deps"]) == ["in.txt", "code"]
+    assert inputs["params"] == {"seed": 123, "peak_lr": 0.00001}
+    assert inputs["cmd"].endswith("cp in.txt folder/a-b")
+
+
+def test_key_is_32_digits_that_stay(workspace: Path) -> None:
+    key = run_key()
+    assert len(key) == 32 and set(key) <= set("0123456789abcdef")
+    assert run_key("train") == key
+
+
+def replace(path: str, old: str, new: str) -> Callable[[], Any]:
+    def act() -> None:
+        text = Path(path).read_text("utf-8")
+        assert old in text
+        Path(path).write_text(text.replace(old, new), encoding="utf-8")
+
+    return act
+
+
+def rename() -> None:
+    Path("code/a-b").rename("code/a_b")
+
+
+INPUT_CHANGES = {
+    "a parameter": replace("params.yaml", "peak_lr: 0.00001", "peak_lr: 0.00002"),
+    "a dependency's bytes": lambda: Path("in.txt").write_bytes(b"text\n"),
+    "a file in a dependency's folder": lambda: Path("code/a.b").write_bytes(b"3"),
+    "a name in a dependency's folder": rename,
+    "the command": replace("dvc.yaml", "cmd: mkdir", "cmd: exec mkdir"),
+    "the list of dependencies": replace("dvc.yaml", "deps: [in.txt, code]", "deps: [in.txt]"),
+    "the list of parameters": replace("dvc.yaml", "params: [seed, peak_lr]", "params: [seed]"),
+}
+OTHER_CHANGES = {
+    "a key the stage does not list": replace("params.yaml", "top_k: 25", "top_k: 26"),
+    "another spelling of a value": replace("params.yaml", "0.00001", "1e-05  # the same"),
+    "the order of keys": lambda: Path("params.yaml").write_text("peak_lr: 1e-5\nseed: 123\n", encoding="utf-8"),
+    "the order of dependencies": replace("dvc.yaml", "[in.txt, code]", "[code, in.txt]"),
+}
+
+
+@pytest.mark.parametrize("change", INPUT_CHANGES.values(), ids=INPUT_CHANGES.keys())
+def test_an_input_changes_the_key_and_outdates_the_stage(workspace: Path, change: Callable[[], Any]) -> None:
+    before = run_key()
+    assert is_up_to_date("train")
+    change()
+    assert run_key() != before
+    assert not is_up_to_date("train")
+
+
+@pytest.mark.parametrize("change", OTHER_CHANGES.values(), ids=OTHER_CHANGES.keys())
+def test_nothing_else_changes_the_key_or_outdates_the_stage(workspace: Path, change: Callable[[], Any]) -> None:
+    before = run_key()
+    change()
+    assert run_key() == before
+    assert is_up_to_date("train")
+
+
+@pytest.mark.parametrize("path", ["out.txt", "out.json", "folder/a/b"])
+def test_a_missing_or_altered_out_outdates_the_stage(workspace: Path, path: str) -> None:
+    Path(path).unlink()
+    assert not is_up_to_date("train")
+    Path(path).write_bytes(b"other")
+    assert not is_up_to_date("train")
+
+
+def test_a_stage_that_never_ran_is_not_up_to_date(workspace: Path) -> None:
+    assert locked_stage("plot") == {}
+    assert not is_up_to_date("plot")
+    Path("dvc.lock").unlink()
+    assert locked_stage("train") == {}
+    assert not is_up_to_date("train")
+
+
+def test_the_root_is_dvcs_or_the_current_folder(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert repository_root() == workspace
+    monkeypatch.setenv("DVC_ROOT", "/somewhere")
+    assert repository_root() == Path("/somewhere")

@@ -1,0 +1,53 @@
+"""A real store for each test; and boxes that a test leaves open are closed.
+
+Another test, for which warnings are errors, would pay for them.
+"""
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from reprogpt.tracking.outbox import OutboxFile
+from reprogpt.tracking.store import open_store
+
+
+@pytest.fixture(autouse=True)
+def boxes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    opened: list[Any] = []
+    make = OutboxFile.__init__
+
+    def remember(box: OutboxFile, *arguments: Any) -> None:
+        make(box, *arguments)
+        opened.append(box._file)
+
+    monkeypatch.setattr(OutboxFile, "__init__", remember)
+    yield
+    for file in opened:
+        file.close()
+
+
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
+    """A store with our experiment and nothing in it: making one takes seconds."""
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def client(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
+    """A repository's root with a store of its own."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(fresh_store, tmp_path / "mlflow.db")
+    client, _ = open_store()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("UPDATE experiments SET artifact_location = ?", ((tmp_path / "mlruns").as_uri(),))
+    database.close()
+    return client

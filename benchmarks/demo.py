@@ -32,6 +32,12 @@ SMALL: Mapping[str, Any] = {
     "eval_freq": 12,
     "sample_freq": 1,
     "max_new_tokens": 12,
+    "peak_lr": 0.0005,
+    # What an edited params.yaml may say and a small model can't do.
+    "accumulate": 1,
+    "nproc_per_node": 1,
+    "torchrun_args": "",
+    "init_from": "",
 }
 EXPERIMENT, PEAK_LR = "higher-peak-lr", 0.003
 
@@ -40,13 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.demo", description=__doc__)
     parser.add_argument("--folder", type=Path, help="new folder for the copy; a temporary one if left out")
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp(prefix="reprogpt-demo-"))
+    folder = folder.resolve()
     started = time.monotonic()
-    run_demo(folder.resolve(), SMALL)
-    print(
-        f"\nDone in {time.monotonic() - started:.0f} s. The workspace is as it was. The demo's copy of it is in {folder}"
-    )
+    run_demo(folder, SMALL)
+    seconds = time.monotonic() - started
+    print(f"\nDone in {seconds:.0f} s. The workspace is as it was; the demo's copy of it is {folder}")
     print("Open both runs at http://127.0.0.1:5000 (Model training, then the experiment reprogpt):\n")
-    print(f"  {shlex.join(['mlflow', 'ui', '--backend-store-uri', store_uri(folder.resolve())])}\n")
+    print(f"  {shlex.join(['mlflow', 'ui', '--backend-store-uri', store_uri(folder)])}\n")
     print(f"Remove it:  {shlex.join(['rm', '-r', str(folder)])}")
 
 
@@ -58,8 +64,7 @@ def run_demo(folder: Path, params: Mapping[str, Any]) -> None:
     """
     copy_workspace(folder)
     _set_params(folder / "params.yaml", params)
-    _run(folder, "git", "rm", "--quiet", "--cached", "dvc.lock")  # the workspace's result is not the copy's
-    (folder / "dvc.lock").unlink()
+    (folder / "dvc.lock").unlink(missing_ok=True)  # the workspace's result is not the copy's
     _commit(folder, "small configuration")
 
     _show(folder, "dvc", "repro")

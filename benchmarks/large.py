@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.report import TEXT, machine, table
 from benchmarks.workspace import copy_workspace
-from reprogpt.corpus.tokenize import num_cores
+from reprogpt.corpus.tokenize import num_cpus
 from reprogpt.corpus.tokens import load_encoding
 from reprogpt.files import read_json
 
@@ -176,7 +176,7 @@ def measure(folder: Path, num_bytes: int) -> None:
     rates.append(tiktoken_rate(text))
     for stage in ("fetch", "split"):
         tenth.run(stage)
-    on_cores = {1: (tenth, tenth.run("tokenize", cores=1)), num_cores(): (large, ran["tokenize"][1])}
+    on_cores = {1: (tenth, tenth.run("tokenize", cores=1)), num_cpus(): (large, ran["tokenize"][1])}
     rates.append(tiktoken_rate(text))
     _show(_rate_table(on_cores, rates), _memory_table(ran))
     for corpus in (small, large):

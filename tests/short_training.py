@@ -68,7 +68,7 @@ def run(shape: dict[str, Any], numerics_key: str) -> dict[str, str]:
     digests = {"untrained": weights()}
     records = [record for record in train(training) if isinstance(record, StepRecord)]
     rows = training.val_rows
-    scored = score(training.model, rows.inputs, rows.targets, batch_size=2, numerics=arithmetic)
+    scored = evaluate_rows(training.model, rows.inputs, rows.targets, batch_size=2, numerics=arithmetic)
     stream = torch.Generator().manual_seed(3)
     sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=stream))
     return digests | {"weights": weights(), "records": repr(records), "score": repr(scored), "sample": repr(sampled)}

@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Metric, Param
 
 from reprogpt.cli.main import run
-from reprogpt.cli.overlay import MOST_LABEL, _file_names, labels, remark_on_texts
+from reprogpt.cli.overlay import MOST_LABEL, _file_names, labels, corpus_remark
 from reprogpt.errors import PipelineError
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import open_store
@@ -195,5 +195,5 @@ def test_other_tokens_of_the_same_text_do_not_compare_either():
     def of(digest: str) -> TrackedRun:
         return TrackedRun("a", "a", "FINISHED", tags={"corpus.sha256": "t"}, datasets={"data/tokens/val.npy": digest})
 
-    assert remark_on_texts([of("1"), of("1"), a_run()]) == ""
-    assert remark_on_texts([of("1"), of("2")]) == "trained on different tokens: the losses don't compare"
+    assert corpus_remark([of("1"), of("1"), a_run()]) == ""
+    assert corpus_remark([of("1"), of("2")]) == "trained on different tokens: the losses don't compare"

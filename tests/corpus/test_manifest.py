@@ -151,7 +151,7 @@ def test_a_packed_document_that_is_cut_is_refused(suffix: str, cut: int) -> None
 def test_a_packed_document_may_have_several_frames_and_must_be_packed(suffix: str) -> None:
     pack = PACK[suffix]
     url = local_manifest(
-        {f"a{suffix}": write_mlflow_model(TEXTS[0]) + write_mlflow_model(b"y" * 400_000) + write_mlflow_model(TEXTS[2])}
+        {f"a{suffix}": pack(TEXTS[0]) + pack(b"y" * 400_000) + pack(TEXTS[2])}
     )
     obtain(url, sha256="", max_bytes=10**6)
     assert RAW.read_bytes() == TEXTS[0] + b"y" * 400_000 + TEXTS[2]

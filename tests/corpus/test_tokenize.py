@@ -147,4 +147,4 @@ def test_more_white_space_than_tiktoken_can_take_is_refused_in_words(
 
 def test_threads_are_as_many_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
-    assert tokenize.num_cores() == 3
+    assert tokenize.num_cpus() == 3

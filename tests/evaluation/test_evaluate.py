@@ -34,7 +34,7 @@ def rows(*targets: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_loss_is_weighted_by_tokens_not_by_batches(model: GPTModel) -> None:
     # Batch of ln 2, ln 2 and ln 4 a token; batches of two and one: their means, ln 2 and 2 ln 2, have mean 1.5 ln 2.
-    found = score(model, *rows(0, 0, 1), batch_size=2, numerics=CPU)
+    found = evaluate(model, *rows(0, 0, 1), batch_size=2, numerics=CPU)
     assert found.loss == pytest.approx(4 / 3 * math.log(2))
     assert found.num_tokens == 24
 
@@ -44,14 +44,14 @@ def test_any_batch_size_gives_the_same_score(batch_size: int) -> None:
     stream = np.random.default_rng(0)
     inputs, targets = (stream.integers(0, 64, (5, 8)) for _ in range(2))
     found, whole = (
-        score(tiny_model(), inputs, targets, batch_size=size, numerics=CPU) for size in (batch_size, len(inputs))
+        evaluate(tiny_model(), inputs, targets, batch_size=size, numerics=CPU) for size in (batch_size, len(inputs))
     )
     assert found.loss == pytest.approx(whole.loss, rel=1e-6)
     assert (found.num_correct, found.num_tokens) == (whole.num_correct, 40)
 
 
 def test_perplexity_accuracy_and_bits_per_byte(model: GPTModel) -> None:
-    found = score(model, *rows(0, 0, 1), batch_size=3, numerics=CPU)
+    found = evaluate(model, *rows(0, 0, 1), batch_size=3, numerics=CPU)
     assert found.perplexity == pytest.approx(2 ** (4 / 3))
     assert found.num_correct == 16 and found.accuracy == pytest.approx(2 / 3)
     assert found.bits_per_byte(64) == pytest.approx((8 + 8 + 16) / 64)
@@ -65,29 +65,29 @@ def test_perplexity_of_a_huge_loss_is_infinite() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_scoring_has_no_dropout_and_leaves_the_mode(training: bool) -> None:
     model = tiny_model(drop_rate=0.9).train(training)
-    found = score(model, *rows(5, 6), batch_size=2, numerics=CPU)
+    found = evaluate(model, *rows(5, 6), batch_size=2, numerics=CPU)
     assert model.training == model.trf_blocks[0].training == training
-    assert found == score(model.eval(), *rows(5, 6), batch_size=2, numerics=CPU)
+    assert found == evaluate(model.eval(), *rows(5, 6), batch_size=2, numerics=CPU)
 
 
 def test_scoring_records_nothing_for_gradients() -> None:
     model, recorded = tiny_model(), []
     model.final_norm.register_forward_hook(lambda module, inputs, output: recorded.append(output.requires_grad))
-    score(model, *rows(5, 6), batch_size=2, numerics=CPU)
+    evaluate(model, *rows(5, 6), batch_size=2, numerics=CPU)
     assert recorded == [False]
 
 
 def test_scoring_draws_nothing() -> None:
     model = tiny_model()
     before = torch.get_rng_state()
-    score(model, *rows(5), batch_size=2, numerics=CPU)
+    evaluate(model, *rows(5), batch_size=2, numerics=CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bf16_precision_is_used_and_close() -> None:
     model = tiny_model().eval()
     exact, rough = (
-        score(model, *rows(5, 6), batch_size=2, numerics=Numerics(torch.device("cpu"), precision, "torch"))
+        evaluate(model, *rows(5, 6), batch_size=2, numerics=Numerics(torch.device("cpu"), precision, "torch"))
         for precision in ("fp32", "bf16")
     )
     assert rough.loss != exact.loss

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from reprogpt.lineage import report as module
-from reprogpt.lineage.report import LineageReport, Link, add_run, add_state, lock_key
+from reprogpt.lineage.report import LineageReport, Link, add_run, add_revision, lock_key
 from reprogpt.lineage.revisions import State
 from reprogpt.tracking.runs import TrackedRun
 
@@ -59,7 +59,7 @@ def run(letter: str, *, key: str | None, weights: str = "m.dir", **metrics: floa
 
 def lines_of(found_state: State, *runs: TrackedRun) -> tuple[list[str], bool]:
     found = LineageReport()
-    add_state(found, found_state, runs)
+    add_revision(found, found_state, runs)
     return found.lines, found.broken
 
 

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reprogpt.plotting.overlay import LOOKS, METRICS, MOST_RUNS, RunCurves, draw_overlay
+from reprogpt.plotting.overlay import LOOKS, METRICS, MAX_RUNS, RunCurves, draw_overlay
 from tests.plotting.histories import training
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -50,14 +50,14 @@ def test_each_run_is_a_line_in_every_figure_and_the_legend_is_the_same():
 
 
 def test_lines_differ_in_dash_and_marker_and_the_first_two_in_darkness():
-    runs = [a_run(str(number)) for number in range(MOST_RUNS)]
+    runs = [a_run(str(number)) for number in range(MAX_RUNS)]
     lines = drawn(draw_overlay(runs)["losses"], "loss", 1)
-    assert len({str(look["linestyle"]) for look in LOOKS}) == len({look["marker"] for look in LOOKS}) == MOST_RUNS
+    assert len({str(look["linestyle"]) for look in LOOKS}) == len({look["marker"] for look in LOOKS}) == MAX_RUNS
     assert [line.get_marker() for line in lines] == [look["marker"] for look in LOOKS]
-    assert len({tuple(line.get_markevery()) for line in lines}) == MOST_RUNS  # none hides another's
+    assert len({tuple(line.get_markevery()) for line in lines}) == MAX_RUNS  # none hides another's
     grey = [np.dot(to_rgb(look["color"]), (0.299, 0.587, 0.114)) for look in LOOKS]
     assert grey[0] == 0 and grey[1] < 0.5 and abs(grey[1] - grey[0]) > 0.3
-    assert len({look["color"] for look in LOOKS}) == MOST_RUNS
+    assert len({look["color"] for look in LOOKS}) == MAX_RUNS
 
 
 @pytest.mark.parametrize(("tokens", "axes_above"), [((512, 512), 1), ((512, 256), 0), ((0, 0), 0)])

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from reprogpt.tracking.description import describe_evaluation, describe_training, way_to_repeat
+from reprogpt.tracking.description import describe_evaluation, describe_training, repeat_commands
 from reprogpt.tracking.runs import TrackedRun
 
 ID, COMMIT, DIGEST = "ab" * 16, "c0" * 20, "d1" * 32
@@ -77,7 +77,7 @@ def test_edited_code_is_said_and_comes_back_by_its_patch():
     assert f"- **From** commit `{COMMIT}`, with the edits of its artifact `uncommitted.patch`\n" in describe_training(
         run
     )
-    assert way_to_repeat(run)[:3] == [
+    assert repeat_commands(run)[:3] == [
         f"git checkout {COMMIT}",
         f"mlflow artifacts download -r {ID} -a uncommitted.patch -d .",
         "git apply uncommitted.patch",

@@ -48,12 +48,12 @@ def test_three_and_four_have_norm_five_and_are_divided_by_five() -> None:
 
 
 def test_max_grad_is_the_largest_signed_entry_not_the_largest_size() -> None:
-    assert measure(with_grads([-3.0, 2.0], [1.0]), None)[0][0] == 2
-    assert measure(with_grads([-3.0, -2.0], [-4.0]), None)[0][0] == -2
+    assert gradient_stats(with_grads([-3.0, 2.0], [1.0]), None)[0][0] == 2
+    assert gradient_stats(with_grads([-3.0, -2.0], [-4.0]), None)[0][0] == -2
 
 
 def test_none_clips_nothing() -> None:
-    measured, divisor = measure(with_grads([-3.0, 0.0], [4.0]), None)
+    measured, divisor = gradient_stats(with_grads([-3.0, 0.0], [4.0]), None)
     assert measured.tolist() == [4.0, 4.0, 5.0]
     assert divisor is None
 
@@ -73,7 +73,7 @@ def test_a_parameter_without_gradient_is_passed_over() -> None:
 
 
 def test_parameters_may_come_from_a_generator() -> None:
-    assert measure((p for p in with_grads([-3.0, 4.0])), 1.0)[0][2] == 5
+    assert gradient_stats((p for p in with_grads([-3.0, 4.0])), 1.0)[0][2] == 5
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -89,11 +89,11 @@ def test_max_grad_clipped_is_what_a_scan_of_the_divided_gradients_finds_to_the_b
 @pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
 def test_norm_is_torchs_to_the_bit_and_clipped_gradients_to_rounding(scale: float) -> None:
     ours, theirs = random_parameters(1, scale), random_parameters(1, scale)
-    assert measure(ours, 0.5)[0][2] == nn.utils.clip_grad_norm_(theirs, 0.5)
+    assert gradient_stats(ours, 0.5)[0][2] == nn.utils.clip_grad_norm_(theirs, 0.5)
     clipped(ours, 0.5)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=3e-7, atol=0)
 
 
 def test_nan_is_measured_not_hidden() -> None:
-    assert measure(with_grads([1.0, torch.nan]), 1.0)[0].isnan().tolist() == [True, True, True]
+    assert gradient_stats(with_grads([1.0, torch.nan]), 1.0)[0].isnan().tolist() == [True, True, True]

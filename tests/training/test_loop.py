@@ -181,7 +181,7 @@ def test_an_evaluation_scores_the_updated_weights_on_the_first_batches(eval_iter
         (training.val_rows, num_val, record.val_loss),
     ):
         inputs, targets = rows.inputs[:num_rows], rows.targets[:num_rows]
-        assert loss == score(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
+        assert loss == evaluate_rows(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
 
 
 @pytest.mark.parametrize(("sample_freq", "sampled"), [(1, [(4, 0), (9, 1)]), (2, [(9, 1)]), (3, []), (0, [])])
@@ -300,7 +300,7 @@ def test_with_checkpointing_a_step_keeps_fewer_activations() -> None:
         training = tiny_training(activation_checkpointing=is_on, n_layers=4)
         sizes: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
-            loss_of(training, training.train_rows.take(slice(2)))
+            batch_loss(training, training.train_rows.take(slice(2)))
         return sum(sizes)
 
     assert kept_entries(True) < 0.5 * kept_entries(False)

@@ -1,4 +1,4 @@
-"""`reprogpt generate [PROMPT]`: trained weights continue a text, written as its tokens come."""
+"""`reprogpt generate [PROMPT]`: the model continues a text, printed as its tokens are generated."""
 
 import codecs
 import sys
@@ -19,10 +19,10 @@ from reprogpt.model.hf_directory import load_model
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
+from reprogpt.paths import MODEL
 from reprogpt.tracking.logged_models import download_checkpoint
 from reprogpt.tracking.store import search_runs
 
-MODEL = Path("data/model")
 STANDARD_INPUT = "-"
 
 
@@ -35,19 +35,19 @@ def generate(
     seed: int | None,
     run: str | None,
 ) -> int:
-    """Write prompt and continuation to standard output, token by token, with a line end after them; 0.
+    """Write prompt and continuation to standard output, token by token, and a final newline; returns 0.
 
-    prompt: STANDARD_INPUT reads it from there. run: whose weights, in require_run's words; None takes MODEL.
-    The others are bounded as in parsing.py; None takes what params.yaml gives evaluate's samples.
-    Raises PipelineError for an empty or unreadable prompt, one with tokens that the model lacks, weights that
-    are not there, and output that can't be written; BrokenPipeError where its reader is gone.
+    prompt: STANDARD_INPUT reads it from there. run: whose model, as in require_run; None takes data/model.
+    The others have the bounds of cli/parser.py; None takes params.yaml's value for evaluate.
+    Raises PipelineError for an empty or unreadable prompt, tokens outside the model's vocabulary, a missing model,
+    and output that can't be written; BrokenPipeError if the reader has closed the pipe.
     """
     params = load_params(EvaluateParams)
     text = params.start_context if prompt is None else _read_prompt(prompt)
     encoding = load_encoding(params.encoding)
     ids = encoding.encode_ordinary(text)
     numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto")
-    model = (_model_here() if run is None else _model_of(run)).to(numerics.device)
+    model = (_load_workspace_model() if run is None else _load_run_model(run)).to(numerics.device)
     _refuse_unknown_tokens(ids, encoding, model.config.vocab_size)
     tokens = generation.generate(
         model,
@@ -65,10 +65,10 @@ def generate(
 
 
 def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids, each character as soon as its last byte is there; together what tokens.decode gives.
+    """The text of ids, each character as soon as it is complete; joined, the same as tokens.decode.
 
-    A token may hold a part of a character. The replacement character stands for bytes that no later
-    token can complete, and for ids without a token.
+    A token may hold a part of a character. The replacement character stands for bytes that no later token can
+    complete, and for ids without a token.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in ids:
@@ -80,13 +80,15 @@ def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
 
 
 def _read_prompt(prompt: str) -> str:
-    """The prompt itself, or what standard input holds, without one line end at its end: echo adds that."""
+    """The prompt, or the contents of standard input without one newline at the end, which echo adds."""
     if prompt == STANDARD_INPUT:
         if sys.stdin is None:
             raise PipelineError("standard input is closed; give the prompt as an argument")
         content = sys.stdin.buffer.read()
     else:
-        content = prompt.encode("utf-8", errors="surrogateescape")  # bytes that are not UTF-8, as they came
+        content = prompt.encode(
+            "utf-8", errors="surrogateescape"
+        )  # undo Python's decoding of invalid UTF-8 in sys.argv
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -102,27 +104,30 @@ def _read_prompt(prompt: str) -> str:
     return text
 
 
-def _model_here() -> GPTModel:
+def _load_workspace_model() -> GPTModel:
     if not MODEL.is_dir():
         raise PipelineError(
             f"{MODEL} is missing: `dvc repro` trains it, `dvc pull` fetches it where a remote has it,\n"
-            "and --run RUN takes the weights of an MLflow run"
+            "and --run RUN takes the model of an MLflow run"
         )
     return load_model(MODEL)
 
 
-def _model_of(what: str) -> GPTModel:
-    """The weights that the run trained, by way of a temporary folder."""
+def _load_run_model(what: str) -> GPTModel:
+    """The model that the run trained, downloaded into a temporary folder."""
     runs = search_runs()
     found, remark = require_run(what, runs)
     trained = parent_run(found, runs) or found
-    print(*filter(None, [f"weights of run {trained.id}  {trained.name}", remark]), sep="\n", file=sys.stderr)
+    print(f"model of run {trained.id}  {trained.name}", file=sys.stderr)
+    if remark:
+        print(remark, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="reprogpt-generate-") as folder:
         checkpoint = download_checkpoint(trained.id, Path(folder))
         if checkpoint is None:
             raise PipelineError(
-                f"run {trained.id} ({trained.name}, {trained.status}) has no model: a training sends it at its\n"
-                "end. `reprogpt sync` delivers one that still waits; `reprogpt lineage` names the runs of a result"
+                f"run {trained.id} ({trained.name}, {trained.status}) has no model: it is uploaded when a\n"
+                "training ends. `reprogpt sync` uploads one that still waits;\n"
+                "`reprogpt lineage` names the runs of a result"
             )
         return load_model(checkpoint)
 

@@ -1,4 +1,4 @@
-"""`reprogpt overlay A B …`: several runs in one figure each."""
+"""`reprogpt overlay A B …`: draws several runs in the same figures."""
 
 import re
 from collections import Counter
@@ -8,30 +8,31 @@ from pathlib import Path
 from textwrap import indent, wrap
 
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.resolve_run import find_run, parent_run, require_distinct, unknown
-from reprogpt.lineage.revisions import SUMMARY, Workspace, experiments, resolve_commit
+from reprogpt.lineage.resolve_run import find_run, parent_run, require_distinct, unknown_name_error
+from reprogpt.lineage.revisions import Workspace, list_experiments, resolve_commit
 from reprogpt.params.train import TrainParams
-from reprogpt.plotting.overlay import METRICS, MOST_RUNS, RunCurves, draw_overlay
+from reprogpt.paths import TRAIN_SUMMARY
+from reprogpt.plotting.overlay import MAX_RUNS, METRICS, RunCurves, draw_overlay
 from reprogpt.plotting.style import METADATA, save_figure
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import metric_histories, search_runs
 
 FOLDER = Path("overlays")  # git ignores it
 WORKSPACE = "."
-MOST_LABEL = 58  # characters that fit into the legend
-MOST_NAME = 30
+MAX_LABEL = 58  # characters that fit into the legend
+MAX_NAME = 30
 WIDTH = 97
 
 
 def overlay(words: Sequence[str]) -> int:
-    """Draw the trainings that the words mean into a folder in overlays/ that is named after them; 0.
+    """Draw the trainings that the words name, into a folder in overlays/ named after them; returns 0.
 
-    Prints what is drawn, and the files. Raises PipelineError for more than MOST_RUNS words, a word that means no
-    training, two that mean the same, a run without steps, and where nothing can be written.
+    Prints what is drawn, and the files. Raises PipelineError for more than MAX_RUNS words, a word that names no
+    training, two that name the same one, a run without steps, and if the files can't be written.
     """
-    if len(words) > MOST_RUNS:
+    if len(words) > MAX_RUNS:
         raise PipelineError(
-            f"{len(words)} runs are too many for one figure: more than {MOST_RUNS} lines can't be told apart"
+            f"{len(words)} runs are too many for one figure: more than {MAX_RUNS} lines can't be told apart"
         )
     runs = search_runs()
     chosen = [find_training(word, runs) for word in words]
@@ -43,10 +44,10 @@ def overlay(words: Sequence[str]) -> int:
         print(f"{run.id}  {run.name}  {run.status}  {_extent(curves)}")
         for words_of_it in (remark, ", ".join(pairs)):
             print(indent("".join(f"{line}\n" for line in wrap(words_of_it, WIDTH)), "   "), end="")
-    note = remark_on_texts(trainings)
+    note = corpus_remark(trainings)
     print(f"\n{note}" if note else "")
     folder = FOLDER / "-".join(_file_names(trainings))
-    with _in_words(folder):
+    with _write_errors(folder):
         for name, figure in draw_overlay(drawn, note).items():
             save_figure(figure, folder, name)
             print(*(folder / f"{name}.{kind}" for kind in METADATA), sep="\n")
@@ -54,48 +55,50 @@ def overlay(words: Sequence[str]) -> int:
 
 
 def find_training(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str]:
-    """The training that `what` means, and a remark for the person ("" mostly).
+    """The training that `what` names, and a remark to print ("" usually).
 
-    what: as in find_run, an evaluation standing for its training; or WORKSPACE, a DVC experiment, or a commit, which
-    stand for the newest run that trained what they hold. runs: newest first.
-    Raises PipelineError where it means none.
+    what: as in find_run, where an evaluation stands for its training; or WORKSPACE, a DVC experiment or a commit,
+    which stand for the newest run that trained their result. runs: newest first.
+    Raises PipelineError if it names none.
     """
     found = find_run(what, runs) if what != WORKSPACE else None
     if found:
         parent = parent_run(found[0], runs)
         return (parent, f"{what} is an evaluation of it") if parent else found
-    known = experiments()
-    state = Workspace() if what == WORKSPACE else known.get(what) or resolve_commit(what)
-    if state is None:
-        raise unknown(what, runs, list(known))
-    key = state.summary_key
+    known = list_experiments()
+    revision = Workspace() if what == WORKSPACE else known.get(what) or resolve_commit(what)
+    if revision is None:
+        raise unknown_name_error(what, runs, list(known))
+    key = revision.summary_key
     if key is None:
-        raise PipelineError(f"{state.name} has no run_key in {SUMMARY}, so it holds no training; `dvc repro` makes one")
+        raise PipelineError(
+            f"{revision.name} has no run_key in {TRAIN_SUMMARY}, so it holds no training; `dvc repro` makes one"
+        )
     trained = next((run for run in runs if run.tags.get("run_key") == key), None)
     if trained is None:
         raise PipelineError(
-            f"no MLflow run trained what {state.name} holds (run_key {key}): it was trained elsewhere, or its run was\n"
-            "deleted; `dvc repro -f train` trains it here"
+            f"no MLflow run trained what {revision.name} holds (run_key {key}): it was trained elsewhere,\n"
+            "or its run was deleted; `dvc repro -f train` trains it here"
         )
-    return trained, f"trained what {state.name} holds"
+    return trained, f"trained what {revision.name} holds"
 
 
 def differences(runs: Sequence[TrackedRun]) -> list[list[str]]:
-    """For each run `key=value` of train's parameters that are not the same in all of them, in their order."""
+    """For each run, `key=value` of the train parameters that differ between the runs, in their order."""
     keys = [key for key in TrainParams.model_fields if len({run.params.get(key) for run in runs}) > 1]
     return [[f"{key}={_value(run.params.get(key))}" for key in keys] for run in runs]
 
 
 def labels(runs: Sequence[TrackedRun]) -> list[str]:
-    """For each run a line for the legend: name, what it is besides FINISHED, and as many differences as fit."""
+    """For each run a legend label: name, status unless FINISHED, and as many differing parameters as fit."""
     made = []
     for name, run, pairs in zip(_names(runs), runs, differences(runs), strict=True):
         status = "" if run.status == "FINISHED" else f" [{run.status}]"
-        text = f"{_cut(name, MOST_NAME)}{status}"
+        text = f"{_cut(name, MAX_NAME)}{status}"
         for number, pair in enumerate(pairs):
             joint = ", " if number else ": "
             rest = len(pairs) - number
-            room = MOST_LABEL - (len(f", +{rest} more") if rest > 1 else 0)
+            room = MAX_LABEL - (len(f", +{rest} more") if rest > 1 else 0)
             if len(text + joint + pair) > room:
                 text += f"{joint}+{rest} more"
                 break
@@ -104,14 +107,14 @@ def labels(runs: Sequence[TrackedRun]) -> list[str]:
     return made
 
 
-def remark_on_texts(runs: Sequence[TrackedRun]) -> str:
-    """Why the runs' losses don't compare, "" if nothing on record says so."""
+def corpus_remark(runs: Sequence[TrackedRun]) -> str:
+    """Why the runs' losses are not comparable, "" if they are as far as recorded."""
     texts = {run.tags["corpus.sha256"] for run in runs if "corpus.sha256" in run.tags}
     tokens = [dict.fromkeys(run.datasets.values()) for run in runs if run.datasets]
     if len(texts) > 1:
-        return "trained on different texts: the losses don't compare"
+        return "trained on different texts: the losses are not comparable"
     if any(other != tokens[0] for other in tokens):
-        return "trained on different tokens: the losses don't compare"
+        return "trained on different tokens: the losses are not comparable"
     return ""
 
 
@@ -125,7 +128,7 @@ def _curves(run: TrackedRun, label: str) -> RunCurves:
 
 
 def _extent(curves: RunCurves) -> str:
-    """How much of the run there is to draw, and its best evaluation."""
+    """The number of recorded steps and the best evaluation."""
     evaluated = curves.series("val_loss")
     best = f"best val_loss {evaluated.min():.3f} (step {evaluated.idxmin()})" if len(evaluated) else "no val_loss"
     number = len(curves.history["loss"])
@@ -133,14 +136,14 @@ def _extent(curves: RunCurves) -> str:
 
 
 def _names(runs: Sequence[TrackedRun]) -> list[str]:
-    """Their names, with the start of the id where several have the same."""
+    """The runs' names, with the start of the id where several have the same name."""
     times = Counter(run.name for run in runs)
     return [run.name if times[run.name] == 1 else f"{run.name} {run.id[:8]}" for run in runs]
 
 
 def _file_names(runs: Sequence[TrackedRun]) -> list[str]:
-    """As _names, of letters that every file system takes, and short."""
-    made = [re.sub(r"[^\w.]+", "-", name).strip("-.")[:MOST_NAME] for name in _names(runs)]
+    """As _names, shortened to characters that every file system allows."""
+    made = [re.sub(r"[^\w.]+", "-", name).strip("-.")[:MAX_NAME] for name in _names(runs)]
     return [name if name and made.count(name) == 1 else run.id[:8] for name, run in zip(made, runs, strict=True)]
 
 
@@ -153,7 +156,7 @@ def _cut(text: str, most: int) -> str:
 
 
 @contextmanager
-def _in_words(folder: Path) -> Iterator[None]:
+def _write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:

@@ -10,8 +10,8 @@ from textwrap import dedent, indent
 from reprogpt.params.sampling_limits import MAX_SEED, MAX_TEMPERATURE, TEMPERATURE_RANGE, is_valid_temperature
 
 DESCRIPTION = """\
-`dvc repro` trains the model; these commands let it write, and ask where its results come from.
-Run them from the root of a clone. `reprogpt` and `python -m reprogpt` are the same."""
+`dvc repro` trains the model. These commands generate text with it, and compare, verify and trace its
+results. Run them from the root of a clone. `reprogpt` and `python -m reprogpt` are the same."""
 EPILOG = """\
 examples:
   reprogpt generate "Every effort moves you" --length 20
@@ -21,7 +21,7 @@ exit codes:
   0  done; where the command answers a question: yes
   1  the answer is no (each command's help says of what)
   2  it can't be done, and the message says why and what to do
-  130 after Ctrl-C, 143 after SIGTERM, 141 where the reader of the output has gone
+  130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has closed the pipe
 
 `reprogpt COMMAND --help` describes one command, with examples."""
 
@@ -114,7 +114,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
     parser.add_argument("--seed", metavar="S", type=_whole_number(0, MAX_SEED), help=words)
-    parser.add_argument("--run", metavar="RUN", help=f"take its weights, not those in data/model. {RUN}")
+    parser.add_argument("--run", metavar="RUN", help=f"use its model instead of data/model. {RUN}")
 
 
 def _add_register(parser: argparse.ArgumentParser) -> None:
@@ -140,19 +140,19 @@ CHECK = Command(
 )
 GENERATE = Command(
     "generate",
-    "let the trained model continue a text",
+    "generate text with the trained model",
     """\
-    Write PROMPT and the model's continuation of it to standard output, each character as soon as its
-    tokens are there, and a line end after them. Nothing else goes there. What is left out is taken
-    from params.yaml, so that the same command gives the same text; another --seed gives another one.
-    With --temperature 0 it is evaluate's greedy sample, for the same prompt.
+    Print PROMPT and the model's continuation to standard output, each character as soon as it is
+    generated, and a final newline. Options default to params.yaml, so the same command gives the same
+    text; another --seed gives another one. With --temperature 0 it is evaluate's greedy sample, for
+    the same prompt.
 
-    From standard input, one line end at its end is not part of the prompt. A PROMPT that begins with
-    a dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on
-    a GPU where there is one, whatever params.yaml says of device, precision, matmul and numerics.""",
+    One newline at the end of standard input is not part of the prompt. A PROMPT that begins with a
+    dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on a
+    GPU if there is one, whatever params.yaml says of device, precision, matmul and numerics.""",
     """\
-    0 if the text is complete, 2 if it can't be made: no weights, a prompt that is empty or has tokens
-    unknown to the model, an option out of bounds; 130 after Ctrl-C, 141 where the reader has gone
+    0 if the text is complete, 2 if it can't be generated: no model, a prompt that is empty or has
+    tokens outside the vocabulary, an option out of bounds; 130 after Ctrl-C, 141 on a closed pipe
     """,
     """\
     reprogpt generate "Every effort moves you" --length 20
@@ -164,13 +164,13 @@ GENERATE = Command(
 )
 REGISTER = Command(
     "register",
-    "put a trained model into MLflow's registry",
+    "register a trained model in MLflow's model registry",
     """\
-    Make the model of the run that trained data/model, or of another run, the next version of NAME in
-    the registry of the MLflow store, and say how to serve it. Weights are not copied. A model that is
-    a version of NAME already gets no second one.""",
+    Register the model of the run that trained data/model, or of another run, as the next version of
+    NAME in the MLflow store's registry, and print how to serve it. The weights are not copied. A model
+    that is already a version of NAME gets no second one.""",
     """\
-    0 if the model is a version of NAME now, 2 if it can't be: no such run, or one that did not end
+    0 if the model is a version of NAME, 2 if it can't be: no such run, or one that did not finish
     """,
     """\
     reprogpt register gpt                the workspace's
@@ -180,10 +180,10 @@ REGISTER = Command(
 )
 COMPARE = Command(
     "compare",
-    "what differs between two runs",
+    "show the differences between two runs",
     """\
-    Print what differs between two runs: inputs, code and environment, the first step whose recorded
-    values are not the same bits and how the losses part from there on, results, weights.""",
+    Print the differences between two runs: inputs, code, environment, the first step whose recorded
+    values differ in their bits and the difference of the losses from there on, results, weights.""",
     """\
     0 if parameters, text, tokens, every recorded step, results and weights are identical to the
     bit (code and environment may differ), 1 if not, 2 if a run can't be found
@@ -198,13 +198,13 @@ OVERLAY = Command(
     "overlay",
     "draw several runs in one figure",
     """\
-    Draw losses, learning rate and norm of the gradients of two to six runs, each in one figure, as PNG
-    and PDF, into a folder in overlays/ that is named after them; git ignores it. The legend has the
-    runs' names and the parameters that differ. The lines are from MLflow, which has every step. Drawn
-    again, the same runs give the same bytes.""",
+    Draw loss, learning rate and gradient norm of two to six runs, each in one figure, as PNG and PDF,
+    into a folder in overlays/ (ignored by git) named after the runs. The legend has the runs' names
+    and the parameters that differ. The data are MLflow's, every step. The same runs give the same
+    bytes.""",
     """\
-    0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps yet, one
-    named twice, more runs than can be told apart
+    0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps, one
+    named twice, more than six runs
     """,
     """\
     reprogpt overlay corrected book
@@ -214,11 +214,11 @@ OVERLAY = Command(
 )
 LINEAGE = Command(
     "lineage",
-    "where a result comes from, and whether that holds",
+    "trace where a result comes from, and check it",
     """\
     Print the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as
-    dvc.lock records it, whether each link holds, the MLflow runs it belongs to, and the commands that
-    bring it back.""",
+    dvc.lock records it, whether each link holds, the MLflow runs that it belongs to, and the commands
+    that restore it.""",
     """\
     0 if every link that can be checked holds, 1 if one does not, 2 if WHAT can't be found
     """,
@@ -231,17 +231,15 @@ LINEAGE = Command(
 )
 VERIFY = Command(
     "verify",
-    "whether the recorded run gives the same bits again",
+    "rerun the recorded run and compare the bits",
     """\
-    Run again what dvc.lock records, in a temporary clone that is removed afterwards, and compare every
-    out with the digest recorded. Workspace, DVC cache and MLflow store stay as they are. Where an out
-    is another one, the stage at which that begins is named, and what explains it: how text, environment
-    and versions differ from the recorded ones. The table goes to standard output, all that the stages
-    print to standard error.""",
+    Rerun what dvc.lock records in a temporary clone, which is removed afterwards, and compare every out
+    with the recorded digest. Workspace, DVC cache and MLflow store are not changed. If an out differs,
+    the stage at which the difference begins is named, and what explains it: differences in text,
+    environment and versions. The table goes to standard output, the stages' output to standard error.""",
     """\
-    0 if every out is the same to the bit, 1 if one is not, 2 if it could not be tried: code,
-    parameters or data here are not the recorded ones, no room in the temporary folder (TMPDIR),
-    a stage that fails
+    0 if every out is the same to the bit, 1 if one is not, 2 if it can't be tried: code, parameters or
+    data are not the recorded ones, no room in the temporary folder (TMPDIR), a stage that fails
     """,
     """\
     reprogpt verify                      takes as long as `dvc repro --force`
@@ -251,10 +249,10 @@ VERIFY = Command(
 )
 SYNC = Command(
     "sync",
-    "deliver what MLflow has not got yet",
+    "upload the records that wait for MLflow",
     """\
-    Deliver to MLflow the records that wait in .reprogpt/outbox since the store could not be used when
-    they were made. The next stage that runs does the same; this is for when none is to run.""",
+    Upload to MLflow the records that wait in .reprogpt/outbox because the store was not available when
+    they were made. The next stage that runs does the same.""",
     """\
     0 if nothing waits any longer, 1 if records wait for another store, 2 if the store can't be used
     """,

@@ -1,25 +1,26 @@
-"""`reprogpt register NAME`: a trained model becomes a version in MLflow's registry, and can be served by its name."""
+"""`reprogpt register NAME`: registers a trained model in MLflow's model registry, to be served by its name."""
 
 import sys
 from collections.abc import Sequence
 
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.report import MODEL, MODEL_TAG
+from reprogpt.lineage.report import MODEL_TAG
 from reprogpt.lineage.resolve_run import parent_run, require_run
 from reprogpt.lineage.revisions import Workspace
+from reprogpt.paths import MODEL
 from reprogpt.tracking.logged_models import register_model
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import search_runs
 
 
 def register(name: str, what: str | None) -> int:
-    """Register the model of the run that `what` means, None being the one that made the workspace's weights; 0.
+    """Register the model of the run that `what` names, None for the run that made data/model; returns 0.
 
-    name: as parsing.py allows. A model that is a version of that name already stays that version.
-    Raises PipelineError where there is no such run, or it has no model.
+    name: as cli/parser.py allows. A model that is already a version of that name keeps its version.
+    Raises PipelineError if there is no such run, or it has no model.
     """
     runs = search_runs()
-    chosen, remark = _runs_here(runs) if what is None else _run_meant(what, runs)
+    chosen, remark = _runs_of_workspace(runs) if what is None else _named_run(what, runs)
     if remark:
         print(remark, file=sys.stderr)
     for run in chosen:
@@ -32,21 +33,21 @@ def register(name: str, what: str | None) -> int:
             return 0
     run = chosen[0]
     raise PipelineError(
-        f"run {run.id} ({run.name}, {run.status}) has no model: a training sends it at its\n"
-        "end. `reprogpt sync` delivers one that still waits; a run from before runs had models needs\n"
-        "`dvc repro -f train` with its parameters, and has the same weights then"
+        f"run {run.id} ({run.name}, {run.status}) has no model: it is uploaded when a\n"
+        "training ends. `reprogpt sync` uploads one that still waits; a run from before runs had models needs\n"
+        "`dvc repro -f train` with its parameters, which gives the same weights"
     )
 
 
-def _run_meant(what: str, runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], str]:
+def _named_run(what: str, runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], str]:
     found, remark = require_run(what, runs)
     return [parent_run(found, runs) or found], remark
 
 
-def _runs_here(runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], str]:
+def _runs_of_workspace(runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], str]:
     """The runs that made the weights in data/model, newest first, those of the workspace's run key before others."""
-    here = Workspace()
-    weights = here.digest(MODEL)
+    workspace = Workspace()
+    weights = workspace.digest(str(MODEL))
     if weights is None:
         raise PipelineError(
             f"{MODEL} is missing: `dvc repro` trains it, `dvc pull` fetches it where a remote has it,\n"
@@ -56,6 +57,6 @@ def _runs_here(runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], str]:
     if not found:
         raise PipelineError(
             f"no MLflow run made the weights in {MODEL} ({weights}); they were trained elsewhere, or\n"
-            "their record still waits: `reprogpt sync` delivers it. --run RUN registers the model of a run"
+            "their records still wait: `reprogpt sync` uploads them. --run RUN registers the model of a run"
         )
-    return sorted(found, key=lambda run: run.tags.get("run_key") != here.summary_key), ""
+    return sorted(found, key=lambda run: run.tags.get("run_key") != workspace.summary_key), ""

@@ -1,4 +1,4 @@
-"""`reprogpt verify [--stage NAME]`: whether the recorded run gives the same bits again."""
+"""`reprogpt verify [--stage NAME]`: reruns the recorded stages and compares the bits."""
 
 import json
 import os
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from reprogpt.compare import Change
-from reprogpt.dvc_files import dvc_md5, out_paths
+from reprogpt.dvc_files import dvc_md5, files_in, out_paths
 from reprogpt.errors import PipelineError
 from reprogpt.files import file_digest
-from reprogpt.lineage.report import MODEL, MODEL_TAG, lock_key
-from reprogpt.lineage.revisions import State, Workspace
+from reprogpt.lineage.report import MODEL_TAG, lock_key
+from reprogpt.lineage.revisions import Revision, Workspace
 from reprogpt.numerics.device import set_up_numerics
+from reprogpt.paths import MODEL, RAW_TEXT, SOURCE
 from reprogpt.tracking.environment import environment_tags
 from reprogpt.tracking.git import git
 from reprogpt.tracking.runs import TrackedRun
@@ -34,114 +35,125 @@ from reprogpt.verify.report import (
     survived,
     table,
 )
-from reprogpt.verify.sandbox import repeat, sandbox_clone, sandbox_store_uri
+from reprogpt.verify.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
 
-RAW, SOURCE = "data/corpus/raw.txt", "data/corpus/source.json"
 PINS = Path("requirements.lock")
 START_FILES = ("config.json", "model.safetensors")
 NUM_COPIES = 3  # of each out: in place, in the clone's DVC cache, and the checkpoint in its MLflow store
 
 
 def verify(stage: str | None) -> int:
-    """Repeat the stage that dvc.lock records, or all of them for None, in a temporary clone, and print what
-    became of each out: 0 if all are the same, else 1.
+    """Rerun the recorded stage, or all stages for None, in a temporary clone, and print what became of each out.
 
-    Raises PipelineError where it can't be tried: what is here is not what was run, no room, a stage that fails.
+    Returns 0 if all outs are the same, else 1. Raises PipelineError if it can't be tried: the workspace is not what
+    was recorded, there is no room, or a stage fails.
     """
     workspace = Workspace()
     if not workspace.lock:
         raise PipelineError("the workspace has no dvc.lock, so no run is recorded here; `dvc repro` makes one")
-    repeated = [stage] if stage else list(workspace.stages)
-    _refuse_another_run(workspace, repeated, single=stage is not None)
+    stages = [stage] if stage else list(workspace.stages)
+    _require_recorded_state(workspace, stages, single=stage is not None)
     recorded = _recorded_training(workspace)
-    kept = RAW in _outs(workspace, repeated) and _text_would_be_kept(workspace)
-    paths = [*_files_to_copy(workspace, repeated), *([RAW] if kept else [])]
-    with sandbox_clone(paths, needed_bytes=_needed_bytes(workspace, repeated)) as clone:
-        print(f"repeating {', '.join(repeated)} in {clone}, removed afterwards\n", file=sys.stderr, flush=True)
-        repeat(clone, stage)
-        compared = _compare(workspace, repeated, clone)
-        circumstances = RunEnvironments(
-            recorded, _present_environment(workspace, clone, repeated), _other_versions(), _other_text(workspace, clone)
+    reuses_text = str(RAW_TEXT) in _outs(workspace, stages) and _is_recorded_text(workspace)
+    files = _files_to_copy(workspace, stages)
+    if reuses_text:
+        files.append(str(RAW_TEXT))
+    with sandbox_clone(files, needed_bytes=_needed_bytes(workspace, stages)) as clone:
+        print(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n", file=sys.stderr, flush=True)
+        rerun_stages(clone, stage)
+        compared = _compare(workspace, stages, clone)
+        environments = RunEnvironments(
+            recorded,
+            _present_environment(workspace, clone, stages),
+            _unpinned_versions(),
+            _corpus_change(workspace, clone),
         )
-    same = all(one.status == SAME for one in compared)
-    more = (
-        survived(repeated, circumstances) if same else explanation(origins(compared, workspace.stages), circumstances)
-    )
-    kept_words = [f"{RAW} is a copy of the one here, which has corpus_sha256; it was not downloaded"] if kept else []
-    print("\n".join([*table(compared), *([""] if more else []), *more, "", *kept_words, conclusion(compared)]))
-    return 0 if same else 1
+    is_same = all(comparison.status == SAME for comparison in compared)
+    if is_same:
+        remarks = survived(stages, environments)
+    else:
+        remarks = explanation(origins(compared, workspace.stages), environments)
+    lines = table(compared)
+    if remarks:
+        lines += ["", *remarks]
+    lines.append("")
+    if reuses_text:
+        lines.append(f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded")
+    print("\n".join([*lines, conclusion(compared)]))
+    return 0 if is_same else 1
 
 
-def _compare(workspace: State, repeated: Sequence[str], clone: Path) -> list[OutComparison]:
-    """Every recorded out of the repeated stages, held against what the clone has."""
+def _compare(workspace: Revision, stages: Sequence[str], clone: Path) -> list[OutComparison]:
+    """Every recorded out of these stages with the clone's digest."""
     found = []
-    for stage in repeated:
+    for stage in stages:
         for out in workspace.lock[stage].get("outs", []):
             path = clone / out["path"]
             found.append(OutComparison(stage, out["path"], out["md5"], dvc_md5(path) if path.exists() else None))
     return found
 
 
-def _refuse_another_run(workspace: State, repeated: Sequence[str], *, single: bool) -> None:
-    """Raise PipelineError unless code, parameters and data here are what dvc.lock says the stages were run with."""
-    found = obstacles(workspace.lock, workspace.stages, workspace.params, cache(workspace.digest), repeated)
+def _require_recorded_state(workspace: Revision, stages: Sequence[str], *, single: bool) -> None:
+    """Raise PipelineError unless code, parameters and data are those that dvc.lock records for these stages."""
+    found = obstacles(workspace.lock, workspace.stages, workspace.params, cache(workspace.digest), stages)
     if not found:
         return
     lines = [f"  {what}  ({', '.join(stages)})" for what, stages in found.items()]
     data = ", and\n`dvc checkout` for what other stages made" if single else ""
     raise PipelineError(
-        "what dvc.lock records can't be repeated from this workspace, which is not what was run:\n"
+        "the recorded run can't be rerun from this workspace, which differs from what was run:\n"
         + "\n".join(lines)
-        + "\nTo have what was run, `git checkout` a commit in which code, params.yaml and dvc.lock belong together"
-        + f"{data};\nto run what is here, and record that instead, `dvc repro`"
+        + "\nTo restore it, `git checkout` a commit in which code, params.yaml and dvc.lock belong together"
+        + f"{data};\nto run and record the present state instead, `dvc repro`"
     )
 
 
-def _files_to_copy(workspace: State, repeated: Sequence[str]) -> list[str]:
+def _files_to_copy(workspace: Revision, stages: Sequence[str]) -> list[str]:
     """The files that git tracks and those that the stages read, without what the stages make."""
     listed = git("ls-files", "-z")
     if listed is None:
-        raise PipelineError("this folder is not in a git repository, so there is nothing to clone; run it in a clone")
-    deps = [Path(dep) for stage in repeated for dep in workspace.stages[stage].get("deps", [])]
-    read = [file.as_posix() for dep in deps for file in ([dep] if dep.is_file() else dep.rglob("*"))]
-    made = _outs(workspace, repeated)
-    paths = dict.fromkeys([*filter(None, listed.split("\0")), *read, *_start_files(workspace, repeated)])
+        raise PipelineError("this folder is not in a git repository, so it can't be copied; run this in a clone")
+    deps = [Path(dep) for stage in stages for dep in workspace.stages[stage].get("deps", [])]
+    read = [file.as_posix() for dep in deps for file in ([dep] if dep.is_file() else files_in(dep))]
+    made = _outs(workspace, stages)
+    paths = dict.fromkeys([*filter(None, listed.split("\0")), *read, *_start_files(workspace, stages)])
     return [path for path in paths if Path(path).is_file() and not any(_is_in(path, out) for out in made)]
 
 
-def _start_files(workspace: State, repeated: Sequence[str]) -> list[str]:
-    """What train reads of a folder in the repository to start from, which is none of its deps; [] if it does not."""
+def _start_files(workspace: Revision, stages: Sequence[str]) -> list[str]:
+    """The files of init_from if it is a folder in the repository, which is not among train's deps."""
     folder = Path(workspace.params.get("init_from", ""))
-    is_read = "train" in repeated and folder != Path() and not folder.is_absolute()
-    return [path.as_posix() for name in START_FILES if (path := folder / name).is_file()] if is_read else []
+    is_needed = "train" in stages and folder != Path() and not folder.is_absolute()
+    return [path.as_posix() for name in START_FILES if (path := folder / name).is_file()] if is_needed else []
 
 
 def _is_in(path: str, out: str) -> bool:
     return path == out or path.startswith(f"{out}/")
 
 
-def _outs(workspace: State, repeated: Sequence[str]) -> set[str]:
-    return {path for stage in repeated for path in out_paths(workspace.stages[stage])}
+def _outs(workspace: Revision, stages: Sequence[str]) -> set[str]:
+    return {path for stage in stages for path in out_paths(workspace.stages[stage])}
 
 
-def _text_would_be_kept(workspace: State) -> bool:
-    """Whether fetch would take the text that is here for the one asked for, and it is the recorded one."""
-    path, wanted = Path(RAW), workspace.params.get("corpus_sha256")
-    return workspace.digest(RAW) == workspace.recorded_outs.get(RAW) and path.is_file() and file_digest(path) == wanted
+def _is_recorded_text(workspace: Revision) -> bool:
+    """Whether the workspace's text is the recorded one and has corpus_sha256, so that fetch would keep it."""
+    wanted = workspace.params.get("corpus_sha256")
+    is_recorded = workspace.digest(str(RAW_TEXT)) == workspace.recorded_outs.get(str(RAW_TEXT))
+    return is_recorded and RAW_TEXT.is_file() and file_digest(RAW_TEXT) == wanted
 
 
-def _needed_bytes(workspace: State, repeated: Sequence[str]) -> int:
-    """Room on disk for what the stages make and for what they read of others."""
-    entries = [workspace.lock[stage] for stage in repeated]
+def _needed_bytes(workspace: Revision, stages: Sequence[str]) -> int:
+    """Disk space for what the stages make and for what they read from other stages."""
+    entries = [workspace.lock[stage] for stage in stages]
     made: dict[str, int] = {out["path"]: out.get("size", 0) for entry in entries for out in entry.get("outs", [])}
     read: dict[str, int] = {dep["path"]: dep.get("size", 0) for entry in entries for dep in entry.get("deps", [])}
-    start = sum(Path(path).stat().st_size for path in _start_files(workspace, repeated))
+    start = sum(Path(path).stat().st_size for path in _start_files(workspace, stages))
     return NUM_COPIES * sum(made.values()) + sum(size for path, size in read.items() if path not in made) + start
 
 
-def _recorded_training(workspace: State) -> dict[str, str] | None:
-    """Tags of the newest MLflow run that trained the weights that dvc.lock records; None if there is none."""
-    key, weights = lock_key(workspace), workspace.recorded_outs.get(MODEL)
+def _recorded_training(workspace: Revision) -> dict[str, str] | None:
+    """Tags of the newest MLflow run that trained the weights in dvc.lock; None if there is none."""
+    key, weights = lock_key(workspace), workspace.recorded_outs.get(str(MODEL))
     return _tags([run for run in search_runs() if run.tags.get(MODEL_TAG) == weights], key)
 
 
@@ -149,21 +161,22 @@ def _tags(runs: Sequence[TrackedRun], key: str | None) -> dict[str, str] | None:
     return next((run.tags for run in runs if key is not None and run.tags.get("run_key") == key), None)
 
 
-def _present_environment(workspace: State, clone: Path, repeated: Sequence[str]) -> dict[str, str]:
-    """Tags of the training in the clone's own store; where train was not repeated, what they would be."""
+def _present_environment(workspace: Revision, clone: Path, stages: Sequence[str]) -> dict[str, str]:
+    """Tags of the rerun's training; if train was not rerun, the tags that it would have."""
     with _store_of(clone):
         tags = _tags(search_runs(), lock_key(workspace))
     if tags is not None:
         return tags
-    # Other stages don't mind that this machine lacks the device.
-    usual = {"device": "cpu", "precision": "fp32", "matmul": "torch"}
-    minded = "device" in depended_on(repeated)
-    return environment_tags(set_up_numerics(**{key: workspace.params[key] for key in usual} if minded else usual))
+    # Stages that don't depend on the device must not fail where this machine lacks it.
+    arithmetic = {"device": "cpu", "precision": "fp32", "matmul": "torch"}
+    if "device" in depended_on(stages):
+        arithmetic = {key: workspace.params[key] for key in arithmetic}
+    return environment_tags(set_up_numerics(**arithmetic))
 
 
 @contextmanager
 def _store_of(clone: Path) -> Iterator[None]:
-    """Inside, search_runs() reads the clone's store."""
+    """While the block runs, search_runs() reads the clone's store."""
     before = dict(os.environ)
     os.environ.update({"MLFLOW_TRACKING_URI": sandbox_store_uri(clone), "DVC_ROOT": str(clone)})
     try:
@@ -174,9 +187,10 @@ def _store_of(clone: Path) -> Iterator[None]:
             os.environ.update({name: before[name]} if name in before else {})
 
 
-def _other_versions() -> list[Change]:
-    """Pins of requirements.lock beside which another version is installed. What is not installed is left out:
-    a CPU build of torch, say, needs no CUDA.
+def _unpinned_versions() -> list[Change]:
+    """Packages whose installed version differs from requirements.lock.
+
+    Packages that are not installed are left out: a CPU build of torch needs no CUDA, for example.
     """
     pinned = re.findall(r"^([\w.-]+)==([^\s;]+)", PINS.read_text("utf-8"), flags=re.MULTILINE)
     found = []
@@ -190,10 +204,10 @@ def _other_versions() -> list[Change]:
     return found
 
 
-def _other_text(workspace: State, clone: Path) -> Change | None:
-    """The text of the recorded run, if that is known here, and that of the repeat, where they are not the same."""
-    recorded = workspace.digest(SOURCE) == workspace.recorded_outs.get(SOURCE)
-    then = _describe(workspace.read_json(SOURCE)) if recorded else None
+def _corpus_change(workspace: Revision, clone: Path) -> Change | None:
+    """The corpus of the recorded run and of the rerun, if they differ; None if they don't or it is not known."""
+    recorded = workspace.digest(str(SOURCE)) == workspace.recorded_outs.get(str(SOURCE))
+    then = _describe(workspace.read_json(str(SOURCE))) if recorded else None
     path = clone / SOURCE
     now = _describe(json.loads(path.read_text("utf-8"))) if path.is_file() else None
     return Change("corpus", then, now) if now != then and now is not None else None

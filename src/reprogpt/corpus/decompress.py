@@ -1,4 +1,4 @@
-"""The bytes in a plain, gzip (.gz) or Zstandard (.zst) file. The only file that imports zstandard."""
+"""Reads plain, gzip (.gz) and Zstandard (.zst) files. The only file that imports zstandard."""
 
 import gzip
 import zlib
@@ -8,11 +8,11 @@ from pathlib import Path
 from reprogpt.errors import FetchError
 
 PIECE_BYTES = 1 << 20  # read of what is not packed, or come out of gzip, at a time
-# A block of at most 128 KiB comes out of 4 bytes or more: so at most 32 MiB out of these.
-PACKED_BYTES = 1 << 10
+# 4 bytes can decompress to a block of 128 KiB: so at most 32 MiB come out of this many.
+COMPRESSED_BYTES = 1 << 10
 
 
-def unpack(path: Path, *, kind: str, name: str) -> Iterator[bytes]:
+def decompress(path: Path, *, kind: str, name: str) -> Iterator[bytes]:
     """The bytes in `path`, in pieces of at most 32 MiB, however small what they are packed in.
 
     kind: the name of the file in its own place, whose end says how it is packed.
@@ -35,7 +35,7 @@ def _gzip(path: Path, name: str) -> Iterator[bytes]:
             try:
                 piece = file.read(PIECE_BYTES)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise FetchError(f"{name} can't be unpacked as gzip: {error}") from None
+                raise FetchError(f"{name} can't be decompressed as gzip: {error}") from None
             if not piece:
                 return
             yield piece
@@ -48,15 +48,15 @@ def _zstandard(path: Path, name: str) -> Iterator[bytes]:
     with path.open("rb") as file:
         frame, rest = zstandard.ZstdDecompressor().decompressobj(), b""
         fed = False
-        while packed := rest or file.read(PACKED_BYTES):
+        while packed := rest or file.read(COMPRESSED_BYTES):
             if frame.eof:  # a file may hold several
                 frame = zstandard.ZstdDecompressor().decompressobj()
             try:
                 piece = frame.decompress(packed)
             except zstandard.ZstdError as error:
-                raise FetchError(f"{name} can't be unpacked as Zstandard: {error}") from None
+                raise FetchError(f"{name} can't be decompressed as Zstandard: {error}") from None
             rest, fed = frame.unused_data if frame.eof else b"", True
             if piece:
                 yield piece
         if fed and not frame.eof:
-            raise FetchError(f"{name} can't be unpacked as Zstandard: it ends within a frame")
+            raise FetchError(f"{name} can't be decompressed as Zstandard: it ends within a frame")

@@ -1,7 +1,7 @@
-"""Where the documents of a corpus end: an end-of-text token belongs between two of them.
+"""Document boundaries of a corpus: an end-of-text token goes between two documents.
 
-Their texts stand in one file with nothing in between, so no text can be mistaken for the sign of an end. What is kept
-beside it are the offsets at which one document ends and the next begins, in bytes, ascending; [] for a single text.
+The texts are concatenated in one file without separators, so no text can be mistaken for one. The boundaries are kept
+beside it as ascending byte offsets at which one document ends and the next begins; [] for a single text.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,19 +13,19 @@ from reprogpt.files import read_json
 
 
 def cut_ends(ends: Sequence[int], cut: int) -> tuple[list[int], list[int]]:
-    """The ends within both parts of a text that is cut at byte `cut`. A document's end at the cut is in neither."""
+    """The boundaries within both parts of a text split at byte `cut`. One exactly at the cut is in neither."""
     return [end for end in ends if end < cut], [end - cut for end in ends if end > cut]
 
 
 def spans(ends: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-    """(first byte, end) of each document of a text; None for the text's own end."""
+    """(first byte, end) of each document; the last end is None."""
     return zip([0, *ends], [*ends, None], strict=True)
 
 
 def read_ends(path: Path, key: str, text: Path) -> list[int]:
-    """The ends of documents in `text` that a JSON file of ours lists under `key`.
+    """Read the document boundaries of `text` from the key `key` of a JSON file.
 
-    Raises DataError if they or the text are not there, or don't fit each other.
+    Raises DataError if a file is missing, or they don't fit each other.
     """
     remedy = "`dvc repro` makes both again"
     if not text.exists():

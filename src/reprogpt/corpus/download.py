@@ -1,4 +1,4 @@
-"""The bytes behind an http, https or file URL. The only file that imports requests."""
+"""Downloads from http, https and file URLs. The only file that imports requests."""
 
 import re
 import shutil
@@ -25,20 +25,20 @@ PIECE_BYTES = 1 << 16
 WEB_SCHEMES = ("http", "https")
 FILE_PREFIX = "file://"
 
-# What stands before the @ of a host. The second form is a password with a bare slash in it: such a
-# URL can't be used, but the message that says so must not show the password either.
+# The user and password of a URL. The second form is a password with an unescaped slash: such a URL can't be used, but
+# the message that says so must not show the password either.
 _USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
 
 
-class _PassingError(Exception):
-    """One attempt failed in a way that may pass; `error` is what to raise if it does not."""
+class _TransientError(Exception):
+    """An attempt failed in a way that a retry may fix; `error` is raised if none does."""
 
     def __init__(self, error: FetchError) -> None:
         self.error = error
 
 
 def redact(text: str) -> str:
-    """`text`, a URL or a message with URLs in it, less every `user:password@`."""
+    """`text`, a URL or a message with URLs in it, without every `user:password@`."""
     return _USER_INFO.sub("", text)
 
 
@@ -51,30 +51,29 @@ def download(
     place: str = "corpus_url",
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> None:
-    """Write to `to` the bytes at `url`, as its owner wrote them: a compression of the transfer is undone.
+    """Download `url` into `to`, decoding any Content-Encoding.
 
-    Follows redirects between http and https, but none from https to http. Makes up to ATTEMPTS attempts
-    where the server is busy or broken (429, 5xx), the body breaks off, or there is no connection; after a
-    time-out only one.
-    name: what messages call the text, with its address. place: where a person would correct the address.
-    advance: told of each number of bytes that came. After an error, `to` may hold a part of the bytes.
-    Raises UnreachableError if the host can't be reached. Raises FetchError for any other status than
-    200, another redirect, TLS trouble, more than max_bytes, and a file: URL that names no file of
-    this machine; OSError if `to` can't be written. No message shows the user or password in `url`.
+    Follows redirects between http and https, but not from https to http. Makes up to ATTEMPTS attempts if the server
+    is busy or fails (429, 5xx), the body is cut short, or there is no connection; only one after a timeout.
+    name: the text's name in messages, with its address. place: where a user would correct the address.
+    advance: called with each number of bytes received. After an error, `to` may hold a part of the bytes.
+    Raises UnreachableError if the host can't be reached; FetchError for a status other than 200, another redirect, a
+    TLS error, more than max_bytes, and a file: URL that names no file of this machine; OSError if `to` can't be
+    written. No message shows the user or password in `url`.
     """
     name = name or f"{place}={redact(url)}"
     if url.lower().startswith(FILE_PREFIX):
         copy_file(path_of(url, name), to, name=name, max_bytes=max_bytes)
         return
     attempt = 1
-    while True:  # urllib3's own Retry ends where the body begins, and would obey a Retry-After of hours
+    while True:  # urllib3's Retry does not cover the body, and obeys a Retry-After of hours
         try:
             with to.open("wb") as file:
                 for piece in _attempt(url, name, place, max_bytes):
                     file.write(piece)
                     advance(len(piece))
             return
-        except _PassingError as failure:
+        except _TransientError as failure:
             if attempt == ATTEMPTS:
                 raise type(failure.error)(f"{failure.error} (gave up after {ATTEMPTS} attempts)") from None
         time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
@@ -82,7 +81,7 @@ def download(
 
 
 def copy_file(path: Path, to: Path, *, name: str, max_bytes: int) -> None:
-    """Write to `to` the bytes of a regular file. Raises FetchError as require_file does, OSError if `to` can't be."""
+    """Copy a regular file to `to`. Raises FetchError as require_file does, OSError if `to` can't be written."""
     require_file(path, name=name, max_bytes=max_bytes)
     try:
         source = path.open("rb")
@@ -93,7 +92,7 @@ def copy_file(path: Path, to: Path, *, name: str, max_bytes: int) -> None:
 
 
 def require_file(path: Path, *, name: str, max_bytes: int) -> None:
-    """Raise FetchError if `path` is missing, no regular file, or larger than max_bytes. `name`: as messages call it."""
+    """Raise FetchError if `path` is missing, not a regular file, or larger than max_bytes. name: for messages."""
     try:
         if not path.is_file():  # a pipe or a device would never end
             raise FetchError(f"{name}: {path.absolute()} is {'not a file' if path.exists() else 'missing'}")
@@ -105,7 +104,7 @@ def require_file(path: Path, *, name: str, max_bytes: int) -> None:
 
 
 def path_of(url: str, name: str) -> Path:
-    """The file that a file: URL names. Raises FetchError, calling the text `name`, if it names a host."""
+    """The file that a file: URL names. Raises FetchError, with `name`, if it names a host."""
     path = url[len(FILE_PREFIX) :]
     if not path.startswith("/"):
         raise FetchError(f"{name} names a host; for a file of this machine write file:///absolute/path")
@@ -121,26 +120,25 @@ def _attempt(url: str, name: str, place: str, max_bytes: int) -> Iterator[bytes]
         status = response.status_code
         answer = f"{name} answered {status} {status_phrases.get(status, '')}".rstrip()
         if status == 429 or status >= 500:
-            raise _PassingError(FetchError(f"{answer}; try again later"))
+            raise _TransientError(FetchError(f"{answer}; try again later"))
         if status != 200:
             raise FetchError(f"{answer}; open it in a browser, and put the right address into {place}")
         yield from _body(response, name, max_bytes)
 
 
 def _request(url: str, name: str) -> "requests.Response":
-    """The answer to one GET, its body still unread."""
-    # Imported here, not above: they take 0.15 s, and neither `split` nor a text that is already at
-    # hand needs them.
+    """The response to one GET, its body not yet read."""
+    # Imported here: requests takes 0.15 s, which `split` and a cached text don't need.
     import requests
     from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 
     try:
         wait = (CONNECT_SECONDS, READ_SECONDS)
         return requests.get(url, stream=True, timeout=wait, hooks={"response": _check_redirect})
-    except (OSError, ValueError, HTTPError) as error:  # requests' own are OSErrors; urllib3's slip through
+    except (OSError, ValueError, HTTPError) as error:  # requests raises OSErrors; some of urllib3's pass through
         causes = list(_causes(error))
         reason = redact(_reason(causes[-1]))
-        # A ProxyError may come from TLS, a ConnectionError from nearly anything: the causes decide.
+        # A ProxyError may be caused by TLS, a ConnectionError by nearly anything: look at the chain of causes.
         if any(isinstance(cause, (ssl.SSLError, SSLError)) for cause in causes):
             raise FetchError(
                 f"{name}: no trustworthy TLS connection: {reason}; check the machine's clock and REQUESTS_CA_BUNDLE"
@@ -149,21 +147,21 @@ def _request(url: str, name: str) -> "requests.Response":
             raise UnreachableError(f"{name} can't be reached: {reason}") from None
         no_connection = (ConnectionError, socket.gaierror, NewConnectionError, requests.exceptions.ProxyError)
         if any(isinstance(cause, no_connection) for cause in causes):
-            raise _PassingError(UnreachableError(f"{name} can't be reached: {reason}")) from None
+            raise _TransientError(UnreachableError(f"{name} can't be reached: {reason}")) from None
         if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidSchema):
-            reason = "not a valid URL"  # the libraries' own words quote pieces of it, a password among them
+            reason = "not a valid URL"  # the libraries' messages quote parts of it, maybe the password
         raise FetchError(
             f"{name} can't be downloaded: {reason}; check the address and the proxy (HTTPS_PROXY)"
         ) from None
 
 
 def _check_redirect(response: "requests.Response", **_: Any) -> None:
-    """Called by requests with each answer, before it follows a redirect."""
+    """Called by requests with each response, before it follows a redirect."""
     if not response.is_redirect:
         return
-    response.close()  # requests would read the redirect's own body first, however long it is
+    response.close()  # requests would first read the redirect's body, of any length
     scheme = urlsplit(urljoin(response.url, response.headers["location"])).scheme
-    allowed = ("https",) if urlsplit(response.url).scheme == "https" else WEB_SCHEMES  # TLS, once asked for, stays
+    allowed = ("https",) if urlsplit(response.url).scheme == "https" else WEB_SCHEMES  # never from https to http
     if scheme not in allowed:
         raise FetchError(
             f"{redact(response.url)} redirects to a {scheme}: address; only {' and '.join(allowed)} "
@@ -173,20 +171,20 @@ def _check_redirect(response: "requests.Response", **_: Any) -> None:
 
 
 def _body(response: "requests.Response", name: str, max_bytes: int) -> Iterator[bytes]:
-    """The decoded body. The server may lie about its length, or not tell it: the bound holds while reading."""
-    on_the_wire = response.raw.length_remaining  # Content-Length, None if unknown
-    if on_the_wire is not None and on_the_wire > max_bytes and "Content-Encoding" not in response.headers:
-        raise _too_large(name, f"{on_the_wire} bytes", max_bytes)
+    """The decoded body. Its length is checked while reading: Content-Length may be wrong or missing."""
+    content_length = response.raw.length_remaining  # Content-Length, None if unknown
+    if content_length is not None and content_length > max_bytes and "Content-Encoding" not in response.headers:
+        raise _too_large(name, f"{content_length} bytes", max_bytes)
     num_bytes = 0
     pieces = response.iter_content(PIECE_BYTES)
     while True:
         try:
             piece = next(pieces, None)
-        except OSError as error:  # whatever requests raises here; the host did answer, so it is not unreachable
-            expected = "an unknown number of" if on_the_wire is None else on_the_wire
+        except OSError as error:  # the host has responded, so it is not unreachable
+            expected = "an unknown number of" if content_length is None else content_length
             reason = redact(_reason(list(_causes(error))[-1]))
             got = f"got {response.raw.tell()} of {expected} bytes"
-            raise _PassingError(FetchError(f"{name} broke off: {got} ({reason}); try again later")) from None
+            raise _TransientError(FetchError(f"{name} broke off: {got} ({reason}); try again later")) from None
         if piece is None:
             return
         num_bytes += len(piece)
@@ -200,7 +198,7 @@ def _too_large(name: str, size: str, max_bytes: int) -> FetchError:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """`error`, then what it arose from, down to the first cause."""
+    """`error` and its chain of causes."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

@@ -1,4 +1,4 @@
-"""The download cache: files named by the SHA-256 of their bytes, so that a person can put one there."""
+"""The download cache: files named by their SHA-256, so that a user can add one by hand."""
 
 import sys
 from collections.abc import Iterator
@@ -12,30 +12,30 @@ WRITABLE_CACHE = "set REPROGPT_CACHE to a folder that can be written to"
 
 
 def corpora_folder() -> Path:
-    """Where the downloads lie."""
+    """The folder of the downloads."""
     return cache_folder() / "corpora"
 
 
 def cached_file(sha256: str) -> Path | None:
-    """The file of this digest, None if there is none; one that is spoilt is removed, with a warning."""
+    """The cached file with this digest, None if there is none. A corrupt one is removed with a warning."""
     cached = corpora_folder() / sha256
     found = digest_of(cached)
     if found not in (None, sha256):
-        warn(f"{cached} is removed from the download cache: its SHA-256 is {found}, not its name")
+        warn(f"{cached} failed its SHA-256 check ({found}) and is removed from the download cache")
         with file_errors(cached, "remove it"):
             cached.unlink()
     return cached if found == sha256 else None
 
 
 def digest_of(path: Path) -> str | None:
-    """SHA-256 of a file, None if there is none."""
+    """SHA-256 of a file, None if it does not exist."""
     with file_errors(path, "make it readable, or remove it"):
         return file_digest(path) if path.is_file() else None
 
 
 @contextmanager
 def replaced(path: Path, remedy: str) -> Iterator[Path]:
-    """files.atomic_path, whose OSErrors become FetchErrors that end in `remedy`."""
+    """As files.atomic_path, but an OSError becomes a FetchError that ends in `remedy`."""
     with file_errors(path, remedy), atomic_path(path) as temporary:
         yield temporary
 
@@ -50,5 +50,5 @@ def file_errors(path: Path, remedy: str) -> Iterator[None]:
 
 
 def warn(message: str) -> None:
-    """One line on standard error."""
+    """Print a warning on standard error."""
     print(f"warning: {message}", file=sys.stderr)

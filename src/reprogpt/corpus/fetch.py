@@ -1,4 +1,4 @@
-"""Bring the corpus from the nearest place that has it, verified."""
+"""Fetches the corpus: from the workspace, the download cache or its URL, verified by SHA-256."""
 
 import sys
 from collections.abc import Callable
@@ -25,14 +25,14 @@ WRITABLE_TEXT = "make room or set its permissions"
 
 @dataclass(frozen=True)
 class Source:
-    """What the corpus is and where it belongs: to a URL, or to a file used in its place.
+    """The corpus and its origin: a URL, or a fallback file.
 
-    url: the address asked for, without user and password; None for the fallback.
+    url: corpus_url without user and password; None for the fallback.
     path: the fallback as params.yaml names it, else None.
     sha256: of the file, as it came: a text or a manifest. bytes, characters (Unicode code points): of the text.
     documents: how many a manifest names, None for a single text.
     ends: bytes of the text at which one document ends and the next begins.
-    how: the way it took this time, for the log only.
+    how: how it was obtained this time, for the log only.
     """
 
     url: str | None
@@ -48,7 +48,7 @@ class Source:
         assert (self.url is None) != (self.path is None)
 
     def record(self) -> dict[str, str | int]:
-        """What source.json holds: the same, whichever way a text came."""
+        """The contents of source.json, which do not depend on how a text was obtained."""
         origin = {"url": self.url} if self.url is not None else {"path": self.path or ""}
         documents = {} if self.documents is None else {"documents": self.documents}
         return {**origin, "sha256": self.sha256, "bytes": self.bytes, "characters": self.characters, **documents}
@@ -63,15 +63,15 @@ def fetch_corpus(
     max_corpus_bytes: int,
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> Source:
-    """Bring the corpus to `raw`, from the nearest place that has it, and say what it is.
+    """Fetch the corpus into `raw`; returns what it is.
 
-    corpus_url names a text or a manifest of several, whose texts are joined. The places: `raw` itself (a single
-    text only), the download cache, corpus_url; where that, or a document of a manifest, can't be reached,
-    offline_corpus with a warning. The first two serve only what is pinned by corpus_sha256; "" accepts any text or
-    manifest, downloads it each time, and warns.
-    Each text must be UTF-8 and hold more than white space, and all together have at most max_corpus_bytes bytes,
-    wherever they come from. advance: told of each number of bytes that came. Memory does not grow with the text.
-    Raises FetchError or DataError; `raw` is then as it was.
+    corpus_url names a text, or a manifest of several texts, which are concatenated. Tried in order: `raw` itself (a
+    single text only), the download cache, corpus_url. If corpus_url or a document of a manifest can't be reached,
+    offline_corpus is used with a warning. The first two are used only for what corpus_sha256 pins; "" accepts any
+    text or manifest, downloads it each time, and warns.
+    Each text must be UTF-8 and hold more than whitespace; together they have at most max_corpus_bytes bytes.
+    advance: called with each number of bytes received. Memory use does not depend on the text's size.
+    Raises FetchError or DataError; `raw` is then unchanged.
     """
     url = redact(corpus_url)
     if not corpus_sha256:
@@ -84,35 +84,35 @@ def fetch_corpus(
         return _text(raw, "kept", url=url)
     try:
         with replaced(raw, WRITABLE_TEXT) as temporary:
-            bring = _bring_documents if is_manifest(corpus_url) else _bring_text
-            return bring(temporary, corpus_url, corpus_sha256, max_corpus_bytes, advance)
+            fetch = _fetch_documents if is_manifest(corpus_url) else _fetch_text
+            return fetch(temporary, corpus_url, corpus_sha256, max_corpus_bytes, advance)
     except UnreachableError as error:
         return _fall_back(raw, offline_corpus, max_corpus_bytes, error)
 
 
-def _bring_text(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> Source:
-    how = _bring(to, corpus_url, wanted, max_bytes, advance)
+def _fetch_text(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> Source:
+    how = _fetch(to, corpus_url, wanted, max_bytes, advance)
     source = _text(to, how, url=redact(corpus_url))
     if how == "downloaded" and wanted:
-        _keep(to, wanted)
+        _add_to_cache(to, wanted)
     return source
 
 
-def _bring_documents(
+def _fetch_documents(
     to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]
 ) -> Source:
-    how = _bring(to, corpus_url, wanted, MAX_MANIFEST_BYTES, advance)
+    how = _fetch(to, corpus_url, wanted, MAX_MANIFEST_BYTES, advance)
     sha256 = file_digest(to)
     documents = parse_manifest(to.read_bytes(), corpus_url)
     if how == "downloaded" and wanted:
-        _keep(to, wanted)
+        _add_to_cache(to, wanted)
     ends, num_characters = join_documents(documents, to, max_bytes=max_bytes, advance=advance)
     url, num_bytes = redact(corpus_url), to.stat().st_size
     return Source(url, None, sha256, num_bytes, num_characters, len(documents), ends, f"{len(documents)} documents")
 
 
-def _bring(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> str:
-    """Bring a file with the digest `wanted`, "" for any, from the download cache or its URL; say from which."""
+def _fetch(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> str:
+    """Fetch a file with the digest `wanted` ("" for any) from the download cache or its URL; returns from which."""
     if wanted and (cached := cached_file(wanted)):
         copy_file(cached, to, name="the download cache", max_bytes=max_bytes)
         how = "download cache"
@@ -121,12 +121,12 @@ def _bring(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Call
         how = "downloaded"
     found = file_digest(to)
     if wanted not in ("", found):
-        raise _other_text(corpus_url, wanted, found, to.stat().st_size)
+        raise _digest_error(corpus_url, wanted, found, to.stat().st_size)
     return how
 
 
-def _keep(path: Path, sha256: str) -> None:
-    """Put a copy of a file into the download cache."""
+def _add_to_cache(path: Path, sha256: str) -> None:
+    """Copy a file into the download cache."""
     with replaced(corpora_folder() / sha256, WRITABLE_CACHE) as temporary:
         copy_file(path, temporary, name=str(path), max_bytes=path.stat().st_size)
 
@@ -136,7 +136,7 @@ def _text(content: Path, how: str, *, url: str | None = None, path: str | None =
     return Source(url, path, file_digest(content), content.stat().st_size, num_characters, how=how)
 
 
-def _other_text(url: str, wanted: str, found: str, num_bytes: int) -> FetchError:
+def _digest_error(url: str, wanted: str, found: str, num_bytes: int) -> FetchError:
     return FetchError(
         f"corpus_url={redact(url)} is another text than expected\n"
         f"  expected  corpus_sha256={wanted}\n"

@@ -1,9 +1,9 @@
-"""A corpus of several files: a manifest names them, and their texts are joined.
+"""Manifests: a corpus of several files, whose texts are concatenated.
 
 A manifest is a UTF-8 text whose name ends in `.manifest`. Each line names a document: its address, the SHA-256 and
-the number of bytes of the file as it is there, packed or not, with white space in between. An address is an https or
-http URL or a path; one that is not absolute starts at the manifest's own place, and may hold spaces. A name in .gz or
-.zst is unpacked. Empty lines are skipped.
+the number of bytes of the file as it is there, compressed or not, separated by whitespace. An address is an https or
+http URL or a path; one that is not absolute is relative to the manifest, and may contain spaces. A name in .gz or
+.zst is decompressed. Empty lines are skipped.
 """
 
 import re
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
-from reprogpt.corpus.decompress import unpack
+from reprogpt.corpus.decompress import decompress
 from reprogpt.corpus.download import download, path_of, redact, require_file
 from reprogpt.corpus.download_cache import WRITABLE_CACHE, cached_file, corpora_folder, digest_of, file_errors, replaced
 from reprogpt.corpus.text import count_characters
@@ -26,7 +26,7 @@ _IS_WEB, _HAS_SCHEME = re.compile(r"(?i)https?://."), re.compile(r"[A-Za-z][A-Za
 
 @dataclass(frozen=True)
 class Document:
-    """A line of a manifest. address: a URL in full, or a file's absolute path. name: what messages call it."""
+    """A line of a manifest. address: a full URL, or a file's absolute path. name: for messages."""
 
     address: str
     sha256: str
@@ -35,7 +35,7 @@ class Document:
 
 
 def is_manifest(url: str) -> bool:
-    """Whether the URL's path ends as a manifest's does."""
+    """Whether the URL's path ends in .manifest."""
     return re.split("[?#]", url, maxsplit=1)[0].endswith(SUFFIX)
 
 
@@ -80,8 +80,8 @@ def join_documents(
     with to.open("wb") as file:
         for document in documents:
             begin = position
-            path = _obtain(document, max_bytes, advance)
-            for piece in unpack(path, kind=document.address.lower(), name=document.name):
+            path = _fetch_document(document, max_bytes, advance)
+            for piece in decompress(path, kind=document.address.lower(), name=document.name):
                 position += len(piece)
                 if position > max_bytes:
                     raise FetchError(
@@ -110,7 +110,7 @@ def _parse_line(line: str, name: str, url: str) -> Document:
 
 
 def _full_address(address: str, name: str, url: str) -> str:
-    """The address in full. Another machine's manifest names no file of this one."""
+    """The full address. A manifest from the web can't name a file of this machine."""
     if _IS_WEB.match(url):
         address = urljoin(url, address)
         if not _IS_WEB.match(address):
@@ -122,12 +122,12 @@ def _full_address(address: str, name: str, url: str) -> str:
     return address
 
 
-def _obtain(document: Document, max_bytes: int, advance: Callable[[int], object]) -> Path:
-    """A file with the document's bytes, verified: its own, or one in the download cache."""
+def _fetch_document(document: Document, max_bytes: int, advance: Callable[[int], object]) -> Path:
+    """A verified file with the document's bytes: a local one, or one in the download cache."""
     if not _IS_WEB.match(document.address):
         path = Path(document.address)
         require_file(path, name=document.name, max_bytes=max_bytes)
-        _require_same(document, path)
+        _verify(document, path)
         return path
     if cached := cached_file(document.sha256):
         return cached
@@ -136,11 +136,11 @@ def _obtain(document: Document, max_bytes: int, advance: Callable[[int], object]
         download(
             document.address, temporary, max_bytes=max_bytes, name=document.name, place="the manifest", advance=advance
         )
-        _require_same(document, temporary)
+        _verify(document, temporary)
     return cached
 
 
-def _require_same(document: Document, path: Path) -> None:
+def _verify(document: Document, path: Path) -> None:
     with file_errors(path, "make it readable"):
         num_bytes = path.stat().st_size
     sha256 = digest_of(path)

@@ -1,15 +1,16 @@
-"""Where a text may be cut so that its parts, encoded one by one, give the ids of the whole.
+"""Points at which a text can be split so that encoding the parts gives the token ids of the whole.
 
-GPT-2's pattern first cuts a text into words, each a possible space and letters, or digits, or other signs, or white
-space alone, and what is a word depends on what follows only where white space ends it. So no word ever crosses
+GPT-2's regular expression first splits a text into pre-tokens: an optional space with letters, digits or other
+characters, or whitespace alone. Only whitespace at a pre-token's end makes it depend on what follows. So no pre-token
+crosses from
 
-- from anything that is not white space to white space,
-- from a letter to a digit or sign, or from a digit to a letter or sign,
-- from a sign other than ' to a letter or digit ("'s" is a word),
+- a character that is not whitespace to whitespace,
+- a letter to a digit or sign, or a digit to a letter or sign,
+- a sign other than ' to a letter or digit ("'s" is a pre-token),
 
-and both sides read the same without each other. After white space is no such place: "\\n" and "\\n\\n" before a word
-are other words. Of the last two kinds only those in ASCII and Chinese and Japanese script are taken, whose classes
-no version of Unicode will change.
+and both sides are encoded independently of each other. After whitespace there is no split point: "\\n" and "\\n\\n"
+before a word are different pre-tokens. Of the last two kinds only ASCII and Chinese and Japanese characters are used,
+whose classes no version of Unicode will change.
 """
 
 import re
@@ -17,52 +18,58 @@ from collections.abc import Iterable, Iterator
 
 from reprogpt.errors import DataError
 
-MAX_STRETCH = 1 << 20  # characters without such a place; tiktoken needs up to 110 bytes of memory for each
+MAX_STRETCH = 1 << 20  # characters without a split point; tiktoken needs up to 110 bytes of memory for each
 
 _SIGN = r"!-&(-/:-@\[-`{-~"  # of ASCII, without '
 _IDEOGRAPH, _STOP = "\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fef", "、。！，：；？"  # noqa: RUF001
-_SEAM = re.compile(
+_SPLIT_POINT = re.compile(
     r"(?<=\S)(?=[ \t-\r])"
     rf"|(?<=[A-Za-z])(?=[0-9'{_SIGN}])|(?<=[0-9])(?=[A-Za-z'{_SIGN}])|(?<=[{_SIGN}])(?=[A-Za-z0-9])"
     rf"|(?<=[{_IDEOGRAPH}])(?=[{_STOP}])|(?<=[{_STOP}])(?=[{_IDEOGRAPH}])"
 )
-_NEAR = 100  # characters in which nearly every text has a seam
+_NEAR = 100  # characters in which nearly every text has a split point
 
 
 def split_text_at(pieces: Iterable[str], *, size: int, name: str, max_stretch: int = MAX_STRETCH) -> Iterator[str]:
-    """The text of `pieces`, cut anew: at seams, and into about `size` characters where there are enough of them.
+    """Re-split the text of `pieces` at split points, into parts of about `size` characters.
 
-    size: 1 to max_stretch. name: what messages call the text.
-    Raises DataError where more than max_stretch characters have no seam among them.
+    size: 1 to max_stretch. name: the text's name in messages.
+    Raises DataError if more than max_stretch characters have no split point.
     """
-    held, begin, num_before = "", 0, 0  # held[:begin] is done with; num_before characters came before held
+    buffer = ""
+    begin = 0  # buffer[:begin] has been yielded
+    num_before = 0  # characters before the buffer
     for piece in pieces:
-        held, num_before, begin = held[begin:] + piece, num_before + begin, 0
-        while len(held) - begin > size and (cut := _seam(held, begin, size)):
+        num_before += begin
+        buffer = buffer[begin:] + piece
+        begin = 0
+        while len(buffer) - begin > size:
+            cut = _next_split(buffer, begin, size)
+            if not cut:
+                _require_short(len(buffer) - begin, num_before + begin, max_stretch, name)
+                break
             _require_short(cut - begin, num_before + begin, max_stretch, name)
-            yield held[begin:cut]
+            yield buffer[begin:cut]
             begin = cut
-        if len(held) - begin > size:  # and no seam is in it
-            _require_short(len(held) - begin, num_before + begin, max_stretch, name)
-    if held[begin:]:
-        yield held[begin:]
+    if buffer[begin:]:
+        yield buffer[begin:]
 
 
-def _seam(text: str, begin: int, size: int) -> int:
-    """The last seam in the `size` characters after `begin`, or else the first one after them; 0 if there is none."""
+def _next_split(text: str, begin: int, size: int) -> int:
+    """The last split point in the `size` characters after `begin`, else the first one after them; 0 if none."""
     end = begin + size
     for start in (max(begin + 1, end - _NEAR), begin + 1):
-        seams = [match.start() for match in _SEAM.finditer(text, start, end + 1)]
-        if seams:
-            return seams[-1]
-    after = _SEAM.search(text, end)
+        points = [match.start() for match in _SPLIT_POINT.finditer(text, start, end + 1)]
+        if points:
+            return points[-1]
+    after = _SPLIT_POINT.search(text, end)
     return after.start() if after else 0
 
 
 def _require_short(length: int, num_before: int, max_stretch: int, name: str) -> None:
     if length > max_stretch:
         raise DataError(
-            f"{name} can't be encoded in parts: from character {num_before} on, more than {max_stretch} have no place "
-            "among them where words certainly end, such as a letter before a space or a line's end; "
+            f"{name} can't be encoded in parts: from character {num_before} on, more than {max_stretch} have no point "
+            "at which a word certainly ends, such as a letter before a space or a line's end; "
             "put spaces or line breaks into it"
         )

@@ -1,4 +1,4 @@
-"""The corpus as text: read and check a file of any size, cut it in two. No more than a piece is in memory."""
+"""The corpus as text: reads, checks and splits a file of any size, a chunk at a time."""
 
 import codecs
 from collections.abc import Callable, Iterator

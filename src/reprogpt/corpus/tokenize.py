@@ -1,4 +1,4 @@
-"""A text of any size to token ids, on all cores: the ids that encoding each document at once would give."""
+"""Encodes a text of any size on all cores: the same token ids as encoding each document as a whole."""
 
 import os
 import threading
@@ -30,7 +30,7 @@ class Counts:
     tokens: int
 
 
-def num_cores() -> int:
+def num_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -50,7 +50,7 @@ def tokenize_file(
     ends: the bytes where one document ends and the next begins. advance: told of each number of bytes read.
     workers: threads, one a core if None; tiktoken encodes outside Python's lock. Memory does not grow with the text:
     10 MB a thread, some 10 bytes for each of the (3 * workers + 1) * part_characters characters in hand, and more only
-    for stretches without a seam, of up to seams.MAX_STRETCH characters each.
+    for stretches without a split point, of up to MAX_STRETCH characters each.
     Raises DataError where the text is not UTF-8 or has a longer stretch.
     """
     num_characters = 0
@@ -65,7 +65,7 @@ def tokenize_file(
                 num_characters += len(part)
                 yield part
 
-    ids = encode_in_order(encoding, _batches(parts(), part_characters), workers or num_cores())
+    ids = encode_in_order(encoding, _batches(parts(), part_characters), workers or num_cpus())
     num_tokens = write_tokens(tokens, ids, dtype=token_type(encoding.n_vocab))
     return Counts(num_characters, num_tokens)
 

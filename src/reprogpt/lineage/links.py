@@ -1,4 +1,4 @@
-"""Whether what dvc.lock records of each stage is what is there. Values in, values out."""
+"""Checks what dvc.lock records of each stage against the files. Values in, values out."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,13 +7,15 @@ from typing import Any
 
 from reprogpt.dvc_files import out_paths, recorded_inputs, recorded_outs
 
-HOLDS, DIFFERS, NOT_HERE = "holds", "DIFFERS", "not here"
+HOLDS = "holds"
+DIFFERS = "DIFFERS"
+NOT_HERE = "not here"
 UNLISTED = "no longer listed in dvc.yaml"
 
 
 @dataclass(frozen=True)
 class Link:
-    """What is on record of one thing (None: nothing) and what was found in its place (None: it is not here)."""
+    """A recorded value (None: nothing is recorded) and the value found (None: it can't be checked here)."""
 
     what: str
     recorded: str | None
@@ -21,15 +23,17 @@ class Link:
 
     @property
     def status(self) -> str:
-        """HOLDS, DIFFERS, or NOT_HERE for what can't be checked."""
+        """HOLDS, DIFFERS, or NOT_HERE if it can't be checked."""
         if self.recorded is None:
             return DIFFERS
-        return NOT_HERE if self.found is None else HOLDS if self.found == self.recorded else DIFFERS
+        if self.found is None:
+            return NOT_HERE
+        return HOLDS if self.found == self.recorded else DIFFERS
 
 
 @dataclass(frozen=True)
 class StageLinks:
-    """A stage's links to what it was made from (cmd, deps, params) and to what it made; none if it never ran."""
+    """A stage's links to its inputs (cmd, deps, params) and its outs; none if it never ran."""
 
     stage: str
     inputs: list[Link]
@@ -41,8 +45,8 @@ def check_links(
 ) -> list[StageLinks]:
     """Every stage of dvc.yaml, in its order, with its links.
 
-    lock, stages: the `stages` of dvc.lock and of dvc.yaml. digest: path -> digest of what is there, or None.
-    A dep that is not there and that another stage makes is held against that stage's own record of it.
+    lock, stages: the `stages` of dvc.lock and dvc.yaml. digest: path -> digest of the file, or None.
+    A missing dep that another stage makes is checked against that stage's record of it.
     """
     made = {path: md5 for entry in lock.values() for path, md5 in recorded_outs(entry).items()}
 

@@ -1,4 +1,4 @@
-"""Which run a person means. No side effects."""
+"""Finds the MLflow run that an argument on the command line names. No side effects."""
 
 import re
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ PARENT = "mlflow.parentRunId"
 
 
 def find_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | None:
-    """The run that `what` means, and a remark for the person ("" mostly); None if it means none.
+    """The run that `what` names, and a remark to print ("" usually); None if there is none.
 
-    what: a run's id, or its first 6 or more hex digits, or a name (the run's own, or of its DVC experiment).
-    runs: newest first; of several with one name the first is taken, and the remark says so.
-    Raises PipelineError for digits that several ids start with.
+    what: a run's id, its first 6 or more hex digits, or a name (the run's, or that of its DVC experiment).
+    runs: newest first; of several with the same name the first is taken, and the remark says so.
+    Raises PipelineError if several ids start with the digits.
     """
     if re.fullmatch("[0-9a-fA-F]{6,32}", what):
         found = [run for run in runs if run.id.startswith(what.lower())]
         if len(found) > 1:
-            raise PipelineError(f"{what} begins the ids of {len(found)} runs; give more digits:{listing(found)}")
+            raise PipelineError(f"{what} begins the ids of {len(found)} runs; give more digits:{format_runs(found)}")
         if found:
             return found[0], ""
-    found = named(what, runs)
+    found = runs_named(what, runs)
     if not found:
         return None
-    others = f"{len(found)} runs are named {what}; this is the newest:{listing(found)}"
+    others = f"{len(found)} runs are named {what}; this is the newest:{format_runs(found)}"
     return found[0], others if len(found) > 1 else ""
 
 
@@ -36,44 +36,45 @@ def require_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str]
     if found is None:
         raise PipelineError(
             f"no MLflow run has the id or name {what}, nor an id that begins with it (6 digits at least).\n"
-            f"Known:{listing(runs)}\n"
+            f"Known:{format_runs(runs)}\n"
             "A DVC experiment taken from DVC's cache has no run of its own name: `reprogpt lineage NAME` names the\n"
             "one that trained it"
         )
     return found
 
 
-def unknown(what: str, runs: Sequence[TrackedRun], experiments: Sequence[str]) -> PipelineError:
-    """What to raise for a word that means neither a run, nor a DVC experiment by name, nor a commit."""
+def unknown_name_error(what: str, runs: Sequence[TrackedRun], experiments: Sequence[str]) -> PipelineError:
+    """The error for a name that is no run, no DVC experiment and no commit."""
+    known = ", ".join(experiments[:MAX_LISTED]) or "none"
     return PipelineError(
         f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
-        f"commit in this repository. Experiments: {', '.join(experiments[:MAX_LISTED]) or 'none'}. Runs:{listing(runs)}"
+        f"commit in this repository. Experiments: {known}. Runs:{format_runs(runs)}"
     )
 
 
 def require_distinct(words: Sequence[str], chosen: Sequence[TrackedRun], runs: Sequence[TrackedRun]) -> None:
-    """Raise PipelineError where two of the words mean the same run; chosen: what each means, of all the runs."""
+    """Raise PipelineError if two of the words name the same run. chosen: the run of each word."""
     seen: dict[str, str] = {}
     for word, run in zip(words, chosen, strict=True):
         if run.id in seen:
-            same = named(run.name, runs)
-            advice = f"; runs of one name are told apart by id:{listing(same)}" if len(same) > 1 else ""
+            same = runs_named(run.name, runs)
+            advice = f"; runs of one name are told apart by id:{format_runs(same)}" if len(same) > 1 else ""
             raise PipelineError(f"{seen[run.id]} and {word} are the same run{advice}")
         seen[run.id] = word
 
 
-def named(name: str, runs: Sequence[TrackedRun]) -> list[TrackedRun]:
-    """The runs of that name, or that DVC experiment, in the order given."""
+def runs_named(name: str, runs: Sequence[TrackedRun]) -> list[TrackedRun]:
+    """The runs with that name, or of that DVC experiment, in the order given."""
     return [run for run in runs if name in (run.name, run.tags.get("dvc.experiment"))]
 
 
 def parent_run(run: TrackedRun, runs: Sequence[TrackedRun]) -> TrackedRun | None:
-    """The training that this run is an evaluation of; None if it is a training itself."""
+    """The training's run that this run is an evaluation of; None if it is a training's itself."""
     return next((other for other in runs if other.id == run.tags.get(PARENT)), None)
 
 
-def listing(runs: Sequence[TrackedRun]) -> str:
-    """Names with the start of the id, a line each, at most MAX_LISTED of them; to follow a colon."""
+def format_runs(runs: Sequence[TrackedRun]) -> str:
+    """A line per run, with the start of its id and its name, at most MAX_LISTED; to follow a colon."""
     if not runs:
         return " none; `dvc repro` makes one"
     words = "".join(f"\n  {run.id[:8]}  {run.name}" for run in runs[:MAX_LISTED])

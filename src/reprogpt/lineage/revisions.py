@@ -1,4 +1,4 @@
-"""The states of the project that a lineage can be read from: the workspace, and what git holds of other times."""
+"""Revisions of the project: the workspace, git commits and DVC experiments, with their files and digests."""
 
 import hashlib
 import json
@@ -15,15 +15,14 @@ from ruamel.yaml import YAML
 from reprogpt.dvc_files import LOCK_FILE, dvc_md5, recorded_outs
 from reprogpt.errors import PipelineError
 from reprogpt.params.loader import DVC_FILE, PARAMS_FILE
+from reprogpt.paths import TRAIN_SUMMARY
 from reprogpt.tracking.git import git, git_bytes
 
-SUMMARY = "data/metrics/train.json"
 
+class Revision(ABC):
+    """The project's files at one revision, by paths relative to the repository's root.
 
-class State(ABC):
-    """The project's files at one moment, by paths relative to the repository's root.
-
-    name: for a person. experiment: the DVC experiment that it is, "" if it is none.
+    name: for messages. experiment: the DVC experiment's name, "" if it is none.
     """
 
     name: str
@@ -31,17 +30,18 @@ class State(ABC):
 
     @abstractmethod
     def read(self, path: str) -> bytes | None:
-        """A file's bytes; None where it is not there."""
+        """A file's bytes; None if it does not exist."""
 
     @abstractmethod
     def digest(self, path: str) -> str | None:
-        """What dvc.lock would record for the file or folder as it is; None where it is not there."""
+        """The digest that dvc.lock would record for a file or folder; None if it does not exist."""
 
     @cached_property
     def lock(self) -> dict[str, Any]:
         """The stages that dvc.lock records; {} without a dvc.lock."""
-        there = self.read(str(LOCK_FILE)) is not None
-        return dict(self._mapping(LOCK_FILE).get("stages", {})) if there else {}
+        if self.read(str(LOCK_FILE)) is None:
+            return {}
+        return dict(self._mapping(LOCK_FILE).get("stages", {}))
 
     @cached_property
     def stages(self) -> dict[str, Any]:
@@ -60,12 +60,12 @@ class State(ABC):
 
     @property
     def summary_key(self) -> str | None:
-        """The run key in data/metrics/train.json; None where there is none."""
-        recorded = self.read_json(SUMMARY).get("run_key")
-        return next(iter(recorded), None) if isinstance(recorded, list) else recorded  # in older commits it is alone
+        """The run key in data/metrics/train.json; None if there is none."""
+        recorded = self.read_json(str(TRAIN_SUMMARY)).get("run_key")
+        return next(iter(recorded), None) if isinstance(recorded, list) else recorded  # a string in older commits
 
     def read_json(self, path: str) -> dict[str, Any]:
-        """What a JSON file of ours holds; {} where it is not there or not readable."""
+        """A JSON object of the project; {} if it does not exist or is not readable."""
         try:
             values = json.loads(self.read(path) or b"{}")
         except ValueError:
@@ -76,39 +76,39 @@ class State(ABC):
         content = self.read(str(path))
         if content is None:
             raise PipelineError(f"{self.name} has no {path}; run this at the root of a clone of the pipeline")
-        # YAML 1.2, as DVC writes it: to a YAML 1.1 reader, its `1e-05` is a string.
+        # YAML 1.2, as DVC writes it: a YAML 1.1 parser reads its `1e-05` as a string.
         values = YAML(typ="safe", pure=True).load(content)
         if not isinstance(values, dict):
             raise PipelineError(f"{path} of {self.name} holds no `key: value` lines")
         return values
 
 
-class Workspace(State):
+class Workspace(Revision):
     """The current folder."""
 
     name = "the workspace"
 
     def read(self, path: str) -> bytes | None:
-        """See State."""
+        """See Revision."""
         return Path(path).read_bytes() if Path(path).is_file() else None
 
     def digest(self, path: str) -> str | None:
-        """See State."""
+        """See Revision."""
         return dvc_md5(Path(path)) if Path(path).exists() else None
 
 
-class Revision(State):
-    """A commit: files from git, and from DVC's cache those that git does not keep."""
+class Commit(Revision):
+    """A git commit: files from git, and from DVC's cache those that git does not track."""
 
     def __init__(self, commit: str, name: str, experiment: str = "") -> None:
         self.commit, self.name, self.experiment = commit, name, experiment
 
     def read(self, path: str) -> bytes | None:
-        """See State; what lies in DVC's cache alone is None here."""
+        """See Revision. None for a file that only DVC's cache has."""
         return git_bytes("cat-file", "blob", f"{self.commit}:{path}")
 
     def digest(self, path: str) -> str | None:
-        """See State; a file in DVC's cache counts as there if its bytes are what its name says."""
+        """See Revision. A file in DVC's cache exists if its bytes match its name."""
         content = self.read(path)
         if content is not None:
             return _md5(content)
@@ -129,33 +129,35 @@ class Revision(State):
 
     @cached_property
     def _cache(self) -> Path:
-        # Asked of DVC: a setting of the repository, the person or the machine may have moved it.
+        # Asked of DVC: a repository, global or system setting may have moved it.
         done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True)
         return Path(done.stdout.strip()) if done.returncode == 0 else Path(".dvc/cache")
 
 
-def experiments() -> dict[str, Revision]:
-    """DVC's experiments by name, newest first; of several with one name, on different commits, the newest."""
+def list_experiments() -> dict[str, Commit]:
+    """DVC's experiments by name, newest first; of several with the same name, the newest."""
     listed = git("for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps") or ""
-    found: dict[str, Revision] = {}
+    found: dict[str, Commit] = {}
     for line in listed.splitlines():
-        # Whatever else is under refs/exps is DVC's own bookkeeping.
+        # Other refs under refs/exps are DVC's bookkeeping.
         match = re.fullmatch(r"([0-9a-f]+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)", line)
         if match:
-            found.setdefault(match[2], Revision(match[1], f"DVC experiment {match[2]}", match[2]))
+            found.setdefault(match[2], Commit(match[1], f"DVC experiment {match[2]}", match[2]))
     return found
 
 
-def resolve_commit(what: str) -> Revision | None:
-    """The commit that git understands `what` as; None if it does not, or has no such commit here."""
+def resolve_commit(what: str) -> Commit | None:
+    """The commit that git resolves `what` to; None if there is none in this repository."""
     commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{what}^{{commit}}")
-    return Revision(commit, f"commit {commit}") if commit else None
+    return Commit(commit, f"commit {commit}") if commit else None
 
 
-def commits_with_run_key(run_key: str) -> list[Revision]:
-    """Commits of branches, tags and HEAD that came to hold the results of this run key, newest first."""
-    commits = git("log", "HEAD", "--branches", "--tags", "--remotes", f"-S{run_key}", "--format=%H", "--", SUMMARY)
-    found = [Revision(commit, f"commit {commit}") for commit in (commits or "").split()]
+def commits_with_run_key(run_key: str) -> list[Commit]:
+    """Commits of branches, tags and HEAD that introduced the results of this run key, newest first."""
+    commits = git(
+        "log", "HEAD", "--branches", "--tags", "--remotes", f"-S{run_key}", "--format=%H", "--", str(TRAIN_SUMMARY)
+    )
+    found = [Commit(commit, f"commit {commit}") for commit in (commits or "").split()]
     return [revision for revision in found if revision.summary_key == run_key]
 
 

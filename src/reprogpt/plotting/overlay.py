@@ -22,14 +22,14 @@ from reprogpt.plotting.style import (
     VERMILLION,
     bin_width,
     figure_style,
-    line,
-    step_axis,
+    plot_line,
+    set_step_axis,
 )
 
 METRICS = ("loss", "val_loss", "lr", "grad_norm")  # each is drawn where a run has it
-# Two runs are the usual number: the first looks are the darkest. Dash and marker tell apart what has no colour, and
-# gaps show what lies below.
-LOOKS: tuple[dict[str, Any], ...] = (
+# The first styles are the darkest, since two runs are the usual number. Dashes and markers tell lines apart without
+# colour, and gaps show what lies below.
+LINE_STYLES: tuple[dict[str, Any], ...] = (
     {"color": BLACK, "linestyle": "-", "marker": "o"},
     {"color": VERMILLION, "linestyle": (0, (5, 1.5)), "marker": "s"},
     {"color": BLUE, "linestyle": (0, (6, 1.5, 1, 1.5)), "marker": "^"},
@@ -38,7 +38,7 @@ LOOKS: tuple[dict[str, Any], ...] = (
     {"color": PURPLE, "linestyle": (0, (4, 1.5, 1, 1.5, 1, 1.5)), "marker": "X"},
 )
 RING: dict[str, Any] = {"marker": "o", "markersize": 8, "markerfacecolor": "none", "linestyle": ""}
-MOST_RUNS = len(LOOKS)
+MAX_RUNS = len(LINE_STYLES)
 MARKERS = 8  # of one line that is not marked at its evaluations
 SHORT = 36  # characters of a label of which two fit into a row
 
@@ -54,7 +54,7 @@ class RunCurves:
     history: dict[str, dict[int, float]]
     tokens_per_step: int = 0
     max_norm: float | None = None
-    looks: dict[str, Any] = field(default_factory=dict)
+    line_style: dict[str, Any] = field(default_factory=dict)
 
     def series(self, metric: str) -> pd.Series:
         """The metric by step, in their order; empty where the run has none."""
@@ -64,11 +64,12 @@ class RunCurves:
 def draw_overlay(runs: Sequence[RunCurves], note: str = "") -> dict[str, Figure]:
     """Every figure that the runs share, by the name it is saved under.
 
-    runs: 1 to MOST_RUNS, in the order of the legend. note: a line below the losses, for what can't be compared there.
-    Of runs of more than MOST_POINTS steps, medians of several steps are drawn, equally many for each run.
+    runs: 1 to MAX_RUNS, in the order of the legend. note: a line below the losses, for what can't be compared there.
+    Of runs of more than MAX_POINTS steps, medians of several steps are drawn, equally many for each run.
     """
     drawn = [
-        RunCurves(run.label, run.history, run.tokens_per_step, run.max_norm, LOOKS[n]) for n, run in enumerate(runs)
+        RunCurves(run.label, run.history, run.tokens_per_step, run.max_norm, LINE_STYLES[n])
+        for n, run in enumerate(runs)
     ]
     return {"losses": _losses(drawn, note), "learning_rate": _learning_rate(drawn), "gradients": _gradients(drawn)}
 
@@ -131,7 +132,7 @@ def _frames(runs: Sequence[RunCurves], num_frames: int = 1) -> tuple[Figure, lis
     width, height = STYLE["figure.figsize"]
     figure = Figure(figsize=(width, height + 1.4 * (num_frames - 1) + 0.17 * _legend_rows(runs)))
     frames = list(figure.subplots(num_frames, sharex=True, squeeze=False)[:, 0])
-    step_axis(frames[-1], _last_step(runs))
+    set_step_axis(frames[-1], _last_step(runs))
     return figure, frames
 
 
@@ -160,15 +161,15 @@ def _medians(axes: Axes, run: RunCurves, metric: str, every: int, number: int) -
     _marked(axes, run, values, number, linewidth=0.9)
 
 
-def _marked(axes: Axes, run: RunCurves, values: pd.Series, number: int, **looks: Any) -> None:
+def _marked(axes: Axes, run: RunCurves, values: pd.Series, number: int, **line_style: Any) -> None:
     """A line with MARKERS markers at most, evenly along the steps, not where the other runs' are."""
     if values.notna().any():
         steps = values.index.to_numpy()
-        share = (number + 0.5) / MOST_RUNS
+        share = (number + 0.5) / MAX_RUNS
         places = steps[0] + (steps[-1] - steps[0]) * (np.arange(MARKERS) + share) / MARKERS
         marked = sorted(set(np.searchsorted(steps, places).clip(max=len(steps) - 1).tolist()))
-        looks |= run.looks | {"markevery": marked}
-        line(axes, steps, values, **looks)
+        line_style |= run.line_style | {"markevery": marked}
+        plot_line(axes, steps, values, **line_style)
 
 
 def _evaluations(axes: Axes, run: RunCurves) -> None:
@@ -176,9 +177,9 @@ def _evaluations(axes: Axes, run: RunCurves) -> None:
     values = run.series("val_loss")
     if len(values):
         every = -(-len(values) // (3 * MARKERS))
-        line(axes, values.index.to_numpy(), values, **run.looks, markevery=every, linewidth=1.2)
+        plot_line(axes, values.index.to_numpy(), values, **run.line_style, markevery=every, linewidth=1.2)
         best = values.nsmallest(1)
-        axes.plot(best.index.to_numpy(), best.to_numpy(), color=run.looks["color"], **RING)
+        axes.plot(best.index.to_numpy(), best.to_numpy(), color=run.line_style["color"], **RING)
 
 
 def _tokens_axis(axes: Axes, runs: Sequence[RunCurves]) -> None:
@@ -202,7 +203,7 @@ def _legend_columns(runs: Sequence[RunCurves]) -> int:
 
 def _legend(figure: Figure, runs: Sequence[RunCurves], *, best: bool = False) -> None:
     """One entry a run, whatever it has in this figure: the same legend in all of them."""
-    entries = [Line2D([], [], **run.looks, label=run.label) for run in runs]
+    entries = [Line2D([], [], **run.line_style, label=run.label) for run in runs]
     if best:
         entries.append(Line2D([], [], color=BLACK, **RING, label="best val_loss"))
     figure.legend(handles=entries, loc="outside upper center", ncols=_legend_columns(runs))

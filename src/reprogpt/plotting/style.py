@@ -1,7 +1,7 @@
-"""How every figure looks, and how it becomes files: style, axes, lines, notes.
+"""The style of all figures, their axes, lines and annotations, and saving them.
 
-Colours are Okabe and Ito's, and every line also differs in dash, marker or darkness, so that a reader without
-colour, or a copy in black and white, loses nothing.
+Colours are Okabe and Ito's. Lines also differ in dash, marker or lightness, so that they can be told apart without
+colour.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,9 @@ from reprogpt.files import atomic_path
 
 BLACK, ORANGE, SKY, BLUE, VERMILLION, PURPLE = "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7"
 SHADE, GUIDE = "#EDEDED", "#595959"
-MOST_MARKERS = 40  # more of them on one line run into a band
-MOST_POINTS, FEWER_POINTS = 500, 250  # more of them on one jagged line run into a block; and what becomes of them
+MAX_MARKERS = 40  # more of them on one line run into a band
+MAX_POINTS = 500  # more of them on one jagged line run into a block
+BINNED_POINTS = 250  # then steps are binned into this many
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (5.5, 3.2),  # inches
@@ -43,9 +44,9 @@ METADATA = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
-    """Write <folder>/<name>.png (200 dpi) and .pdf, each whole or not at all.
+    """Write <folder>/<name>.png (200 dpi) and .pdf, each atomically.
 
-    One figure gives the same bytes on any day, in any time zone and under any matplotlibrc.
+    The same figure gives the same bytes on any day, in any time zone and under any matplotlibrc.
     """
     with figure_style():
         for kind, metadata in METADATA.items():
@@ -55,25 +56,25 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """matplotlib's own defaults plus STYLE, whatever the user's matplotlibrc says; afterwards theirs again."""
+    """While the block runs: matplotlib's defaults plus STYLE, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         yield
 
 
-def canvas() -> tuple[Figure, Axes]:
-    """A figure of the usual size with one frame; in figure_style only, as all below."""
+def new_figure() -> tuple[Figure, Axes]:
+    """A figure of the usual size with one axes; call within figure_style, as all functions below."""
     figure = Figure()
     return figure, figure.add_subplot()
 
 
 def bin_width(num_steps: int) -> int:
-    """Consecutive steps to be drawn as one point: 1 up to MOST_POINTS steps, else as many as leave FEWER_POINTS."""
-    return 1 if num_steps <= MOST_POINTS else -(-num_steps // FEWER_POINTS)
+    """Steps per drawn point: 1 up to MAX_POINTS steps, else as many as give BINNED_POINTS points."""
+    return 1 if num_steps <= MAX_POINTS else -(-num_steps // BINNED_POINTS)
 
 
-def step_axis(axes: Axes, last: int) -> None:
+def set_step_axis(axes: Axes, last: int) -> None:
     """Steps 0 to last along the bottom, at whole numbers."""
     room = max(0.5, 0.01 * last)
     axes.set_xlim(-room, last + room)
@@ -81,30 +82,30 @@ def step_axis(axes: Axes, last: int) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
 
 
-def line(axes: Axes, x: np.ndarray, y: pd.Series, **looks: Any) -> None:
-    """A line named after its column; where a point has no neighbours (NaN), a dot, since a line would not show it."""
-    there = y.notna().to_numpy()
-    between = np.concatenate([[False], there, [False]])
-    alone = np.flatnonzero(there & ~between[:-2] & ~between[2:])
-    dots = {"marker": "o", "markevery": alone.tolist()} if len(alone) else {}
-    axes.plot(x, y.to_numpy(), **{"label": y.name} | dots | looks)
+def plot_line(axes: Axes, x: np.ndarray, y: pd.Series, **style: Any) -> None:
+    """A line labelled with its column's name; a point between NaNs is a dot, since a line would not show it."""
+    is_value = y.notna().to_numpy()
+    padded = np.concatenate([[False], is_value, [False]])
+    isolated = np.flatnonzero(is_value & ~padded[:-2] & ~padded[2:])
+    dots = {"marker": "o", "markevery": isolated.tolist()} if len(isolated) else {}
+    axes.plot(x, y.to_numpy(), **{"label": y.name} | dots | style)
 
 
-def evaluations(axes: Axes, epochs: np.ndarray, values: pd.Series, **looks: Any) -> None:
-    """The evaluated steps of one loss, named after its column, if there are any."""
-    there = values.notna().to_numpy()
-    if there.any():
-        every = -(-int(there.sum()) // MOST_MARKERS)
-        looks |= {"label": values.name, "markevery": every, "clip_on": False, "zorder": 3}
-        axes.plot(epochs[there], values.to_numpy()[there], **looks)
+def evaluation_line(axes: Axes, epochs: np.ndarray, values: pd.Series, **style: Any) -> None:
+    """The evaluation steps of one loss, labelled with its column's name, if there are any."""
+    is_value = values.notna().to_numpy()
+    if is_value.any():
+        every = -(-int(is_value.sum()) // MAX_MARKERS)
+        style |= {"label": values.name, "markevery": every, "clip_on": False, "zorder": 3}
+        axes.plot(epochs[is_value], values.to_numpy()[is_value], **style)
 
 
-def above(axes: Axes, x: float, text: str) -> None:
+def annotate_above(axes: Axes, x: float, text: str) -> None:
     """Text above the frame, centred at x."""
     axes.annotate(text, (x, 1), (0, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center")
 
 
-def beside(axes: Axes, x: float, y: float, text: str) -> None:
+def annotate_beside(axes: Axes, x: float, y: float, text: str) -> None:
     """Text slightly above (x, y), on the side with more room."""
     left, right = axes.get_xlim()
     side, offset = ("left", 6) if x < (left + right) / 2 else ("right", -6)

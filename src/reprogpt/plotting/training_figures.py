@@ -1,4 +1,4 @@
-"""What a training history looks like on paper: learning rate, losses, gradients."""
+"""The figures of one training: learning rate, losses, gradients."""
 
 import io
 from collections.abc import Mapping
@@ -21,35 +21,34 @@ from reprogpt.plotting.style import (
     SHADE,
     SKY,
     VERMILLION,
-    above,
-    beside,
+    annotate_above,
+    annotate_beside,
     bin_width,
-    canvas,
-    evaluations,
+    evaluation_line,
     figure_style,
-    line,
-    step_axis,
+    new_figure,
+    plot_line,
+    set_step_axis,
 )
+from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
 
 COUNTS = ("step", "epoch", "tokens_seen")
-MEASURED = ("lr", "loss", "max_grad", "max_grad_clipped", "grad_norm")
-EVALUATED = ("train_loss", "val_loss")
 GRADIENTS = ("grad_norm", "max_grad", "max_grad_clipped")
-FACTS = ("warmup_steps", "steps_per_epoch", "max_norm")
+SUMMARY_KEYS = ("warmup_steps", "steps_per_epoch", "max_norm")
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """The rows of history.csv, one per step: counts as int64, the rest float64 to the last bit.
+    """The rows of history.csv, one per step: counts as int64, the rest as exact float64.
 
-    train_loss and val_loss are NaN where a step was not evaluated; no other value is missing.
+    train_loss and val_loss are NaN for steps that were not evaluated; no other value is missing.
     Raises DataError, naming the file, if it can't be read, lacks a column or a value, or has no rows.
     """
-    dtypes = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(MEASURED + EVALUATED, "float64")
+    dtypes = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(STEP_METRICS + EVAL_METRICS, "float64")
     again = "run `dvc repro train` to write it again"
     try:
-        # Read here, not by pandas: its parser turns a Ctrl-C during the read into an error of its own.
+        # Read here, not by pandas: its parser turns Ctrl-C during a read into another error.
         text = io.StringIO(path.read_text("utf-8"))
-        cells = pd.read_csv(text, dtype=str)  # pandas before 3.1 rounds floats; Python, which astype asks, does not
+        cells = pd.read_csv(text, dtype=str)  # pandas before 3.1 rounds when parsing floats; astype does not
         if absent := [name for name in dtypes if name not in cells.columns]:
             raise DataError(f"{path} lacks the columns {', '.join(absent)}; {again}")
         history = cells.astype(dtypes)
@@ -57,7 +56,7 @@ def read_history(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} can't be read as a training history: {error}; {again}") from error
     if history.empty:
         raise DataError(f"{path} has no rows, at least 1 step is needed; {again}")
-    if holes := [name for name in MEASURED if history[name].isna().any()]:
+    if holes := [name for name in STEP_METRICS if history[name].isna().any()]:
         raise DataError(f"{path} lacks values of {', '.join(holes)}, which every step has; {again}")
     return history
 
@@ -69,7 +68,7 @@ def draw_all(history: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Figur
     steps_per_epoch (at least 1) and max_norm (above 0) are used.
     Raises DataError if one of the three is absent.
     """
-    if absent := [name for name in FACTS if name not in facts]:
+    if absent := [name for name in SUMMARY_KEYS if name not in facts]:
         raise DataError(f"train.json lacks {', '.join(absent)}; run `dvc repro train` to write it again")
     return {
         "learning_rate": learning_rate(history, facts["warmup_steps"]),
@@ -83,24 +82,24 @@ def learning_rate(history: pd.DataFrame, warmup_steps: int) -> Figure:
     steps, rates = history["step"].to_numpy(), history["lr"].to_numpy()
     last = int(steps[-1])
     with figure_style():
-        figure, axes = canvas()
-        step_axis(axes, last)
-        line(axes, steps, history["lr"], color=BLUE, linewidth=1.6)
+        figure, axes = new_figure()
+        set_step_axis(axes, last)
+        plot_line(axes, steps, history["lr"], color=BLUE, linewidth=1.6)
         axes.set_ylim(0, 1.18 * rates.max() or 1)
         axes.set_ylabel("learning rate (lr)")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
         if warmup_steps > 0:
             axes.axvspan(-1 - last, warmup_steps, color=SHADE, linewidth=0, zorder=0)
-            above(axes, min(warmup_steps, last) / 2, "warmup")
+            annotate_above(axes, min(warmup_steps, last) / 2, "warmup")
         if 0 < warmup_steps <= last:
             axes.axvline(warmup_steps, color=GUIDE, linewidth=0.8, linestyle=":")
-            beside(axes, warmup_steps, 0, f"warmup_steps = {warmup_steps}")
+            annotate_beside(axes, warmup_steps, 0, f"warmup_steps = {warmup_steps}")
         after = rates[steps >= warmup_steps]
         if len(after) > 1:
-            above(axes, (warmup_steps + last) / 2, "cosine decay" if after[-1] < after[0] else "constant")
+            annotate_above(axes, (warmup_steps + last) / 2, "cosine decay" if after[-1] < after[0] else "constant")
         peak = int(rates.argmax())
         axes.plot(steps[peak], rates[peak], "o", color=BLACK, markersize=4, clip_on=False)
-        beside(axes, steps[peak], rates[peak], f"peak_lr = {rates[peak]:.3g}")
+        annotate_beside(axes, steps[peak], rates[peak], f"peak_lr = {rates[peak]:.3g}")
     return figure
 
 
@@ -114,14 +113,14 @@ def losses(history: pd.DataFrame, steps_per_epoch: int) -> Figure:
     tokens_per_epoch = float(history["tokens_seen"].iloc[-1] / epochs[-1])
     to_tokens, to_epochs = partial(np.multiply, tokens_per_epoch), partial(np.multiply, 1 / tokens_per_epoch)
     with figure_style():
-        figure, axes = canvas()
-        line(axes, epochs, history["loss"], color=SKY, linewidth=0.7, label="loss (every step)")
-        evaluations(axes, epochs, history["train_loss"], color=BLUE, marker="o")
-        evaluations(axes, epochs, history["val_loss"], color=VERMILLION, marker="s", mfc="white", linestyle="--")
+        figure, axes = new_figure()
+        plot_line(axes, epochs, history["loss"], color=SKY, linewidth=0.7, label="loss (every step)")
+        evaluation_line(axes, epochs, history["train_loss"], color=BLUE, marker="o")
+        evaluation_line(axes, epochs, history["val_loss"], color=VERMILLION, marker="s", mfc="white", linestyle="--")
         axes.set_xlim(0, 1.02 * epochs[-1])
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax or 1)
         if history["val_loss"].notna().any():
-            _point_out_best(axes, epochs, history)
+            _mark_best_val_loss(axes, epochs, history)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per token)")
         for axis in (axes.xaxis, axes.yaxis):
@@ -136,7 +135,7 @@ def losses(history: pd.DataFrame, steps_per_epoch: int) -> Figure:
 def gradients(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> Figure:
     """`grad_norm`, and `max_grad` before and after clipping, on a log axis that leaves out values <= 0, and says so.
 
-    `max_grad` is the largest signed entry, so it can be 0 or less. Of more than MOST_POINTS steps, medians of
+    `max_grad` is the largest signed entry, so it can be 0 or less. Of more than MAX_POINTS steps, medians of
     several are drawn, and the range of what is before clipping.
     """
     every, last = bin_width(len(history)), int(history["step"].iloc[-1])
@@ -145,21 +144,21 @@ def gradients(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> Figu
     drawn = history.where(history > 0).groupby(bins)
     middle, low, high = drawn.median(), drawn.min(), drawn.max()
     with figure_style():
-        figure, axes = canvas()
-        step_axis(axes, last)
+        figure, axes = new_figure()
+        set_step_axis(axes, last)
         axes.set_yscale("log")
         for name, color in (("grad_norm", BLUE), ("max_grad", ORANGE)) if every > 1 else ():
             axes.fill_between(steps, low[name], high[name], color=color, alpha=0.25, linewidth=0)
-        line(axes, steps, middle["grad_norm"], color=BLUE, linewidth=0.9)
-        line(axes, steps, middle["max_grad"], color=ORANGE, linewidth=2.4)
-        line(axes, steps, middle["max_grad_clipped"], color=BLACK, linewidth=0.9, dashes=(3, 1))
+        plot_line(axes, steps, middle["grad_norm"], color=BLUE, linewidth=0.9)
+        plot_line(axes, steps, middle["max_grad"], color=ORANGE, linewidth=2.4)
+        plot_line(axes, steps, middle["max_grad_clipped"], color=BLACK, linewidth=0.9, dashes=(3, 1))
         axes.axhline(max_norm, color=BLACK, linewidth=0.9, linestyle="-.", zorder=3)
         beyond: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
         axes.text(1.01, max_norm, f"max_norm\n= {max_norm:g}, for\ngrad_norm", **beyond)
         start = _first_clipped_step(history, warmup_steps, max_norm)
         if start <= last:
             axes.axvline(start, color=GUIDE, linewidth=0.8, linestyle=":")
-            above(axes, start, f"clipping starts: step {start}")
+            annotate_above(axes, start, f"clipping starts: step {start}")
         axes.set_ylabel("gradient" if every == 1 else f"gradient (median and range of {every} steps)")
         if num_hidden := int((history[list(GRADIENTS)] <= 0).any(axis="columns").sum()):
             axes.set_xlabel(f"step\nvalues of 0 or less are not drawn: at {num_hidden} of {len(history)} steps")
@@ -174,7 +173,7 @@ def _first_clipped_step(history: pd.DataFrame, warmup_steps: int, max_norm: floa
     return warmup_steps + int(left.any())
 
 
-def _point_out_best(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:
+def _mark_best_val_loss(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:
     """Ring the lowest val_loss and name it just above whatever is drawn there, so that no line is covered."""
     best = int(np.nanargmin(history["val_loss"]))
     x, y = epochs[best], history["val_loss"].iloc[best]
@@ -182,7 +181,7 @@ def _point_out_best(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> No
     half_width = 0.3 * right  # half of the text, generously
     middle = min(max(x, half_width), right - half_width)
     first, last = np.searchsorted(epochs, [middle - half_width, middle + half_width])
-    drawn = history[["loss", *EVALUATED]].interpolate()  # a line also passes between its evaluations
+    drawn = history[["loss", *EVAL_METRICS]].interpolate()  # a line also passes between its evaluations
     height = float(np.nanmax(drawn.iloc[max(0, first - 1) : last + 1])) + 0.07 * top
     axes.set_ylim(0, max(top, height + 0.1 * top))
     axes.plot(x, y, "o", color=BLACK, markersize=8, markerfacecolor="none", clip_on=False)

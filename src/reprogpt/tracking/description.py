@@ -1,4 +1,4 @@
-"""What a person reads first of a run: its description in Markdown. Recorded facts in, text out."""
+"""A run's description in Markdown, which MLflow shows at the top of its page. Values in, text out."""
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
@@ -10,19 +10,19 @@ SAMPLING = ("temperature", "top_k", "max_new_tokens", "start_context", "seed")
 
 
 def describe_training(run: TrackedRun) -> str:
-    """Corpus, schedule, model, result and origin of a training, and how to get back to it.
+    """Corpus, schedule, model, result and origin of a training, and the commands that restore it.
 
-    The same facts give the same text; what is not on record, as the result of a run that was not yet evaluated, is
+    The same run gives the same text. What is not recorded, such as the result of a run that is not yet evaluated, is
     left out.
     """
     lines = [_corpus(run.tags), _schedule(run), _model(run), _result(run.metrics), _origin(run.tags)]
     experiment = run.tags.get("dvc.experiment")
-    by_hand = way_to_experiment(experiment) if experiment else way_to_repeat(run)
+    by_hand = experiment_commands(experiment) if experiment else repeat_commands(run)
     return _page([line for line in lines if line], run, ["", *_commands(by_hand)])
 
 
 def describe_evaluation(run: TrackedRun, training: TrackedRun) -> str:
-    """The same of a child run, an evaluation of a training with other parameters than its own."""
+    """The description of a child run: an evaluation of a training with other parameters than the training's run has."""
     sampling = ", ".join(f"{key} {_code(run.params[key])}" for key in SAMPLING if key in run.params)
     lines = [
         f"**Evaluation** of the training {_code(training.name)}, run {_code(training.id)}",
@@ -33,13 +33,13 @@ def describe_evaluation(run: TrackedRun, training: TrackedRun) -> str:
     return _page([line for line in lines if line], training, [])
 
 
-def way_to_experiment(name: str) -> list[str]:
-    """Commands that take a DVC experiment into the workspace, its outs from DVC's cache."""
+def experiment_commands(name: str) -> list[str]:
+    """Commands that restore a DVC experiment in the workspace, its outs from DVC's cache."""
     return [f"dvc exp apply {name}", "dvc repro"]
 
 
-def way_to_repeat(run: TrackedRun) -> list[str]:
-    """Commands that train a run again from its commit and its parameters; [] for one without a commit."""
+def repeat_commands(run: TrackedRun) -> list[str]:
+    """Commands that train a run again from its commit and parameters; [] if it has no commit."""
     commit = run.tags.get("commit")
     if not commit:
         return []
@@ -55,7 +55,7 @@ def way_to_repeat(run: TrackedRun) -> list[str]:
 
 def _page(facts: list[str], training: TrackedRun, more: list[str]) -> str:
     lineage = f"python -m reprogpt lineage {training.id}"
-    asked = ["How to get back to it: the first command says it of the repository as it is now.", ""]
+    asked = ["To restore it (the first command checks the repository as it is now):", ""]
     return "\n".join([*(f"- {fact}" for fact in facts), "", *asked, *_commands([lineage]), *more]).rstrip() + "\n"
 
 
@@ -72,7 +72,7 @@ def _corpus(tags: Mapping[str, str]) -> str:
 
 
 def _schedule(run: TrackedRun) -> str:
-    """From the plan in the tags and train's parameters."""
+    """From the tags with numbers of steps, and train's parameters."""
     tags, params = run.tags, run.params
     steps = [f"{int(tags['total_steps']):,} steps"] if "total_steps" in tags else []
     steps += [f"{int(tags['warmup_steps']):,} of them warmup"] if "warmup_steps" in tags else []
@@ -90,7 +90,7 @@ def _model(run: TrackedRun) -> str:
     parts += [f"{key} {run.params[key]}" for key in ("n_layers", "n_heads", "emb_dim") if key in run.params]
     parts += [f"context_length {run.params['context_length']}"] if "context_length" in run.params else []
     start = run.tags.get("started_from_sha256")
-    parts += [f"started from weights with sha256 {_code(start)}"] if start else []
+    parts += [f"initialized from weights with sha256 {_code(start)}"] if start else []
     return f"**Model** {', '.join(parts)}" if parts else ""
 
 
@@ -107,5 +107,5 @@ def _origin(tags: Mapping[str, str]) -> str:
 
 
 def _code(text: str) -> str:
-    """As code, in which Markdown means nothing: a name may hold an underscore or a star."""
+    """As a Markdown code span: a name may hold an underscore or a star."""
     return "`" + text.replace("`", "'") + "`"

@@ -1,4 +1,4 @@
-"""Running recorded stages again in a temporary clone, out of reach of the workspace's cache, store and runs."""
+"""Reruns recorded stages in a temporary clone, isolated from the workspace's cache, MLflow store and runs."""
 
 import os
 import shutil
@@ -15,22 +15,22 @@ from reprogpt.errors import PipelineError
 
 STDERR = 2
 PREFIX = "reprogpt-verify-"
-# A person's own settings of DVC may name a cache that everything shares; the nearest settings win.
+# The user's DVC settings may name a shared cache; config.local overrides them.
 SETTINGS = "[core]\n    analytics = false\n    check_update = false\n[cache]\n    dir = cache\n"
 
 
 @contextmanager
 def sandbox_clone(paths: Iterable[str], *, needed_bytes: int) -> Iterator[Path]:
-    """A git and DVC repository of its own with copies of these files; gone when the block ends, however it does.
+    """A temporary git and DVC repository with copies of these files, removed when the block ends.
 
-    paths: files, relative to the current folder. needed_bytes: refused if the disk has less room.
+    paths: files, relative to the current folder. needed_bytes: the free disk space required.
     Raises PipelineError if it can't be made.
     """
     place = Path(tempfile.gettempdir()).resolve()
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise PipelineError(
-            f"a repeat needs about {_in_gb(needed_bytes)} in {place}, where {_in_gb(free)} are free;\n"
+            f"a rerun needs about {_in_gb(needed_bytes)} in {place}, where {_in_gb(free)} are free;\n"
             "make room, or set TMPDIR to a folder on another disk"
         )
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place) as folder:
@@ -45,13 +45,13 @@ def sandbox_clone(paths: Iterable[str], *, needed_bytes: int) -> Iterator[Path]:
 
 
 def sandbox_env(clone: Path) -> dict[str, str]:
-    """The environment variables for commands in the clone: the present ones, but nothing that leads out of it."""
+    """The environment variables for commands in the clone: the present ones, without those that lead out of it."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("DVC_", "GIT_"))}
     return kept | {
         # `python` in dvc.yaml must be this one.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "DVC_SITE_CACHE_DIR": str(clone.parent / "site"),
-        "GIT_CONFIG_GLOBAL": os.devnull,  # a person's hooks and signatures are not for this commit
+        "GIT_CONFIG_GLOBAL": os.devnull,  # no hooks and signatures of the user
         "GIT_CONFIG_NOSYSTEM": "1",
         "MLFLOW_TRACKING_URI": sandbox_store_uri(clone),
     }
@@ -62,15 +62,15 @@ def sandbox_store_uri(clone: Path) -> str:
     return f"sqlite:///{clone / 'mlflow.db'}"
 
 
-def repeat(clone: Path, stage: str | None) -> None:
-    """Run the stage, or all of them for None, in the clone; whatever it prints goes to standard error.
+def rerun_stages(clone: Path, stage: str | None) -> None:
+    """Run the stage, or all stages for None, in the clone; its output goes to standard error.
 
-    On Ctrl-C, as on any other end before its own, all its processes are killed at once: there is nothing to save.
+    On Ctrl-C or any other exception, all its processes are killed at once: there is nothing to save.
     Raises PipelineError if it fails.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
     command += ["--single-item", stage] if stage else []
-    # A group of its own, since DVC does not wait for its stage when it ends by a signal.
+    # In its own process group, since DVC does not wait for its stage when a signal ends it.
     process = subprocess.Popen(
         command,
         cwd=clone,
@@ -86,15 +86,15 @@ def repeat(clone: Path, stage: str | None) -> None:
         raise
     if code:
         raise PipelineError(
-            f"the repeat failed: `{' '.join(['dvc', *command[3:]])}` ended with exit code {code} in the temporary\n"
+            f"the rerun failed: `{' '.join(['dvc', *command[3:]])}` ended with exit code {code} in the temporary\n"
             "clone, and what it printed above says why. Nothing was compared"
         )
 
 
 def _kill_group(process: "subprocess.Popen[bytes]", patience_seconds: float = 5.0) -> None:
-    """End the process and all that it started, and wait until they are gone: a folder can't be removed under them.
+    """Kill the process and its children, and wait for their end: the folder can't be removed under them.
 
-    Those that nobody has collected yet still count; killed, they write no more, hence the bound.
+    Zombies that nobody has reaped still count, but write no more, hence the timeout.
     """
     deadline = time.monotonic() + patience_seconds
     with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that has only ended members
@@ -105,7 +105,7 @@ def _kill_group(process: "subprocess.Popen[bytes]", patience_seconds: float = 5.
 
 
 def _make_repository(clone: Path) -> None:
-    """Make a git repository with one commit of all the files that are there."""
+    """Create a git repository with one commit of all files."""
     identity = ("-c", "user.name=reprogpt", "-c", "user.email=reprogpt@localhost")
     for arguments in (
         ["init", "--quiet", "--template="],

@@ -1,4 +1,4 @@
-"""Resume points on disk."""
+"""Checkpoints on disk."""
 
 import os
 from pathlib import Path
@@ -19,52 +19,52 @@ from reprogpt.training.checkpoint_io import (
 
 TENSORS = {
     "matrix": torch.arange(6, dtype=torch.float32).view(2, 3) / 7,
-    "turned": torch.arange(6, dtype=torch.float32).view(2, 3).T,
+    "transposed": torch.arange(6, dtype=torch.float32).view(2, 3).T,
     "step": torch.tensor(5),
-    "stream": torch.tensor([1, 255, 3], dtype=torch.uint8),
+    "generator_state": torch.tensor([1, 255, 3], dtype=torch.uint8),
     "many": torch.arange(1 << 20, dtype=torch.int64),
 }
 LINES = '{"note": "ü"}\n{"note": 2}\n'.encode()
 
 
 @pytest.fixture
-def point(tmp_path: Path) -> Path:
-    """A committed point of TENSORS."""
+def checkpoint(tmp_path: Path) -> Path:
+    """A committed checkpoint of TENSORS."""
     path = slots(tmp_path)[0]
     commit(path, 7, write(path, TENSORS), LINES)
     return path
 
 
-def test_what_was_sealed_comes_back_bit_for_bit(point: Path) -> None:
-    step, tensors, records = read(point)
+def test_a_committed_checkpoint_is_read_back_bit_for_bit(checkpoint: Path) -> None:
+    step, tensors, records = read(checkpoint)
     assert (step, records) == (7, LINES)
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
         assert tensors[name].dtype == tensor.dtype and torch.equal(tensors[name], tensor), name
 
 
-def test_the_file_is_safetensors_for_other_programs(point: Path) -> None:
-    assert torch.equal(load_file(point.with_suffix(".safetensors"))["turned"], TENSORS["turned"])
+def test_the_file_is_safetensors_for_other_programs(checkpoint: Path) -> None:
+    assert torch.equal(load_file(checkpoint.with_suffix(".safetensors"))["transposed"], TENSORS["transposed"])
 
 
-def test_without_its_seal_a_point_is_none(tmp_path: Path) -> None:
+def test_without_a_manifest_it_is_not_a_checkpoint(tmp_path: Path) -> None:
     write(slots(tmp_path)[0], TENSORS)
     assert committed(tmp_path) == []
 
 
 @pytest.mark.parametrize("steps", [(9, 10), (10, 9)])
 def test_the_later_step_comes_first(tmp_path: Path, steps: tuple[int, int]) -> None:
-    for place, step in zip(slots(tmp_path), steps, strict=True):
-        commit(place, step, write(place, {}), b"")
-    assert [read(point)[0] for point in committed(tmp_path)] == [10, 9]
+    for slot, step in zip(slots(tmp_path), steps, strict=True):
+        commit(slot, step, write(slot, {}), b"")
+    assert [read(checkpoint)[0] for checkpoint in committed(tmp_path)] == [10, 9]
 
 
-def test_a_point_written_over_is_none_until_it_is_sealed_and_then_the_new_one(point: Path, tmp_path: Path) -> None:
+def test_an_overwritten_checkpoint_counts_only_once_it_is_committed_again(checkpoint: Path, tmp_path: Path) -> None:
     fewer = {"step": TENSORS["step"], "matrix": TENSORS["matrix"] + 1}
-    digests = write(point, fewer)
+    digests = write(checkpoint, fewer)
     assert committed(tmp_path) == []
-    commit(point, 8, digests, b"other")
-    step, tensors, records = read(point)
+    commit(checkpoint, 8, digests, b"other")
+    step, tensors, records = read(checkpoint)
     assert tensors.keys() == fewer.keys() and torch.equal(tensors["matrix"], fewer["matrix"])
     assert (step, records) == (8, b"other")
 
@@ -73,8 +73,8 @@ def test_a_point_written_over_is_none_until_it_is_sealed_and_then_the_new_one(po
     "change",
     ["flip", "cut", "gone", "other records", "no records", "no digest", "no manifest", "not a mapping"],
 )
-def test_a_damaged_point_is_told_from_a_sound_one(point: Path, change: str) -> None:
-    tensors, records, manifest = (point.with_suffix(suffix) for suffix in (".safetensors", ".jsonl", ".json"))
+def test_a_corrupt_checkpoint_is_refused(checkpoint: Path, change: str) -> None:
+    tensors, records, manifest = (checkpoint.with_suffix(suffix) for suffix in (".safetensors", ".jsonl", ".json"))
     content = bytearray(tensors.read_bytes())
     if change == "flip":
         content[-1] ^= 1
@@ -94,13 +94,13 @@ def test_a_damaged_point_is_told_from_a_sound_one(point: Path, change: str) -> N
     else:
         manifest.write_text("7")
     with pytest.raises(CorruptCheckpointError, match="checkpoint-a"):
-        read(point)
+        read(checkpoint)
 
 
-def test_removing_one_leaves_the_other(tmp_path: Path, point: Path) -> None:
+def test_removing_one_checkpoint_leaves_the_other(tmp_path: Path, checkpoint: Path) -> None:
     other = slots(tmp_path)[1]
     write(other, TENSORS)
     remove(other)
-    assert committed(tmp_path) == [point]
-    remove(point)
+    assert committed(tmp_path) == [checkpoint]
+    remove(checkpoint)
     assert list(tmp_path.iterdir()) == []

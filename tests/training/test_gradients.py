@@ -1,4 +1,4 @@
-"""Sizes of a step's gradients, and what the optimizer divides them by."""
+"""Statistics of a step's gradients, and the divisor that clips them."""
 
 import pytest
 import torch
@@ -20,10 +20,10 @@ def grads_of(parameters: list[nn.Parameter]) -> list[list[float]]:
 
 def random_parameters(seed: int, scale: float) -> list[nn.Parameter]:
     """Two parameters with normal gradients; every third seed gives negative ones only."""
-    stream = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     parameters = [nn.Parameter(torch.zeros(7, 5)), nn.Parameter(torch.zeros(11))]
     for parameter in parameters:
-        grad = scale * torch.randn(parameter.shape, generator=stream)
+        grad = scale * torch.randn(parameter.shape, generator=generator)
         parameter.grad = -grad.abs() if seed % 3 == 0 else grad
     return parameters
 
@@ -38,9 +38,9 @@ def clipped(parameters: list[nn.Parameter], max_norm: float) -> list[list[float]
 
 def test_three_and_four_have_norm_five_and_are_divided_by_five() -> None:
     parameters = with_grads([-3.0, 0.0], [4.0])
-    measured, divisor = gradient_stats(parameters, 1.0)
-    assert (measured.shape, measured.dtype) == ((3,), torch.float32)
-    assert measured.tolist() == pytest.approx([4.0, 0.8, 5.0])
+    stats, divisor = gradient_stats(parameters, 1.0)
+    assert (stats.shape, stats.dtype) == ((3,), torch.float32)
+    assert stats.tolist() == pytest.approx([4.0, 0.8, 5.0])
     assert divisor is not None
     assert divisor.item() == pytest.approx(5)
     assert grads_of(parameters) == [[-3.0, 0.0], [4.0]]
@@ -53,15 +53,15 @@ def test_max_grad_is_the_largest_signed_entry_not_the_largest_size() -> None:
 
 
 def test_none_clips_nothing() -> None:
-    measured, divisor = gradient_stats(with_grads([-3.0, 0.0], [4.0]), None)
-    assert measured.tolist() == [4.0, 4.0, 5.0]
+    stats, divisor = gradient_stats(with_grads([-3.0, 0.0], [4.0]), None)
+    assert stats.tolist() == [4.0, 4.0, 5.0]
     assert divisor is None
 
 
 def test_gradients_below_the_bound_stay() -> None:
     parameters = with_grads([-3.0, 0.0], [4.0])
-    measured, divisor = gradient_stats(parameters, 6.0)
-    assert measured.tolist() == [4.0, 4.0, 5.0]
+    stats, divisor = gradient_stats(parameters, 6.0)
+    assert stats.tolist() == [4.0, 4.0, 5.0]
     assert divisor == 1
     assert clipped(parameters, 6.0) == [[-3.0, 0.0], [4.0]]
 

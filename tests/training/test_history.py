@@ -1,4 +1,4 @@
-"""The record of a training as text, and its summary."""
+"""The history of a training as text, and its summary."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ def record(step: int, val_loss: float | None = None, loss: float = 3.0) -> StepR
     return StepRecord(step, step // 2, 16 * (step + 1), 0.1, loss, 0.5, 0.25, 2.0, train_loss, val_loss, sample=[1, 2])
 
 
-def test_a_line_a_step_under_the_names_of_the_record() -> None:
+def test_history_has_a_row_per_step_under_the_field_names() -> None:
     assert history_csv([record(0, 4.0), record(1)]) == (
         "step,epoch,tokens_seen,lr,loss,max_grad,max_grad_clipped,grad_norm,train_loss,val_loss\n"
         "0,0,16,0.1,3.0,0.5,0.25,2.0,2.0,4.0\n"
@@ -32,18 +32,19 @@ def test_evaluations_have_no_empty_cell() -> None:
     assert evaluations_csv([record(1)]).count("\n") == 1
 
 
-def test_numbers_come_back_bit_for_bit() -> None:
+def test_numbers_read_back_bit_for_bit() -> None:
     losses = [1 / 3, 1e-320, 0.1 + 0.2, 123456789.123456789, 5e-324]
     text = history_csv([record(step, loss=loss) for step, loss in enumerate(losses)])
     assert [float(row["loss"]) for row in csv.DictReader(io.StringIO(text))] == losses
 
 
-def test_no_steps_leave_the_header_alone() -> None:
+def test_without_steps_there_is_only_the_header() -> None:
     assert history_csv([]).count("\n") == 1
 
 
-def test_summary_says_how_long_and_where_it_ended_and_was_best() -> None:
-    assert summary([record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0)], PLAN, {}) == {
+def test_summary_has_the_plan_and_the_last_and_best_evaluation() -> None:
+    assert summary([record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0)], PLAN, 0.5, {}) == {
+        "max_norm": 0.5,
         "steps_per_epoch": 2,
         "total_steps": 4,
         "warmup_steps": 1,
@@ -55,18 +56,19 @@ def test_summary_says_how_long_and_where_it_ended_and_was_best() -> None:
 
 
 def test_the_last_losses_are_those_of_the_last_evaluation_not_of_the_last_step() -> None:
-    assert summary([record(0, 9.0), record(1)], PLAN, {})["last_val_loss"] == 9.0
+    assert summary([record(0, 9.0), record(1)], PLAN, 1.0, {})["last_val_loss"] == 9.0
 
 
 def test_the_first_of_equally_good_steps_is_the_best() -> None:
-    assert summary([record(0, 6.0), record(1, 6.0)], PLAN, {})["best_step"] == 0
+    assert summary([record(0, 6.0), record(1, 6.0)], PLAN, 1.0, {})["best_step"] == 0
 
 
-def test_summary_without_evaluations_is_the_plan() -> None:
-    assert summary([record(0), record(1)], PLAN, {}) == {"steps_per_epoch": 2, "total_steps": 4, "warmup_steps": 1}
+def test_summary_without_evaluations_is_max_norm_and_the_plan() -> None:
+    plan = {"steps_per_epoch": 2, "total_steps": 4, "warmup_steps": 1}
+    assert summary([record(0), record(1)], PLAN, 1.0, {}) == {"max_norm": 1.0, **plan}
 
 
-def test_digests_are_in_lists_so_that_dvc_shows_none_among_its_numbers() -> None:
-    facts = summary([record(0, 9.0)], PLAN, {"run_key": "d41d8cd98f00b204e9800998ecf8427e"})
+def test_digests_are_in_lists_so_that_dvc_leaves_them_out_of_its_tables() -> None:
+    facts = summary([record(0, 9.0)], PLAN, 1.0, {"run_key": "d41d8cd98f00b204e9800998ecf8427e"})
     assert facts["run_key"] == ["d41d8cd98f00b204e9800998ecf8427e"]
     assert set(_extract_metrics(facts, "train.json")) == facts.keys() - {"run_key"}

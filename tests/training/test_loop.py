@@ -10,14 +10,15 @@ import torch
 from torch.nn import functional
 
 from reprogpt.errors import NonFiniteError
+from reprogpt.evaluation.evaluate import evaluate
 from reprogpt.model.generation import generate
 from reprogpt.step_record import StepRecord
-from reprogpt.training.loop import train
+from reprogpt.training.loop import batch_loss, train
 from reprogpt.training.schedule import learning_rate_at
 from reprogpt.training.state import Training
 from tests.tiny import CPU, tiny_model, tiny_training, weights_of
 
-ORDERS = ["independent", "book"]
+POLICIES = ["independent", "book"]
 
 # tiny_training: 11 rows in batches of 2 are 5 steps an epoch, 10 in all, of which 2 are warmup.
 
@@ -37,8 +38,8 @@ def steps(**changes: Any) -> list[StepRecord]:
     return run(tiny_training(**changes))
 
 
-@pytest.mark.parametrize("random_order", ORDERS)
-def test_two_runs_end_in_the_same_bits_with_the_same_record(random_order: str) -> None:
+@pytest.mark.parametrize("random_order", POLICIES)
+def test_two_runs_end_in_the_same_bits_with_the_same_records(random_order: str) -> None:
     first = tiny_training(random_order=random_order)
     records = run(first)
     second = tiny_training(random_order=random_order)
@@ -50,19 +51,19 @@ def test_another_seed_ends_in_other_bits() -> None:
     assert trained(seed=123) != trained(seed=124)
 
 
-@pytest.mark.parametrize("watching", [{"eval_freq": 1}, {"eval_freq": 0}, {"eval_freq": 1, "eval_iter": 3}])
+@pytest.mark.parametrize("evaluating", [{"eval_freq": 1}, {"eval_freq": 0}, {"eval_freq": 1, "eval_iter": 3}])
 @pytest.mark.parametrize("sample_freq", [0, 1, 2])
-def test_evaluating_and_sampling_change_no_bit_of_the_weights(watching: dict[str, int], sample_freq: int) -> None:
-    assert trained(**watching, sample_freq=sample_freq) == trained(eval_freq=5, sample_freq=1)
+def test_evaluating_and_sampling_change_no_bit_of_the_weights(evaluating: dict[str, int], sample_freq: int) -> None:
+    assert trained(**evaluating, sample_freq=sample_freq) == trained(eval_freq=5, sample_freq=1)
 
 
-def test_sampling_changes_no_bit_in_book_order_but_evaluating_does() -> None:
+def test_with_the_book_policy_sampling_changes_no_bit_but_evaluating_does() -> None:
     weights = trained(random_order="book", sample_freq=0)
     assert trained(random_order="book", sample_freq=1) == weights
     assert trained(random_order="book", eval_freq=1) != weights
 
 
-def test_the_global_streams_change_no_bit_in_independent_order() -> None:
+def test_with_the_independent_policy_global_generators_change_no_bit() -> None:
     training = tiny_training()
     for _ in train(training):
         torch.rand(5)
@@ -71,20 +72,20 @@ def test_the_global_streams_change_no_bit_in_independent_order() -> None:
 
 
 @pytest.mark.parametrize("orig_book_version", [False, True])
-def test_loop_equals_the_books_written_out(orig_book_version: bool) -> None:
-    """Without dropout, with the rows' order taken from the record of the loop's own stream. To rounding: the head and
-    its loss are one operation here, and the optimizer divides where the book multiplies.
+def test_loop_equals_the_books_loop_written_out(orig_book_version: bool) -> None:
+    """Without dropout, on the rows that the training's own randomness policy draws. To rounding: output head and
+    cross-entropy are one operation here, and the optimizer divides where the book multiplies.
     """
     changes: dict[str, Any] = {"drop_rate": 0.0, "max_norm": 0.5, "orig_book_version": orig_book_version}
     training = tiny_training(**changes)
-    rows, order = training.train_rows, training.randomness
+    rows, randomness = training.train_rows, training.randomness
     model = tiny_model(seed=123, drop_rate=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1, fused=True)
     for step, record in enumerate(run(training)):
         lr = (
             0.0001 + step * (0.0009 / 2) if step < 2 else 0.0001 + 0.0009 * (1 + math.cos(math.pi * (step - 2) / 8)) / 2
         )
-        chosen = order.training_rows(step // 5, 11)[2 * (step % 5) : 2 * (step % 5) + 2]
+        chosen = randomness.training_rows(step // 5, 11)[2 * (step % 5) : 2 * (step % 5) + 2]
         optimizer.param_groups[0]["lr"] = record.lr
         optimizer.zero_grad()
         logits = model(torch.from_numpy(rows.inputs[chosen]))
@@ -107,7 +108,7 @@ def test_records_count_steps_epochs_and_tokens() -> None:
     assert [record.tokens_seen for record in records] == [16 * (step + 1) for step in range(10)]
 
 
-def test_rates_are_those_of_the_schedule() -> None:
+def test_learning_rates_are_those_of_the_schedule() -> None:
     rates: dict[str, Any] = {"initial_lr": 0.0002, "peak_lr": 0.002, "min_lr": 0.0001}
     for lr_decay in ("cosine", "none"):
         wanted = [
@@ -117,7 +118,7 @@ def test_rates_are_those_of_the_schedule() -> None:
     assert wanted[2:] == [0.002] * 8
 
 
-def test_the_rate_is_the_one_the_optimizer_uses() -> None:
+def test_the_optimizer_uses_the_recorded_learning_rate() -> None:
     assert trained(peak_lr=0.002) != trained(peak_lr=0.001)
     training = tiny_training(initial_lr=0.0, min_lr=0.0)
     before = weights_of(training.model)
@@ -141,25 +142,25 @@ def test_clipping_starts_at_once_without_warmup() -> None:
     assert all(record.max_grad_clipped < record.max_grad for record in steps(max_norm=0.001, warmup_ratio=0.0))
 
 
-@pytest.mark.parametrize("random_order", ORDERS)
+@pytest.mark.parametrize("random_order", POLICIES)
 def test_an_epoch_visits_each_row_at_most_once(random_order: str) -> None:
     seen: list[list[int]] = []
     training = tiny_training(random_order=random_order, eval_freq=0, sample_freq=0)
-    features = training.loss.features
+    hidden_states = training.loss_fn.hidden_states
 
-    def watched(ids: torch.Tensor) -> torch.Tensor:
+    def recording(ids: torch.Tensor) -> torch.Tensor:
         seen.extend(ids.tolist())
-        return features(ids)
+        return hidden_states(ids)
 
     rows = training.train_rows.inputs[:].tolist()
-    training.loss.features = watched
+    training.loss_fn.hidden_states = recording
     run(training)
     visited = [rows.index(row) for row in seen]
     assert len(set(visited[:10])) == len(set(visited[10:])) == 10
     assert visited[:10] != visited[10:]
 
 
-@pytest.mark.parametrize("random_order", ORDERS)
+@pytest.mark.parametrize("random_order", POLICIES)
 def test_dropout_is_on_in_training(random_order: str) -> None:
     dropped, whole = (steps(random_order=random_order, drop_rate=rate)[0].loss for rate in (0.5, 0.0))
     assert dropped != whole
@@ -173,7 +174,7 @@ def test_evaluations_come_every_eval_freq_steps_from_the_first(eval_freq: int, e
 
 
 @pytest.mark.parametrize(("eval_iter", "num_val"), [(1, 2), (2, 3), (100, 3)])
-def test_an_evaluation_scores_the_updated_weights_on_the_first_batches(eval_iter: int, num_val: int) -> None:
+def test_an_evaluation_uses_the_updated_weights_and_the_first_batches(eval_iter: int, num_val: int) -> None:
     training = tiny_training(eval_iter=eval_iter)
     record = next(train(training))
     for rows, num_rows, loss in (
@@ -181,7 +182,7 @@ def test_an_evaluation_scores_the_updated_weights_on_the_first_batches(eval_iter
         (training.val_rows, num_val, record.val_loss),
     ):
         inputs, targets = rows.inputs[:num_rows], rows.targets[:num_rows]
-        assert loss == evaluate_rows(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
+        assert loss == evaluate(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
 
 
 @pytest.mark.parametrize(("sample_freq", "sampled"), [(1, [(4, 0), (9, 1)]), (2, [(9, 1)]), (3, []), (0, [])])
@@ -197,14 +198,14 @@ def test_a_sample_is_the_prompt_and_its_greedy_continuation() -> None:
     assert last.sample == [1, 2, *generate(training.model, [1, 2], 3)]
 
 
-@pytest.mark.parametrize("random_order", ORDERS)
-def test_training_is_up_to_date_whenever_a_record_is_yielded(random_order: str) -> None:
+@pytest.mark.parametrize("random_order", POLICIES)
+def test_training_step_is_up_to_date_whenever_a_record_is_yielded(random_order: str) -> None:
     training = tiny_training(random_order=random_order)
     for record in train(training):
         assert training.step == record.step + 1
 
 
-def test_a_training_stopped_between_records_goes_on_to_the_same_bits() -> None:
+def test_a_training_stopped_between_records_continues_to_the_same_bits() -> None:
     training = tiny_training()
     for record in train(training):
         if record.step == 6:
@@ -238,10 +239,10 @@ def test_an_evaluation_that_is_not_finite_names_its_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("log_interval", "at_rest"),
+    ("log_interval", "up_to_date"),
     [(2, [0, 2, 4, 5, 7, 9]), (3, [0, 3, 4, 5, 8, 9]), (4, [0, 4, 5, 9]), (16, [0, 4, 5, 9])],
 )
-def test_records_that_are_fetched_together_are_the_same(log_interval: int, at_rest: list[int]) -> None:
+def test_records_that_are_fetched_together_are_the_same(log_interval: int, up_to_date: list[int]) -> None:
     """As on a GPU: 10 steps, evaluations after 0 and 5, samples after 4 and 9."""
     training = tiny_training()
     training.log_interval = log_interval
@@ -250,20 +251,20 @@ def test_records_that_are_fetched_together_are_the_same(log_interval: int, at_re
         records.append(record)
         if record.step + 1 == training.step:
             found.append(record.step)
-    assert found == at_rest
+    assert found == up_to_date
     assert records == steps()
     assert weights_of(training.model) == trained()
 
 
-def test_a_loss_that_is_not_finite_is_found_late_and_named_right() -> None:
+def test_a_loss_that_is_not_finite_names_its_step_even_if_it_is_copied_late() -> None:
     training = tiny_training(eval_freq=0, sample_freq=0)
     training.log_interval = 4
-    features, seen = training.loss.features, []
+    hidden_states, seen = training.loss_fn.hidden_states, []
 
     def breaking(ids: torch.Tensor) -> torch.Tensor:
-        return features(ids) * (math.nan if training.step == 5 else 1)
+        return hidden_states(ids) * (math.nan if training.step == 5 else 1)
 
-    training.loss.features = breaking
+    training.loss_fn.hidden_states = breaking
     with pytest.raises(NonFiniteError, match=r"^step 5: loss is nan"):
         for record in train(training):
             seen.append(record.step)
@@ -271,14 +272,14 @@ def test_a_loss_that_is_not_finite_is_found_late_and_named_right() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 4])
-def test_a_batch_in_parts_gives_the_same_gradients(accumulate: int) -> None:
-    """To rounding, without dropout, whose draws would come in another order."""
+def test_micro_batches_give_the_gradients_of_the_whole_batch(accumulate: int) -> None:
+    """To rounding, without dropout, whose masks would differ."""
     whole = steps(batch_size=4, drop_rate=0.0)
-    parts = steps(batch_size=4, drop_rate=0.0, accumulate=accumulate)
-    for one, other in zip(whole, parts, strict=True):
+    accumulated = steps(batch_size=4, drop_rate=0.0, accumulate=accumulate)
+    for one, other in zip(whole, accumulated, strict=True):
         assert dataclasses.astuple(one)[:8] == pytest.approx(dataclasses.astuple(other)[:8], rel=1e-4)
     assert [one.val_loss for one in whole if one.val_loss] == pytest.approx(
-        [other.val_loss for other in parts if other.val_loss], rel=1e-5
+        [other.val_loss for other in accumulated if other.val_loss], rel=1e-5
     )
 
 
@@ -287,15 +288,15 @@ def test_loss_falls() -> None:
     assert records[-1].loss < 0.5 * records[0].loss
 
 
-@pytest.mark.parametrize("random_order", ORDERS)
-def test_activations_made_again_have_the_same_masks_and_give_the_same_bits(random_order: str) -> None:
+@pytest.mark.parametrize("random_order", POLICIES)
+def test_recomputed_activations_have_the_same_masks_and_give_the_same_bits(random_order: str) -> None:
     changes: dict[str, Any] = {"random_order": random_order, "eval_freq": 3, "accumulate": 2}
     kept = steps(**changes), trained(**changes)
     changes["activation_checkpointing"] = True
     assert (steps(**changes), trained(**changes)) == kept
 
 
-def test_with_checkpointing_a_step_keeps_fewer_activations() -> None:
+def test_with_activation_checkpointing_a_step_keeps_fewer_activations() -> None:
     def kept_entries(is_on: bool) -> int:
         training = tiny_training(activation_checkpointing=is_on, n_layers=4)
         sizes: list[int] = []

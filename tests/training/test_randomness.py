@@ -1,4 +1,4 @@
-"""The two orders of random draws."""
+"""The two randomness policies."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from reprogpt.training.randomness import BookRandomness, IndependentRandomness, RandomnessPolicy
 
-ORDERS = [IndependentRandomness, BookRandomness]
+POLICIES = [IndependentRandomness, BookRandomness]
 ONES = torch.ones(1000)
 
 
-def mask(order: RandomnessPolicy, step: int) -> list[float]:
-    order.begin_step(step)
-    return order.dropout(ONES, 0.1).tolist()
+def mask(policy: RandomnessPolicy, step: int) -> list[float]:
+    policy.begin_step(step)
+    return policy.dropout(ONES, 0.1).tolist()
 
 
 # independent
@@ -34,23 +34,23 @@ def test_a_mask_is_the_same_whatever_was_drawn_before() -> None:
     assert mask(used, 7) == mask(fresh, 7)
 
 
-def test_masks_of_other_steps_seeds_and_places_differ() -> None:
-    order = IndependentRandomness(123)
-    masks = [mask(order, 0), mask(order, 1), mask(IndependentRandomness(124), 0)]
-    order.begin_step(0)
-    order.dropout(ONES, 0.1)
-    masks.append(order.dropout(ONES, 0.1).tolist())
+def test_masks_of_other_steps_seeds_and_layers_differ() -> None:
+    policy = IndependentRandomness(123)
+    masks = [mask(policy, 0), mask(policy, 1), mask(IndependentRandomness(124), 0)]
+    policy.begin_step(0)
+    policy.dropout(ONES, 0.1)
+    masks.append(policy.dropout(ONES, 0.1).tolist())
     assert len({tuple(values) for values in masks}) == 4
 
 
-def test_the_first_step_needs_no_begin() -> None:
+def test_without_begin_step_the_masks_are_those_of_step_0() -> None:
     assert IndependentRandomness(123).dropout(ONES, 0.1).tolist() == mask(IndependentRandomness(123), 0)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_a_share_of_the_entries_is_zeroed_and_the_mean_is_kept(rate: float) -> None:
-    order = IndependentRandomness(123)
-    dropped = order.dropout(torch.full((200_000,), 3.0), rate)
+    policy = IndependentRandomness(123)
+    dropped = policy.dropout(torch.full((200_000,), 3.0), rate)
     assert (dropped == 0).float().mean().item() == pytest.approx(rate, abs=0.005)
     assert dropped.mean().item() == pytest.approx(3.0, rel=0.02)
     [scaled] = set(dropped[dropped != 0].tolist())
@@ -71,21 +71,21 @@ def test_entries_are_zeroed_independently_of_their_neighbours() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 3, 5), (4, 4)])
-def test_a_mask_has_the_shape_and_type_of_its_values(shape: tuple[int, ...]) -> None:
-    order = IndependentRandomness(123)
+def test_dropout_keeps_shape_and_dtype(shape: tuple[int, ...]) -> None:
+    policy = IndependentRandomness(123)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        dropped = order.dropout(torch.ones(shape, dtype=dtype), 0.5)
+        dropped = policy.dropout(torch.ones(shape, dtype=dtype), 0.5)
         assert (dropped.shape, dropped.dtype) == (torch.Size(shape), dtype)
 
 
-def test_a_rate_just_below_one_still_gives_finite_values() -> None:
+def test_a_rate_just_below_one_gives_finite_values() -> None:
     assert IndependentRandomness(123).dropout(ONES, 1 - 1e-9).isfinite().all()
 
 
 def test_rate_zero_changes_nothing_and_draws_nothing() -> None:
-    order = IndependentRandomness(123)
-    assert torch.equal(order.dropout(ONES * 3, 0.0), ONES * 3)
-    assert order.dropout(ONES, 0.1).tolist() == mask(IndependentRandomness(123), 0)
+    policy = IndependentRandomness(123)
+    assert torch.equal(policy.dropout(ONES * 3, 0.0), ONES * 3)
+    assert policy.dropout(ONES, 0.1).tolist() == mask(IndependentRandomness(123), 0)
 
 
 def test_gradients_pass_through_the_same_mask() -> None:
@@ -96,16 +96,16 @@ def test_gradients_pass_through_the_same_mask() -> None:
     assert torch.equal(values.grad * 2, dropped)
 
 
-def test_an_accelerators_stream_is_set_by_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU draws can't be tested without one; that its stream is set anew at every step can."""
+def test_a_gpus_generator_is_seeded_from_seed_and_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU draws can't be tested without one; that its generator is reseeded at every step can."""
     seeds: list[int] = []
     monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(manual_seed=seeds.append))
 
     def seeds_of(seed: int, *steps: int) -> list[int]:
         seeds.clear()
-        order = IndependentRandomness(seed, torch.device("cuda"))
+        policy = IndependentRandomness(seed, torch.device("cuda"))
         for step in steps:
-            order.begin_step(step)
+            policy.begin_step(step)
         return list(seeds)
 
     first = seeds_of(123, 7, 8)
@@ -115,13 +115,13 @@ def test_an_accelerators_stream_is_set_by_seed_and_step(monkeypatch: pytest.Monk
 
 
 def test_each_epoch_visits_every_row_once_in_an_order_of_its_own() -> None:
-    order = IndependentRandomness(123)
-    epochs = [order.training_rows(epoch, 50).tolist() for epoch in range(3)]
+    policy = IndependentRandomness(123)
+    epochs = [policy.training_rows(epoch, 50).tolist() for epoch in range(3)]
     assert all(sorted(rows) == list(range(50)) for rows in epochs)
     assert len({tuple(rows) for rows in [*epochs, list(range(50))]}) == 4
 
 
-def test_an_epochs_order_is_a_function_of_seed_and_epoch() -> None:
+def test_an_epochs_permutation_is_a_function_of_seed_and_epoch() -> None:
     used, fresh = IndependentRandomness(123), IndependentRandomness(123)
     used.training_rows(0, 50)
     mask(used, 4)
@@ -130,36 +130,36 @@ def test_an_epochs_order_is_a_function_of_seed_and_epoch() -> None:
     assert IndependentRandomness(124).training_rows(2, 50).tolist() != fresh.training_rows(2, 50).tolist()
 
 
-def test_rows_and_masks_of_the_same_number_come_from_streams_of_their_own() -> None:
-    order = IndependentRandomness(123)
-    order.begin_step(5)
-    masks_stream = np.random.Generator(order._stream)
-    assert order.training_rows(5, 50).tolist() != masks_stream.permutation(50).tolist()
+def test_rows_and_masks_of_the_same_number_come_from_generators_of_their_own() -> None:
+    policy = IndependentRandomness(123)
+    policy.begin_step(5)
+    masks_generator = np.random.Generator(policy._dropout_generator)
+    assert policy.training_rows(5, 50).tolist() != masks_generator.permutation(50).tolist()
 
 
-def test_evaluation_visits_rows_in_file_order() -> None:
+def test_evaluation_reads_rows_in_file_order() -> None:
     assert IndependentRandomness(123).evaluation_rows(4).tolist() == [0, 1, 2, 3]
 
 
-def test_independent_order_touches_no_global_stream_but_for_the_weights() -> None:
-    ours, numpys = torch.get_rng_state(), str(np.random.get_state())
-    order = IndependentRandomness(123)
-    mask(order, 3)
-    order.training_rows(0, 18)
-    order.evaluation_rows(18)
-    assert torch.equal(torch.get_rng_state(), ours)
+def test_the_independent_policy_uses_no_global_generator_but_for_the_weights() -> None:
+    torchs, numpys = torch.get_rng_state(), str(np.random.get_state())
+    policy = IndependentRandomness(123)
+    mask(policy, 3)
+    policy.training_rows(0, 18)
+    policy.evaluation_rows(18)
+    assert torch.equal(torch.get_rng_state(), torchs)
     assert str(np.random.get_state()) == numpys
 
 
-def test_independent_order_has_no_state() -> None:
-    order = IndependentRandomness(123)
-    mask(order, 3)
-    assert order.state() == {}
+def test_the_independent_policy_has_no_state() -> None:
+    policy = IndependentRandomness(123)
+    mask(policy, 3)
+    assert policy.state() == {}
 
 
-@pytest.mark.parametrize("order", ORDERS)
-def test_weights_are_drawn_from_the_seed(order: Callable[[int], RandomnessPolicy]) -> None:
-    order(5).seed_weights()
+@pytest.mark.parametrize("policy", POLICIES)
+def test_weights_are_drawn_from_the_seed(policy: Callable[[int], RandomnessPolicy]) -> None:
+    policy(5).seed_weights()
     drawn = torch.rand(3)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), drawn)
@@ -188,46 +188,46 @@ def loaders_run(eval_freq: int) -> tuple[Batches, list[torch.Tensor]]:
     return seen, masks
 
 
-def order_run(eval_freq: int) -> tuple[Batches, list[torch.Tensor]]:
+def policy_run(eval_freq: int) -> tuple[Batches, list[torch.Tensor]]:
     """The same with BookRandomness."""
-    order = BookRandomness(123)
-    order.seed_weights()
+    policy = BookRandomness(123)
+    policy.seed_weights()
     seen, masks = [], []
     for step in range(3 * (NUM_ROWS // BATCH)):
         epoch, position = divmod(step, NUM_ROWS // BATCH)
-        order.begin_step(step)
-        seen.append(order.training_rows(epoch, NUM_ROWS)[position * BATCH :][:BATCH].tolist())
-        masks.append(order.dropout(ONES, 0.1))
+        policy.begin_step(step)
+        seen.append(policy.training_rows(epoch, NUM_ROWS)[position * BATCH :][:BATCH].tolist())
+        masks.append(policy.dropout(ONES, 0.1))
         if eval_freq and step % eval_freq == 0:
-            seen.append(order.evaluation_rows(NUM_ROWS)[:BATCH].tolist())
+            seen.append(policy.evaluation_rows(NUM_ROWS)[:BATCH].tolist())
     return seen, masks
 
 
 @pytest.mark.parametrize("eval_freq", [0, 1, 2, 5])
-def test_book_order_is_that_of_real_loaders_on_one_global_stream(eval_freq: int) -> None:
-    (batches, masks), (their_batches, their_masks) = order_run(eval_freq), loaders_run(eval_freq)
+def test_the_book_policy_draws_as_real_loaders_on_the_global_generator_do(eval_freq: int) -> None:
+    (batches, masks), (their_batches, their_masks) = policy_run(eval_freq), loaders_run(eval_freq)
     assert batches == their_batches
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(masks, their_masks, strict=True))
 
 
-def test_evaluating_more_often_changes_later_epochs_of_the_book() -> None:
-    never, often = order_run(0)[0], order_run(1)[0][::2]
+def test_with_the_book_policy_evaluating_more_often_changes_later_epochs() -> None:
+    never, often = policy_run(0)[0], policy_run(1)[0][::2]
     assert never[0] == often[0]
     assert never[5:] != often[5:]
 
 
-def test_book_order_goes_on_from_its_state() -> None:
-    order, later = BookRandomness(123), BookRandomness(123)
-    order.seed_weights()
-    order.training_rows(0, NUM_ROWS)
-    order.dropout(ONES, 0.1)
-    state = {name: tensor.clone() for name, tensor in order.state().items()}
+def test_the_book_policy_continues_from_its_state() -> None:
+    policy, later = BookRandomness(123), BookRandomness(123)
+    policy.seed_weights()
+    policy.training_rows(0, NUM_ROWS)
+    policy.dropout(ONES, 0.1)
+    state = {name: tensor.clone() for name, tensor in policy.state().items()}
 
-    def run_until(order: BookRandomness) -> list[list[float]]:
-        rows = [order.training_rows(0, NUM_ROWS), order.evaluation_rows(NUM_ROWS), order.training_rows(1, NUM_ROWS)]
-        return [array.tolist() for array in rows] + [order.dropout(ONES, 0.1).tolist()]
+    def run_until(policy: BookRandomness) -> list[list[float]]:
+        rows = [policy.training_rows(0, NUM_ROWS), policy.evaluation_rows(NUM_ROWS), policy.training_rows(1, NUM_ROWS)]
+        return [array.tolist() for array in rows] + [policy.dropout(ONES, 0.1).tolist()]
 
-    wanted = run_until(order)
+    wanted = run_until(policy)
     torch.manual_seed(999)
     later.load_state(state)
     assert run_until(later) == wanted

@@ -1,4 +1,4 @@
-"""Where interrupted trainings are kept, for how long, and that only one process has one in hand."""
+"""Run directories of interrupted trainings: how long they are kept, and that one process locks each."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ stages:
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A workspace in which train has made its out."""
+    """A workspace in which train has written its out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.yaml").write_text(DVC_YAML)
     (tmp_path / "model").write_text("weights")
@@ -49,22 +49,22 @@ def write_lock(root: Path, *, out: str | None = None) -> None:
 
 
 def interrupted(inputs: dict[str, Any] = INPUTS) -> Path:
-    """The folder of a training that was killed after a checkpoint."""
-    with lock_run(inputs, ENVIRONMENT) as held:
-        assert held.folder is not None
-        (held.folder / "checkpoint-a.json").write_text("{}")
-    return held.folder
+    """The run directory of a training that was killed after a checkpoint."""
+    with lock_run(inputs, ENVIRONMENT) as run_lock:
+        assert run_lock.run_dir is not None
+        (run_lock.run_dir / "checkpoint-a.json").write_text("{}")
+    return run_lock.run_dir
 
 
-def kept() -> list[Path]:
-    return list(Path(".reprogpt/resume").absolute().glob("*"))
+def run_dirs() -> list[Path]:
+    return list(Path(".reprogpt/checkpoints").absolute().glob("*"))
 
 
 def test_a_training_is_the_same_one_each_time_it_starts() -> None:
     with lock_run(INPUTS, ENVIRONMENT) as first:
         pass
     with lock_run(INPUTS, ENVIRONMENT) as second:
-        assert (second.training_id, second.folder) == (first.training_id, first.folder)
+        assert (second.training_id, second.run_dir) == (first.training_id, first.run_dir)
 
 
 @pytest.mark.parametrize(
@@ -77,49 +77,51 @@ def test_a_training_is_the_same_one_each_time_it_starts() -> None:
 )
 def test_another_input_or_environment_is_another_training(inputs: dict[str, Any], environment: dict[str, str]) -> None:
     with lock_run(INPUTS, ENVIRONMENT) as first, lock_run(inputs, environment) as second:
-        assert second.folder != first.folder and second.training_id != first.training_id
+        assert second.run_dir != first.run_dir and second.training_id != first.training_id
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_dir, "LOCK_TIMEOUT", 0.2)
 
 
 @pytest.fixture
-def taken(impatient: None) -> Iterator[RunLock]:
-    """A training that another process has in hand: a lock of another object is as good as one of another process."""
-    folder = interrupted()
-    with FileLock(folder / "lock"), pytest.MonkeyPatch.context() as patch:
+def locked_elsewhere(short_timeout: None) -> Iterator[RunLock]:
+    """A training that another process has locked: here, another lock object of this process."""
+    path = interrupted()
+    with FileLock(path / "lock"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_dir, "FileLock", lambda path: FileLock(path, is_singleton=False))
-        yield RunLock("", folder, {})
+        yield RunLock("", path, {})
 
 
-def test_of_two_at_once_the_second_waits_and_then_keeps_nothing(
-    taken: RunLock, capsys: pytest.CaptureFixture[str]
+def test_of_two_at_once_the_second_waits_and_then_saves_no_checkpoints(
+    locked_elsewhere: RunLock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with lock_run(INPUTS, ENVIRONMENT) as held:
-        assert held.folder is None and held.training_id != ""
-    said = capsys.readouterr().err
-    assert "another process is at this very training; waiting up to 0 s" in said
-    assert "it goes on, so this one trains by itself" in said
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        assert run_lock.run_dir is None and run_lock.training_id != ""
+    stderr = capsys.readouterr().err
+    assert "already training with these parameters in another process; waiting up to 0 s" in stderr
+    assert "it is still training; this process trains on its own, without checkpoints" in stderr
 
 
-def test_what_another_process_has_in_hand_is_not_removed(taken: RunLock, root: Path) -> None:
+def test_prune_leaves_what_another_process_has_locked(locked_elsewhere: RunLock, root: Path) -> None:
     prune()
-    assert kept() == [taken.folder]
+    assert run_dirs() == [locked_elsewhere.run_dir]
 
 
-def test_a_finished_training_stays_until_dvc_has_recorded_it(root: Path) -> None:
-    with lock_run(INPUTS, ENVIRONMENT) as held:
+def test_a_complete_training_is_kept_until_dvc_lock_records_it(root: Path) -> None:
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
         pass
-    mark_complete(held)
-    assert kept() == [held.folder]  # killed here, train would start again, and take its outs from what is kept
+    mark_complete(run_lock)
+    assert run_dirs() == [run_lock.run_dir]  # killed here, train would start again, and resume from its last checkpoint
     write_lock(root)
     prune()
-    assert kept() == []
+    assert run_dirs() == []
 
 
-def test_in_a_copy_only_what_its_own_lock_file_records_is_released(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_copy_prune_removes_only_what_its_own_dvc_lock_records(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DVC_ROOT", str(root))
     copy = root / "copy"
     copy.mkdir()
@@ -127,35 +129,35 @@ def test_in_a_copy_only_what_its_own_lock_file_records_is_released(root: Path, m
         (copy / name).write_bytes((root / name).read_bytes())
     monkeypatch.chdir(copy)
     waiting = interrupted(other(seed=2))  # an experiment that was killed, to be queued again
-    with lock_run(INPUTS, ENVIRONMENT) as held:
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
         pass
-    mark_complete(held)
+    mark_complete(run_lock)
     write_lock(copy)
     prune()
-    assert list((root / ".reprogpt/resume").glob("*")) == [waiting]
+    assert list((root / ".reprogpt/checkpoints").glob("*")) == [waiting]
 
 
-def test_a_forced_repeat_with_the_same_result_is_released_at_once(root: Path) -> None:
+def test_a_forced_repeat_with_the_same_result_is_removed_at_once(root: Path) -> None:
     write_lock(root)
-    with lock_run(INPUTS, ENVIRONMENT) as held:
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
         pass
-    mark_complete(held)
-    assert kept() == []
+    mark_complete(run_lock)
+    assert run_dirs() == []
 
 
-def test_what_dvc_has_recorded_is_trained_again_when_asked_for(root: Path) -> None:
+def test_a_recorded_training_is_trained_again_when_forced(root: Path) -> None:
     with lock_run(INPUTS, ENVIRONMENT) as first:
-        assert first.folder is not None
-        (first.folder / "checkpoint-a.json").write_text("{}")
+        assert first.run_dir is not None
+        (first.run_dir / "checkpoint-a.json").write_text("{}")
     mark_complete(first)
     write_lock(root)
     with lock_run(INPUTS, ENVIRONMENT) as second:  # dvc repro -f train
         assert second.training_id != first.training_id
-        assert not list(first.folder.glob("checkpoint-*"))
+        assert not list(first.run_dir.glob("checkpoint-*"))
 
 
 def test_a_result_with_other_bits_than_recorded_is_not_trained_again(root: Path) -> None:
-    """On another machine, say: DVC's record is of other weights, and this training is killed before it is renewed."""
+    """As on another machine: dvc.lock records other weights, and this training is killed before DVC updates it."""
     write_lock(root, out="0" * 32)
     with lock_run(INPUTS, ENVIRONMENT) as first:
         pass
@@ -164,24 +166,24 @@ def test_a_result_with_other_bits_than_recorded_is_not_trained_again(root: Path)
         assert second.training_id == first.training_id
 
 
-def test_when_the_workspace_ends_a_pipeline_what_it_had_given_up_is_removed(root: Path) -> None:
+def test_prune_in_the_workspace_removes_trainings_that_were_replaced(root: Path) -> None:
     interrupted(other(seed=2))
     interrupted(other(seed=3))
     prune()
-    assert kept() == []
+    assert run_dirs() == []
 
 
-def test_starting_afresh_says_what_is_not_as_it_was() -> None:
-    folder = interrupted({**other(peak_lr=0.0005), "deps": {"tokens.npy": "d0"}})
-    assert folder.exists()
-    with lock_run(INPUTS, {**ENVIRONMENT, "threads": "1"}) as held:
-        assert changes_since_interrupted(held) == [
+def test_changes_since_the_interrupted_training_are_listed() -> None:
+    path = interrupted({**other(peak_lr=0.0005), "deps": {"tokens.npy": "d0"}})
+    assert path.exists()
+    with lock_run(INPUTS, {**ENVIRONMENT, "threads": "1"}) as run_lock:
+        assert changes_since_interrupted(run_lock) == [
             "peak_lr: 0.0005 -> 0.001",
             "threads: 2 -> 1",
             "tokens.npy has changed",
         ]
 
 
-def test_a_first_training_has_nothing_to_explain() -> None:
-    with lock_run(INPUTS, ENVIRONMENT) as held:
-        assert changes_since_interrupted(held) == []
+def test_a_first_training_has_no_changes_to_list() -> None:
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        assert changes_since_interrupted(run_lock) == []

@@ -1,6 +1,8 @@
 """A tiny model and a tiny training, for the tests of model and training."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,8 +62,22 @@ def tiny_model(seed: int = 0, **changes: Any) -> GPTModel:
     return GPTModel(dataclasses.replace(CONFIG, **changes))
 
 
+def model_with_odds(odds: Mapping[int, float]) -> GPTModel:
+    """A tiny model that gives the next token these odds at every position; other tokens have probability zero.
+
+    The last norm's output is (1, 0, 0, …), and the output head's first column holds log(odds).
+    """
+    model = tiny_model()
+    model.final_norm.weight.data.zero_()
+    model.final_norm.bias.data.copy_(torch.eye(model.config.emb_dim)[0])
+    model.out_head.weight.data.fill_(-1000.0)
+    for token, odd in odds.items():
+        model.out_head.weight.data[token, 0] = math.log(odd)
+    return model
+
+
 def tiny_training(num_rows: int = 11, group: ProcessGroup = SINGLE_PROCESS, **changes: Any) -> Training:
-    """A training of PARAMS with changes on num_rows rows of 8 random tokens; three rows to validate on."""
+    """A training of PARAMS with changes on num_rows rows of 8 random tokens, with three validation rows."""
     ids = np.random.default_rng(0).integers(0, 64, 8 * (num_rows + 3) + 2).astype(np.uint16)
     cut = 8 * num_rows + 1
     params = TrainParams(**PARAMS | changes)

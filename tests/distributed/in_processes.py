@@ -1,4 +1,4 @@
-"""Tiny trainings by all processes of a torchrun; the first prints losses and a digest of the weights of each as JSON.
+"""Tiny trainings in all processes of a torchrun; rank 0 prints the records and weights digest of each as JSON.
 
 Run as `torchrun ... -m tests.distributed.in_processes FOLDER TRAININGS`. TRAININGS: JSON, a list of changes to the
 parameters, with "name", a subfolder of FOLDER for checkpoints, and "stop_after", a step at which the last process is
@@ -20,8 +20,8 @@ from reprogpt.training.state import Training
 from tests.tiny import tiny_training
 
 
-class StopsAfter(StopRequest):
-    """Asks to stop when `step` has been done, if this process is the last; never for step 0."""
+class StopAfter(StopRequest):
+    """A request to the last process to stop once `step` has run; none if `step` is 0."""
 
     def __init__(self, training: Training, step: int) -> None:
         super().__init__()
@@ -34,21 +34,23 @@ class StopsAfter(StopRequest):
 
 
 def run(group: ProcessGroup, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """One training from its newest checkpoint on: how it ended, steps done, all records, weights."""
+    """One training from its latest checkpoint on: how it ended, steps run, all records, digest of the weights."""
     name, stop_after = changes.pop("name"), changes.pop("stop_after", 0)
     training = tiny_training(num_rows=121, group=group, **changes)
     (folder / name).mkdir(exist_ok=True)
-    held = RunLock("0" * 32, folder / name, {"workspace": False}) if group.is_first else None
-    resumable, end, done = CheckpointedTraining(training, held), "finished", []
+    run_lock = RunLock("0" * 32, folder / name, {"workspace": False}) if group.is_first else None
+    checkpointed = CheckpointedTraining(training, run_lock)
+    end = "finished"
+    steps = []
     try:
-        for record in resumable.run_until(StopsAfter(training, stop_after)):
-            done.append(record.step)
+        for record in checkpointed.run_until(StopAfter(training, stop_after)):
+            steps.append(record.step)
     except BaseException as stopped:
         end = type(stopped).__name__
     weights = group.gather_state(training.model.state_dict())
     digest = hashlib.sha256(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
-    records = [[r.loss, r.max_grad, r.grad_norm, r.train_loss, r.val_loss, r.sample] for r in resumable.records]
-    return {"name": name, "end": end, "done": done, "records": records, "weights": digest.hexdigest()}
+    records = [[r.loss, r.max_grad, r.grad_norm, r.train_loss, r.val_loss, r.sample] for r in checkpointed.records]
+    return {"name": name, "end": end, "steps": steps, "records": records, "weights": digest.hexdigest()}
 
 
 def main(folder: Path, trainings: list[dict[str, Any]]) -> None:

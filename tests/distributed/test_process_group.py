@@ -1,4 +1,4 @@
-"""Several processes train what one does: to rounding without dropout, and to the same bits each time."""
+"""Several processes train as one does: to rounding without dropout, and to the same bits each time."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reprogpt.distributed.process_group import SINGLE_PROCESS
-from tests.distributed.in_processes import run as train_alone
+from tests.distributed.in_processes import run as run_training
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_DROPOUT = {"batch_size": 6, "n_epochs": 1, "drop_rate": 0.0, "eval_freq": 5, "eval_iter": 2, "save_seconds": 1e-9}
@@ -23,7 +23,14 @@ def trainings(nproc_per_node: int) -> list[dict[str, Any]]:
     return [
         {"name": "ddp", **NO_DROPOUT, **shared},
         {"name": "fsdp", "parallel": "fsdp", **NO_DROPOUT, **shared},
-        {"name": "parts", **NO_DROPOUT, **shared, "batch_size": 12, "accumulate": 2, "activation_checkpointing": True},
+        {
+            "name": "accumulated",
+            **NO_DROPOUT,
+            **shared,
+            "batch_size": 12,
+            "accumulate": 2,
+            "activation_checkpointing": True,
+        },
         *(
             {"name": f"{parallel}-{name}", "parallel": parallel, **DROPOUT, **shared, "stop_after": stop_after}
             for parallel in ("ddp", "fsdp")
@@ -36,9 +43,9 @@ Results = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
-def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """Results of trainings() by so many processes, by name, in order."""
-    folder = tmp_path_factory.mktemp("together")
+def distributed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Results of trainings() in this number of processes, by name, in order."""
+    folder = tmp_path_factory.mktemp("distributed")
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={request.param}"]
     command = [sys.executable, "-m", *torchrun, "-m", "tests.distributed.in_processes", str(folder)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
@@ -52,42 +59,46 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return train_alone(SINGLE_PROCESS, tmp_path_factory.mktemp("alone"), {"name": "alone", **NO_DROPOUT})
+def single_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return run_training(
+        SINGLE_PROCESS, tmp_path_factory.mktemp("single_process"), {"name": "single_process", **NO_DROPOUT}
+    )
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_without_dropout_the_numbers_are_those_of_one_process(
-    together: Results, alone: dict[str, Any], parallel: str
+def test_without_dropout_the_metrics_are_those_of_one_process(
+    distributed: Results, single_process: dict[str, Any], parallel: str
 ) -> None:
-    [shared] = together[parallel]
-    assert len(shared["records"]) == len(alone["records"]) == NUM_STEPS
-    for ours, theirs in zip(shared["records"], alone["records"], strict=True):
+    [result] = distributed[parallel]
+    assert len(result["records"]) == len(single_process["records"]) == NUM_STEPS
+    for ours, theirs in zip(result["records"], single_process["records"], strict=True):
         assert ours[:5] == pytest.approx(theirs[:5], abs=1e-5)
         assert ours[5] == theirs[5]  # the sample's tokens
 
 
-def test_parts_of_a_shared_batch_add_up_to_the_whole(together: Results, tmp_path: Path) -> None:
-    [shared] = together["parts"]
-    theirs = train_alone(SINGLE_PROCESS, tmp_path, {"name": "whole", **NO_DROPOUT, "batch_size": 12})
-    assert [record[:5] for record in shared["records"]] == [
-        pytest.approx(record[:5], abs=1e-5) for record in theirs["records"]
+def test_gradient_accumulation_gives_the_metrics_of_the_whole_batch(distributed: Results, tmp_path: Path) -> None:
+    [result] = distributed["accumulated"]
+    expected = run_training(SINGLE_PROCESS, tmp_path, {"name": "whole", **NO_DROPOUT, "batch_size": 12})
+    assert [record[:5] for record in result["records"]] == [
+        pytest.approx(record[:5], abs=1e-5) for record in expected["records"]
     ]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_where_any_process_is_asked_to_stop_all_do_and_go_on_to_the_same_bits(together: Results, parallel: str) -> None:
-    [whole] = together[f"{parallel}-a"]
-    stopped, resumed = together[f"{parallel}-b"]
-    assert stopped["end"] == "Terminated" and stopped["done"] == list(range(8))
-    assert resumed["end"] == "finished" and resumed["done"] == list(range(8, NUM_STEPS))
-    assert resumed["records"] == whole["records"]
-    assert resumed["weights"] == whole["weights"]
+def test_if_any_process_is_asked_to_stop_all_do_and_resume_to_the_same_bits(
+    distributed: Results, parallel: str
+) -> None:
+    [uninterrupted] = distributed[f"{parallel}-a"]
+    stopped, resumed = distributed[f"{parallel}-b"]
+    assert stopped["end"] == "Terminated" and stopped["steps"] == list(range(8))
+    assert resumed["end"] == "finished" and resumed["steps"] == list(range(8, NUM_STEPS))
+    assert resumed["records"] == uninterrupted["records"]
+    assert resumed["weights"] == uninterrupted["weights"]
 
 
-def test_each_share_has_dropout_masks_of_its_own(together: Results, tmp_path: Path) -> None:
-    """With the masks of one process for all shares, the first step's loss would be that of one of them."""
-    [shared] = together["ddp-a"]
-    first = train_alone(SINGLE_PROCESS, tmp_path, {"name": "alone", **DROPOUT})["records"][0][0]
-    assert shared["records"][0][0] != pytest.approx(first, abs=1e-5)
-    assert shared["records"][0][0] == pytest.approx(first, abs=0.1)
+def test_each_shard_has_dropout_masks_of_its_own(distributed: Results, tmp_path: Path) -> None:
+    """With one process's masks for all shards, the first step's loss would be that of a single process."""
+    [result] = distributed["ddp-a"]
+    first = run_training(SINGLE_PROCESS, tmp_path, {"name": "single_process", **DROPOUT})["records"][0][0]
+    assert result["records"][0][0] != pytest.approx(first, abs=1e-5)
+    assert result["records"][0][0] == pytest.approx(first, abs=0.1)

@@ -1,4 +1,4 @@
-"""The text samples of evaluate."""
+"""The text samples that the evaluate stage writes."""
 
 import pytest
 import tiktoken

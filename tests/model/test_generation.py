@@ -1,36 +1,23 @@
 """Continuing a prompt, token by token."""
 
-import math
 from collections import Counter
 
 import pytest
 import torch
 
 from reprogpt.model.generation import generate
-from reprogpt.model.gpt import GPTModel
-from tests.tiny import tiny_model
+from tests.tiny import model_with_odds, tiny_model
 
-# Odds of the next token, whatever came before, in the model of `with_odds`; all other tokens never come.
+# Odds of the next token, whatever the tokens before it.
 ODDS = {5: 9.0, 9: 4.0, 3: 1.0}
 
 
-def with_odds(odds: dict[int, float]) -> GPTModel:
-    """A model whose logits are log(odds) at every position: its last norm gives (1, 0, 0, …)."""
-    model = tiny_model()
-    model.final_norm.weight.data.zero_()
-    model.final_norm.bias.data.copy_(torch.eye(32)[0])
-    model.out_head.weight.data.fill_(-1000.0)
-    for token, odd in odds.items():
-        model.out_head.weight.data[token, 0] = math.log(odd)
-    return model
-
-
-def stream(seed: int = 0) -> torch.Generator:
+def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def shares(temperature: float, top_k: int | None = None, draws: int = 1000) -> dict[int, float]:
-    tokens = generate(with_odds(ODDS), [1], draws, temperature=temperature, top_k=top_k, generator=stream())
+def frequencies(temperature: float, top_k: int | None = None, draws: int = 1000) -> dict[int, float]:
+    tokens = generate(model_with_odds(ODDS), [1], draws, temperature=temperature, top_k=top_k, generator=seeded())
     return {token: count / draws for token, count in Counter(tokens).items()}
 
 
@@ -63,56 +50,56 @@ def test_all_of_the_last_context_length_tokens_are_seen() -> None:
     assert len(continuations) > 1
 
 
-def test_the_prompt_is_left_as_it_was() -> None:
+def test_the_prompt_is_left_unchanged() -> None:
     prompt = [1, 2]
     list(generate(tiny_model(), prompt, 3))
     assert prompt == [1, 2]
 
 
-def test_temperature_one_draws_by_the_odds() -> None:
-    assert shares(1.0) == pytest.approx({5: 9 / 14, 9: 4 / 14, 3: 1 / 14}, abs=0.03)
+def test_temperature_one_samples_by_the_odds() -> None:
+    assert frequencies(1.0) == pytest.approx({5: 9 / 14, 9: 4 / 14, 3: 1 / 14}, abs=0.03)
 
 
-def test_temperature_two_draws_by_the_square_roots_of_the_odds() -> None:
-    assert shares(2.0) == pytest.approx({5: 3 / 6, 9: 2 / 6, 3: 1 / 6}, abs=0.03)
+def test_temperature_two_samples_by_the_square_roots_of_the_odds() -> None:
+    assert frequencies(2.0) == pytest.approx({5: 3 / 6, 9: 2 / 6, 3: 1 / 6}, abs=0.03)
 
 
-def test_top_k_leaves_the_odds_among_the_likeliest() -> None:
-    assert shares(1.0, top_k=2) == pytest.approx({5: 9 / 13, 9: 4 / 13}, abs=0.03)
+def test_top_k_keeps_the_odds_among_the_largest_logits() -> None:
+    assert frequencies(1.0, top_k=2) == pytest.approx({5: 9 / 13, 9: 4 / 13}, abs=0.03)
 
 
 def test_top_1_is_greedy_at_any_temperature() -> None:
-    assert shares(100.0, top_k=1, draws=50) == {5: 1.0}
+    assert frequencies(100.0, top_k=1, draws=50) == {5: 1.0}
 
 
 @pytest.mark.parametrize("top_k", [64, 1000])
 def test_top_k_of_the_whole_vocabulary_or_more_leaves_all_tokens(top_k: int) -> None:
     model = tiny_model()
     whole, limited = (
-        list(generate(model, [1], 20, temperature=1.0, top_k=k, generator=stream())) for k in (None, top_k)
+        list(generate(model, [1], 20, temperature=1.0, top_k=k, generator=seeded())) for k in (None, top_k)
     )
     assert limited == whole
 
 
-def test_draws_are_those_of_the_stream_and_of_no_other() -> None:
+def test_draws_come_from_the_given_generator_and_no_other() -> None:
     model = tiny_model()
     before = torch.get_rng_state()
     first, again, other = (
-        list(generate(model, [1], 20, temperature=1.0, generator=stream(seed))) for seed in (1, 1, 2)
+        list(generate(model, [1], 20, temperature=1.0, generator=seeded(seed))) for seed in (1, 1, 2)
     )
     assert first == again != other
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_dropout_is_off_and_the_mode_is_as_before_afterwards(training: bool) -> None:
+def test_dropout_is_off_and_the_mode_is_restored_afterwards(training: bool) -> None:
     model = tiny_model(drop_rate=0.9).train(training)
     tokens = list(generate(model, [1, 2], 10))
     assert model.training == model.trf_blocks[0].training == training
     assert tokens == list(generate(model.eval(), [1, 2], 10))
 
 
-def test_the_mode_is_as_before_when_the_reader_stops_early() -> None:
+def test_the_mode_is_restored_if_the_caller_stops_early() -> None:
     model = tiny_model()
     tokens = generate(model, [1], 10)
     next(tokens)
@@ -121,7 +108,7 @@ def test_the_mode_is_as_before_when_the_reader_stops_early() -> None:
     assert model.training
 
 
-def test_nothing_is_recorded_for_gradients() -> None:
+def test_generating_records_no_graph() -> None:
     model, recorded = tiny_model(), []
     model.final_norm.register_forward_hook(lambda module, inputs, output: recorded.append(output.requires_grad))
     list(generate(model, [1], 2))

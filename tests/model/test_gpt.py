@@ -58,7 +58,7 @@ def book_logits(ids: list[int], weights: dict[str, np.ndarray], config: GPTConfi
     return np.stack([weights["out_head.weight"] @ normed(x, weights, "final_norm") for x in xs])
 
 
-def shaken_model(**changes: bool) -> GPTModel:
+def perturbed_model(**changes: bool) -> GPTModel:
     """A double-precision model whose norms and biases are not at their plain initial values."""
     model = tiny_model(**changes).double().eval()
     for parameter in model.parameters():
@@ -68,7 +68,7 @@ def shaken_model(**changes: bool) -> GPTModel:
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
 def test_logits_are_those_of_the_books_formulas(qkv_bias: bool) -> None:
-    model = shaken_model(qkv_bias=qkv_bias)
+    model = perturbed_model(qkv_bias=qkv_bias)
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     wanted = np.stack([book_logits(row, weights, model.config) for row in IDS.tolist()])
     np.testing.assert_allclose(model(IDS).detach().numpy(), wanted, rtol=0, atol=1e-10)
@@ -85,7 +85,7 @@ def test_a_row_may_be_shorter_than_the_context(num_tokens: int) -> None:
     assert torch.allclose(model(IDS[:, :num_tokens]), model(IDS)[:, :num_tokens], atol=1e-6)
 
 
-def test_features_are_what_the_output_head_reads() -> None:
+def test_hidden_states_are_what_the_output_head_reads() -> None:
     model = tiny_model().eval()
     assert model.hidden_states(IDS).shape == (2, 8, 32)
     assert torch.equal(model.out_head(model.hidden_states(IDS)), model(IDS))
@@ -119,7 +119,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
     assert not torch.equal(model.train()(IDS), model(IDS))
 
 
-def test_dropout_draws_in_the_books_order_at_the_configs_rate() -> None:
+def test_dropout_is_applied_in_the_books_order_at_the_configs_rate() -> None:
     drawn: list[tuple[tuple[int, ...], float]] = []
 
     def recorded(values: Tensor, rate: float) -> Tensor:
@@ -131,14 +131,14 @@ def test_dropout_draws_in_the_books_order_at_the_configs_rate() -> None:
     assert drawn == [embedding, attention, branch, branch, attention, branch, branch]
 
 
-def test_no_dropout_is_drawn_in_evaluation() -> None:
-    def refused(values: Tensor, rate: float) -> Tensor:
+def test_no_dropout_is_applied_in_evaluation() -> None:
+    def refuse(values: Tensor, rate: float) -> Tensor:
         raise AssertionError("drawn")
 
-    GPTModel(CONFIG, refused).eval()(IDS)
+    GPTModel(CONFIG, refuse).eval()(IDS)
 
 
-def test_dropout_of_attention_falls_on_normalised_weights() -> None:
+def test_attention_dropout_is_applied_to_normalized_weights() -> None:
     sums: list[Tensor] = []
 
     def recorded(values: Tensor, rate: float) -> Tensor:

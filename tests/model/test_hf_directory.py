@@ -1,4 +1,4 @@
-"""Weights on disk, in Hugging Face's format."""
+"""The model on disk, as a Hugging Face GPT-2 directory."""
 
 import json
 from collections.abc import Callable
@@ -20,12 +20,12 @@ IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sound checkpoint of the tiny model."""
+    """A GPT-2 directory of the tiny model."""
     save_model(tmp_path / "model", tiny_model())
     return tmp_path / "model"
 
 
-def shaken(model: GPTModel) -> GPTModel:
+def perturbed(model: GPTModel) -> GPTModel:
     """The model with all norms and biases away from their plain initial values."""
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -33,8 +33,8 @@ def shaken(model: GPTModel) -> GPTModel:
 
 
 @pytest.mark.parametrize("qkv_bias", [False, True])
-def test_weights_come_back_bit_for_bit(tmp_path: Path, qkv_bias: bool) -> None:
-    model = shaken(tiny_model(qkv_bias=qkv_bias))
+def test_weights_are_loaded_bit_for_bit(tmp_path: Path, qkv_bias: bool) -> None:
+    model = perturbed(tiny_model(qkv_bias=qkv_bias))
     save_model(tmp_path, model)
     again = load_model(tmp_path)
     assert again.config == model.config
@@ -43,7 +43,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, qkv_bias: bool) -> None:
     assert not again.training and all(parameter.requires_grad for parameter in again.parameters())
 
 
-def test_saving_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+def test_saving_leaves_the_model_unchanged(tmp_path: Path) -> None:
     model = tiny_model()
     before = weights_of(model)
     save_model(tmp_path, model)
@@ -67,7 +67,7 @@ def test_a_folder_holds_five_readable_files_and_none_is_a_pickle(folder: Path) -
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644  # safetensors alone would say 0o600
 
 
-def test_config_says_what_gpt2_leaves_open(folder: Path) -> None:
+def test_config_json_has_the_models_hyperparameters(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     assert config["tie_word_embeddings"] is False
     assert (config["n_embd"], config["n_head"], config["n_layer"], config["n_positions"]) == (32, 4, 2, 8)
@@ -78,7 +78,7 @@ def test_config_says_what_gpt2_leaves_open(folder: Path) -> None:
 def test_transformers_computes_the_same_logits(tmp_path: Path, qkv_bias: bool) -> None:
     from transformers import GPT2LMHeadModel
 
-    model = shaken(tiny_model(qkv_bias=qkv_bias)).eval()
+    model = perturbed(tiny_model(qkv_bias=qkv_bias)).eval()
     save_model(tmp_path, model)
     loaded: Any = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
     theirs, report = loaded
@@ -96,7 +96,7 @@ def test_transformers_tokenizes_as_tiktoken_does(folder: Path) -> None:
         assert theirs.decode(ours.encode_ordinary(text)) == text
 
 
-def refusal(folder: Path) -> str:
+def load_error(folder: Path) -> str:
     with pytest.raises(ModelError) as error:
         load_model(folder)
     assert "dvc checkout" in str(error.value)
@@ -106,7 +106,7 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    assert f"{folder / name} is missing" in refusal(folder)
+    assert f"{folder / name} is missing" in load_error(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -114,19 +114,19 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 def test_a_cut_file_is_refused(folder: Path, name: str, share: float) -> None:
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(share * len(content))])
-    assert name in refusal(folder)
+    assert name in load_error(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_foreign_file_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
-    assert name in refusal(folder)
+    assert name in load_error(folder)
 
 
 @pytest.mark.parametrize("content", ["[]", "null", "3", '"text"'])
-def test_a_config_that_is_no_mapping_is_refused(folder: Path, content: str) -> None:
+def test_a_config_that_is_not_a_mapping_is_refused(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content, encoding="utf-8")
-    assert "config.json" in refusal(folder)
+    assert "config.json" in load_error(folder)
 
 
 KEYS = ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "resid_pdrop", "qkv_bias"]
@@ -135,7 +135,7 @@ KEYS = ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer", "resid_pdrop
 @pytest.mark.parametrize("key", KEYS)
 def test_a_missing_config_key_is_named(folder: Path, key: str) -> None:
     change_config(folder, lambda config: config.pop(key))
-    assert f"has no '{key}'" in refusal(folder)
+    assert f"has no '{key}'" in load_error(folder)
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -150,28 +150,28 @@ def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any
     save_file(weights, folder / "model.safetensors")
 
 
-def test_a_foreign_tensor_is_named(folder: Path) -> None:
+def test_an_unknown_tensor_is_named(folder: Path) -> None:
     change_weights(folder, lambda weights: weights.update({"lm_head.bias": torch.zeros(64)}))
-    assert "has a foreign tensor lm_head.bias" in refusal(folder)
+    assert "has an unknown tensor lm_head.bias" in load_error(folder)
 
 
 def test_a_missing_tensor_is_named(folder: Path) -> None:
     change_weights(folder, lambda weights: weights.pop("transformer.h.1.ln_2.bias"))
-    assert "lacks tensor transformer.h.1.ln_2.bias" in refusal(folder)
+    assert "lacks tensor transformer.h.1.ln_2.bias" in load_error(folder)
 
 
 def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder: Path) -> None:
     change_weights(folder, lambda weights: weights.update({"transformer.wpe.weight": torch.zeros(9, 32)}))
-    assert "transformer.wpe.weight is torch.float32 [9, 32], but config.json asks for float32 [8, 32]" in refusal(
+    assert "transformer.wpe.weight is torch.float32 [9, 32], but config.json asks for float32 [8, 32]" in load_error(
         folder
     )
 
 
-def test_a_tensor_of_another_type_is_named(folder: Path) -> None:
+def test_a_tensor_of_another_dtype_is_named(folder: Path) -> None:
     change_weights(folder, lambda weights: weights.update({"transformer.ln_f.bias": torch.zeros(32).half()}))
-    assert "transformer.ln_f.bias is torch.float16 [32], but config.json asks for float32 [32]" in refusal(folder)
+    assert "transformer.ln_f.bias is torch.float16 [32], but config.json asks for float32 [32]" in load_error(folder)
 
 
 def test_a_config_of_another_size_does_not_fit_the_weights(folder: Path) -> None:
     change_config(folder, lambda config: config.update(n_layer=3))
-    assert "lacks tensor transformer.h.2." in refusal(folder)
+    assert "lacks tensor transformer.h.2." in load_error(folder)

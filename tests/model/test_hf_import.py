@@ -1,4 +1,4 @@
-"""Starting from GPT-2 directories that `transformers` made, and which are refused."""
+"""Importing GPT-2 directories that `transformers` wrote, and which are refused."""
 
 import hashlib
 import json
@@ -25,8 +25,8 @@ BIASED = replace(CONFIG, qkv_bias=True)
 SIZES: dict[str, Any] = {"vocab_size": 64, "n_positions": 8, "n_embd": 32, "n_head": 4, "n_layer": 2}
 
 
-def foreign(*, qkv_bias: bool = True, tied: bool = False, **changes: Any) -> GPT2LMHeadModel:
-    """A model of transformers' own with all entries at random, or with query, key and value biases of zeros."""
+def gpt2_model(*, qkv_bias: bool = True, tied: bool = False, **changes: Any) -> GPT2LMHeadModel:
+    """A model of transformers with all entries at random, or with query, key and value biases of zeros."""
     torch.manual_seed(5)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(GPT2Config(**SIZES | ends | changes, tie_word_embeddings=tied)).eval()
@@ -38,12 +38,12 @@ def foreign(*, qkv_bias: bool = True, tied: bool = False, **changes: Any) -> GPT
 
 
 def saved(folder: Path, **changes: Any) -> Path:
-    """The folder after foreign(**changes) was saved into it."""
-    foreign(**changes).save_pretrained(folder)
+    """The folder after gpt2_model(**changes) was saved into it."""
+    gpt2_model(**changes).save_pretrained(folder)
     return folder
 
 
-def start(folder: Path, config: GPTConfig = BIASED, sha256: str = "") -> GPTModel:
+def imported(folder: Path, config: GPTConfig = BIASED, sha256: str = "") -> GPTModel:
     """A model of this config with the folder's weights, in eval mode."""
     model = GPTModel(config)
     weights = load_initial_weights(str(folder), sha256, config).weights
@@ -52,7 +52,7 @@ def start(folder: Path, config: GPTConfig = BIASED, sha256: str = "") -> GPTMode
     return model.eval()
 
 
-def refusal(folder: Path | str, config: GPTConfig = BIASED, sha256: str = "") -> str:
+def import_error(folder: Path | str, config: GPTConfig = BIASED, sha256: str = "") -> str:
     with pytest.raises(ParamsError) as error:
         load_initial_weights(str(folder), sha256, config)
     assert str(error.value).startswith(f"init_from={folder} can't be ")
@@ -77,8 +77,8 @@ def assert_maps_exactly(ours: GPTModel, theirs: GPT2LMHeadModel) -> None:
     pairs = {"att.out_proj": "attn.c_proj", "ff.layers.0": "mlp.c_fc", "ff.layers.2": "mlp.c_proj"}
     for layer in range(2):
         block, other = f"trf_blocks.{layer}", f"transformer.h.{layer}"
-        for place, name in enumerate(("query", "key", "value")):
-            part = slice(32 * place, 32 * (place + 1))
+        for index, name in enumerate(("query", "key", "value")):
+            part = slice(32 * index, 32 * (index + 1))
             expected[f"{block}.att.W_{name}.weight"] = stored[f"{other}.attn.c_attn.weight"][:, part].T
             if ours.config.qkv_bias:
                 expected[f"{block}.att.W_{name}.bias"] = stored[f"{other}.attn.c_attn.bias"][part]
@@ -99,73 +99,75 @@ def assert_maps_exactly(ours: GPTModel, theirs: GPT2LMHeadModel) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("qkv_bias", [False, True])
-def test_a_started_model_has_transformers_weights_and_logits(tmp_path: Path, tied: bool, qkv_bias: bool) -> None:
-    theirs = foreign(tied=tied, qkv_bias=qkv_bias)
+def test_an_imported_model_has_the_weights_and_logits_of_transformers(
+    tmp_path: Path, tied: bool, qkv_bias: bool
+) -> None:
+    theirs = gpt2_model(tied=tied, qkv_bias=qkv_bias)
     theirs.save_pretrained(tmp_path)
     assert ("lm_head.weight" in load_file(tmp_path / "model.safetensors")) is not tied
-    ours = start(tmp_path, replace(CONFIG, qkv_bias=qkv_bias))
+    ours = imported(tmp_path, replace(CONFIG, qkv_bias=qkv_bias))
     assert_maps_exactly(ours, theirs)
     with torch.no_grad():
         assert torch.allclose(ours(IDS), theirs(IDS).logits, rtol=0, atol=1e-5)
 
 
-def test_a_tied_head_becomes_a_copy_which_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = start(saved(tmp_path, tied=True))
-    assert "the head, tied there, starts as a copy of the token embeddings" in capsys.readouterr().err
+def test_a_tied_output_head_becomes_a_copy_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = imported(saved(tmp_path, tied=True))
+    assert "the output head, tied there, starts as a copy of the token embeddings" in capsys.readouterr().err
     assert torch.equal(model.out_head.weight, model.tok_emb.weight)
     assert model.out_head.weight.data_ptr() != model.tok_emb.weight.data_ptr()
-    start(saved(tmp_path, tied=False))
-    assert "the head" not in capsys.readouterr().err
+    imported(saved(tmp_path, tied=False))
+    assert "the output head" not in capsys.readouterr().err
 
 
 def test_names_without_prefix_and_the_masks_of_old_files_are_read(tmp_path: Path) -> None:
-    theirs = foreign(tied=True)
+    theirs = gpt2_model(tied=True)
     theirs.transformer.save_pretrained(tmp_path)  # GPT2Model: h.0.…, no head
     masks = {"attn.bias": torch.ones(1, 1, 8, 8), "attn.masked_bias": torch.tensor(-1e4)}
     change_weights(
         tmp_path, lambda weights: weights.update({f"h.{i}.{key}": masks[key].clone() for i in (0, 1) for key in masks})
     )
     assert "wte.weight" in load_file(tmp_path / "model.safetensors")
-    assert_maps_exactly(start(tmp_path), theirs)
+    assert_maps_exactly(imported(tmp_path), theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
-    theirs = foreign().to(dtype)
+def test_half_precision_is_converted_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
+    theirs = gpt2_model().to(dtype)
     theirs.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].dtype == dtype
-    assert_maps_exactly(start(tmp_path), theirs)
+    assert_maps_exactly(imported(tmp_path), theirs)
 
 
 @pytest.mark.parametrize("theirs", [False, True])
 @pytest.mark.parametrize("ours", [False, True])
-def test_our_own_directory_starts_with_its_own_bits(tmp_path: Path, theirs: bool, ours: bool) -> None:
+def test_our_own_directory_is_imported_bit_for_bit(tmp_path: Path, theirs: bool, ours: bool) -> None:
     model = tiny_model(qkv_bias=theirs)
     if theirs:
         for block in model.trf_blocks:
             for name in ("W_query", "W_key", "W_value"):
                 getattr(block.att, name).bias.data.zero_()
     save_model(tmp_path, model)
-    started = start(tmp_path, replace(CONFIG, qkv_bias=ours))
-    biases = {name for name in started.state_dict() if re.search(r"W_\w+\.bias", name)}
+    loaded = imported(tmp_path, replace(CONFIG, qkv_bias=ours))
+    biases = {name for name in loaded.state_dict() if re.search(r"W_\w+\.bias", name)}
     assert len(biases) == (6 if ours else 0)
-    assert not any(started.state_dict()[name].any() for name in biases)
-    others = [name for name in started.state_dict() if name not in biases]
-    assert all(torch.equal(started.state_dict()[name], model.state_dict()[name]) for name in others)
+    assert not any(loaded.state_dict()[name].any() for name in biases)
+    others = [name for name in loaded.state_dict() if name not in biases]
+    assert all(torch.equal(loaded.state_dict()[name], model.state_dict()[name]) for name in others)
 
 
-def test_a_file_without_any_bias_of_query_key_and_value_starts_with_zeros(tmp_path: Path) -> None:
+def test_query_key_and_value_biases_that_are_not_stored_are_zeros(tmp_path: Path) -> None:
     def drop(weights: dict[str, Tensor]) -> None:
         for layer in range(2):
             del weights[f"transformer.h.{layer}.attn.c_attn.bias"]
 
     change_weights(saved(tmp_path, qkv_bias=False), drop)
-    assert_maps_exactly(start(tmp_path), foreign(qkv_bias=False))
+    assert_maps_exactly(imported(tmp_path), gpt2_model(qkv_bias=False))
 
 
-def test_biases_that_would_be_lost_are_refused(tmp_path: Path) -> None:
-    said = refusal(saved(tmp_path), CONFIG)
-    assert "qkv_bias: false in params.yaml, but transformer.h.0.attn.c_attn.bias is not zero" in said
+def test_nonzero_biases_that_would_be_dropped_are_refused(tmp_path: Path) -> None:
+    message = import_error(saved(tmp_path), CONFIG)
+    assert "qkv_bias: false in params.yaml, but transformer.h.0.attn.c_attn.bias is not zero" in message
 
 
 @pytest.mark.parametrize(
@@ -179,18 +181,18 @@ def test_biases_that_would_be_lost_are_refused(tmp_path: Path) -> None:
         ({"n_layers": 3}, "n_layers: 3 in params.yaml, but n_layer is 2"),
     ],
 )
-def test_another_shape_is_refused_by_both_values(tmp_path: Path, ours: dict[str, int], theirs: str) -> None:
+def test_another_size_is_refused_naming_both_values(tmp_path: Path, ours: dict[str, int], theirs: str) -> None:
     saved(tmp_path)
-    assert f"  {theirs}\n" in refusal(tmp_path, replace(BIASED, **ours))  # type: ignore[arg-type]
+    assert f"  {theirs}\n" in import_error(tmp_path, replace(BIASED, **ours))  # type: ignore[arg-type]
 
 
-def test_all_shapes_that_differ_are_named_at_once(tmp_path: Path) -> None:
-    said = refusal(saved(tmp_path), replace(BIASED, n_layers=3, context_length=4))
-    assert "n_layers: 3" in said and "context_length: 4" in said
+def test_all_sizes_that_differ_are_named_at_once(tmp_path: Path) -> None:
+    message = import_error(saved(tmp_path), replace(BIASED, n_layers=3, context_length=4))
+    assert "n_layers: 3" in message and "context_length: 4" in message
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"activation_function": "relu"}, "activation_function is relu, but this model can only have gelu_new"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06, but this model can only have 1e-05"),
@@ -202,51 +204,51 @@ def test_all_shapes_that_differ_are_named_at_once(tmp_path: Path) -> None:
         ({"n_inner": 64}, "n_inner is 64, but this model can only have 4 * emb_dim = 128"),
     ],
 )
-def test_what_this_model_cannot_express_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    assert said in refusal(saved(tmp_path, **changes))
+def test_what_this_model_cannot_represent_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in import_error(saved(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("changes", [{"activation_function": "gelu_pytorch_tanh"}, {"n_inner": 128}])
-def test_another_word_for_the_same_function_is_read(tmp_path: Path, changes: dict[str, Any]) -> None:
-    theirs = foreign(**changes)
+def test_another_name_for_the_same_function_is_accepted(tmp_path: Path, changes: dict[str, Any]) -> None:
+    theirs = gpt2_model(**changes)
     theirs.save_pretrained(tmp_path)
     with torch.no_grad():
-        assert torch.allclose(start(tmp_path)(IDS), theirs(IDS).logits, rtol=0, atol=1e-5)
+        assert torch.allclose(imported(tmp_path)(IDS), theirs(IDS).logits, rtol=0, atol=1e-5)
 
 
 def test_a_missing_folder_is_named_with_where_it_was_looked_for(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert f"there is no folder {tmp_path / 'weights'};\na path that is not absolute" in refusal("weights")
-    assert "DVC removes data/model, which train writes, before it runs: copy it elsewhere" in refusal("data/model")
+    assert f"there is no folder {tmp_path / 'weights'};\na path that is not absolute" in import_error("weights")
+    assert "DVC removes data/model, which train writes, before it runs: copy it elsewhere" in import_error("data/model")
 
 
 def test_a_relative_folder_is_the_main_repositorys_in_a_copy_too(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "copy").mkdir()
     saved(tmp_path / "weights")
     monkeypatch.chdir(tmp_path / "copy")
-    assert f"no folder {tmp_path / 'copy/weights'}" in refusal("weights")
+    assert f"no folder {tmp_path / 'copy/weights'}" in import_error("weights")
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    assert weights_of(start(Path("weights"))) == weights_of(start(tmp_path / "weights"))
+    assert weights_of(imported(Path("weights"))) == weights_of(imported(tmp_path / "weights"))
 
 
 def test_another_model_or_none_is_refused(tmp_path: Path) -> None:
-    assert "has no config.json, so it is no GPT-2 directory" in refusal(tmp_path)
+    assert "has no config.json, so it is not a GPT-2 directory" in import_error(tmp_path)
     saved(tmp_path)
     change_config(tmp_path, model_type="llama")
-    assert "has model_type llama, not gpt2" in refusal(tmp_path)
+    assert "has model_type llama, not gpt2" in import_error(tmp_path)
     for content in ("{", "[]", "\x00"):
         (tmp_path / "config.json").write_text(content, encoding="utf-8")
-        assert "config.json" in refusal(tmp_path)
+        assert "config.json" in import_error(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
-    assert "n_layers: 2 in params.yaml, but n_layer is missing" in refusal(tmp_path)
+    assert "n_layers: 2 in params.yaml, but n_layer is missing" in import_error(tmp_path)
 
 
-def test_another_digest_is_refused_by_both_and_none_is_warned_of(
+def test_another_digest_is_refused_and_none_is_accepted_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     digest = hashlib.sha256((saved(tmp_path) / "model.safetensors").read_bytes()).hexdigest()
-    said = refusal(tmp_path, sha256="0" * 64)
-    assert f"expected  init_from_sha256={'0' * 64}\n  found     {digest}\n" in said
+    message = import_error(tmp_path, sha256="0" * 64)
+    assert f"expected  init_from_sha256={'0' * 64}\n  found     {digest}\n" in message
     capsys.readouterr()
     assert load_initial_weights(str(tmp_path), digest, BIASED).sha256 == digest
     assert "warning" not in capsys.readouterr().err
@@ -257,29 +259,29 @@ def test_another_digest_is_refused_by_both_and_none_is_warned_of(
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    said = refusal(tmp_path)
-    assert "pytorch_model.bin is a pickle, which can run code when it is read" in said
-    assert "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other)" in said
+    message = import_error(tmp_path)
+    assert "pytorch_model.bin is a pickle, which can run code when it is loaded" in message
+    assert "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other)" in message
 
 
-def test_weights_in_several_files_are_refused_with_a_way_to_join_them(tmp_path: Path) -> None:
-    theirs = foreign()
+def test_sharded_weights_are_refused_with_a_way_to_join_them(tmp_path: Path) -> None:
+    theirs = gpt2_model()
     theirs.save_pretrained(tmp_path / "parts", max_shard_size="50KB")
-    assert "its weights are in several files" in refusal(tmp_path / "parts")
+    assert "its weights are sharded (model.safetensors.index.json)" in import_error(tmp_path / "parts")
     GPT2LMHeadModel.from_pretrained(tmp_path / "parts").save_pretrained(tmp_path / "one", max_shard_size="100GB")
-    assert_maps_exactly(start(tmp_path / "one"), theirs)
+    assert_maps_exactly(imported(tmp_path / "one"), theirs)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     (saved(tmp_path) / "model.safetensors").unlink()
-    assert f"{tmp_path} has no model.safetensors" in refusal(tmp_path)
+    assert f"{tmp_path} has no model.safetensors" in import_error(tmp_path)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
 def test_a_cut_file_is_refused(tmp_path: Path, share: float) -> None:
     path = saved(tmp_path) / "model.safetensors"
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert "its model.safetensors is cut or not what its name says" in refusal(tmp_path)
+    assert "its model.safetensors is cut short or not a safetensors file" in import_error(tmp_path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,11 +290,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
 
     saved(tmp_path)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert refusal(tmp_path).endswith(f"can't be read: {tmp_path / 'model.safetensors'}: Permission denied")
+    assert import_error(tmp_path).endswith(f"can't be read: {tmp_path / 'model.safetensors'}: Permission denied")
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda weights: weights.pop("transformer.h.1.ln_2.bias"), "lacks tensor transformer.h.1.ln_2.bias"),
         (
@@ -300,7 +302,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
             "lacks tensor transformer.h.1.attn.c_attn.bias",
         ),
         (lambda weights: weights.pop("lm_head.weight"), "lacks tensor lm_head.weight"),
-        (lambda weights: weights.update({"score.weight": torch.zeros(2)}), "has a foreign tensor score.weight"),
+        (lambda weights: weights.update({"score.weight": torch.zeros(2)}), "has an unknown tensor score.weight"),
         (
             lambda weights: weights.update({"transformer.wpe.weight": torch.zeros(9, 32)}),
             "tensor transformer.wpe.weight is [9, 32], but config.json and params.yaml ask for [8, 32]",
@@ -315,11 +317,11 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         ),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Callable[..., Any], said: str) -> None:
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Callable[..., Any], message: str) -> None:
     change_weights(saved(tmp_path), change)
-    assert said in refusal(tmp_path)
+    assert message in import_error(tmp_path)
 
 
 def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
     change_config(saved(tmp_path), tie_word_embeddings=True)
-    assert "tie_word_embeddings: true, but lm_head.weight is not transformer.wte.weight" in refusal(tmp_path)
+    assert "tie_word_embeddings: true, but lm_head.weight is not transformer.wte.weight" in import_error(tmp_path)

@@ -1,4 +1,4 @@
-"""The model against its plain formulation, each formula written out, which the benchmarks are measured by."""
+"""The model against the plain one of benchmarks/baseline.py, in which each formula is written out."""
 
 import dataclasses
 from typing import Any
@@ -10,6 +10,7 @@ from torch.nn import functional
 from benchmarks.baseline import PlainGPT, find_highest_gradient, loss_of, plain_sample
 from reprogpt.model.generation import generate
 from reprogpt.model.gpt import GPTModel
+from reprogpt.model.kv_cache import KVCache
 from tests.tiny import CONFIG, tiny_model
 
 IDS = torch.tensor([[1, 5, 60, 3, 3, 0, 63, 9], [7, 2, 2, 30, 41, 5, 8, 1]])
@@ -22,7 +23,7 @@ def plain_model(seed: int = 0, **changes: Any) -> PlainGPT:
 
 
 def plain_name(name: str) -> str:
-    """Of one of our parameters."""
+    """The plain model's name of one of our parameters."""
     is_norm = "norm" in name
     return name.replace("weight", "scale").replace("bias", "shift") if is_norm else name
 
@@ -60,7 +61,7 @@ def test_logits_agree_without_dropout() -> None:
 
 
 @pytest.mark.parametrize("prompt", [[1], [5, 9, 2], [1, 2, 3, 4, 5, 6, 7, 8], list(range(12))])
-def test_reading_each_token_once_gives_the_text_of_reading_all_every_time(prompt: list[int]) -> None:
+def test_with_the_kv_cache_the_text_is_that_of_a_full_forward_pass_per_token(prompt: list[int]) -> None:
     """20 new tokens, past context_length = 8, where the window moves."""
     for seed in range(3):
         assert prompt + list(generate(tiny_model(seed), prompt, 20)) == plain_sample(plain_model(seed), prompt, 20)
@@ -68,24 +69,27 @@ def test_reading_each_token_once_gives_the_text_of_reading_all_every_time(prompt
 
 def test_each_token_is_read_once_until_the_window_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
-    model, features = tiny_model(), GPTModel.features
-    monkeypatch.setattr(
-        GPTModel, "features", lambda self, ids, past=None: lengths.append(ids.shape[1]) or features(self, ids, past)
-    )
+    model, hidden_states = tiny_model(), GPTModel.hidden_states
+
+    def recording(self: GPTModel, ids: torch.Tensor, kv_caches: list[KVCache] | None = None) -> torch.Tensor:
+        lengths.append(ids.shape[1])
+        return hidden_states(self, ids, kv_caches)
+
+    monkeypatch.setattr(GPTModel, "hidden_states", recording)
     list(generate(model, [1, 2, 3], 8))
     assert lengths == [3, 1, 1, 1, 1, 1, 8, 8]
 
 
-def test_compiled_features_are_the_same_in_one_graph() -> None:
+def test_compiled_hidden_states_are_the_same_in_one_graph() -> None:
     """torch.compile's tracing and gradients without its code generator, which needs a compiler or a GPU."""
     model = tiny_model().train()
-    compiled = torch.compile(model.features, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model.hidden_states, fullgraph=True, backend="aot_eager")
     results = []
-    for features in (model.features, compiled):
+    for hidden_states in (model.hidden_states, compiled):
         torch.manual_seed(5)
         model.zero_grad()
         torch.autograd.backward(
-            functional.cross_entropy(model.out_head(features(IDS)).flatten(0, 1), TARGETS.flatten())
+            functional.cross_entropy(model.out_head(hidden_states(IDS)).flatten(0, 1), TARGETS.flatten())
         )
         results.append([parameter.grad for parameter in model.parameters()])
     for one, other in zip(*results, strict=True):

@@ -50,14 +50,14 @@ print(json.dumps({"ids": ids.tolist(), "logits": logits.tolist(), "text": made["
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What train writes: a tiny model with GPT-2's vocabulary, and the tokenizer."""
+    """As train writes: a tiny model with GPT-2's vocabulary, and the tokenizer."""
     path = tmp_path_factory.mktemp("model")
     save_model(path, tiny_model(vocab_size=50257, context_length=64))
     write_tokenizer(path)
     return path
 
 
-def test_model_tokenizer_and_pipeline_work_offline_and_say_what_ours_do(folder: Path, tmp_path: Path) -> None:
+def test_model_tokenizer_and_pipeline_work_offline_and_give_our_results(folder: Path, tmp_path: Path) -> None:
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder), PROMPT],

@@ -1,4 +1,4 @@
-"""Downloads, vocabulary and DVC's variables of the machine stay out of the tests."""
+"""Keeps the machine's downloads, vocabulary and DVC variables out of the tests."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ REMOVED = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "MLFLOW_TRACKING_URI")
 
 @pytest.fixture(scope="session")
 def real_download_cache() -> Path:
-    """The person's own folder of downloads: where a text fetched earlier may lie. For reading only."""
+    """The user's own download cache, which may hold a text fetched earlier. For reading only."""
     return REAL_DOWNLOAD_CACHE
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A download cache of the session's own, no settings of other tools; for module fixtures, too."""
+    """A download cache for this session and no settings of other tools, also for module fixtures."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REPROGPT_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name in [name for name in os.environ if name in REMOVED or name.startswith("DVC_")]:
@@ -30,14 +30,14 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def tiktoken_variable_put_back(own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def tiktoken_variable_restored(own_environment: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """load_encoding sets TIKTOKEN_CACHE_DIR for its process: the next test must not see it."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # so that monkeypatch knows to remove it afterwards
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
 
 
 @pytest.fixture(autouse=True)
-def signal_handlers_put_back() -> Iterator[None]:
+def signal_handlers_restored() -> Iterator[None]:
     """A stage that is imported here sets its own: the next test's Ctrl-C would end this process."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
@@ -46,15 +46,15 @@ def signal_handlers_put_back() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first, so that two processes end at about the same time; order within a file stays."""
+    """The slowest files first, so that two workers end at about the same time; the order within a file stays."""
     slowest = [
         "test_golden",
         "test_experiments",
         "test_repro",
-        "test_endings",
+        "test_exit",
         "test_tracker",
         "test_starting_from",
-        "test_resuming",
+        "test_resume",
         "test_portable",
     ]
     ranks = {name: rank for rank, name in enumerate(slowest)}

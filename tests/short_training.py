@@ -1,8 +1,7 @@
 """A short training in the numerics that params.yaml in the current folder asks for; prints digests as JSON.
 
 Run as `python -m tests.short_training SHAPE`. NUM_THREADS: as if torch found so many cores.
-PRETEND_INTEL: MKL takes this processor for one of Intel's, the one thing of another maker that can
-be had here: MKL asks one function of its own, which is overwritten in memory.
+PRETEND_INTEL: make MKL take this processor for one of Intel's, by overwriting in memory the function that it asks.
 """
 
 import ctypes
@@ -19,6 +18,7 @@ import stages  # noqa: F401 - first, as in every stage: it sets the environment
 import numpy as np
 import torch
 
+from reprogpt.evaluation.evaluate import evaluate
 from reprogpt.model.generation import generate
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
@@ -53,14 +53,14 @@ def digest_of(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:12]
 
 
-def run(shape: dict[str, Any], numerics_key: str) -> dict[str, str]:
+def run(shape: dict[str, Any], numerics_value: str) -> dict[str, str]:
     """Digests of the weights before and after, of every recorded number, of an evaluation and a sample."""
-    arithmetic = set_up_numerics(device="cpu", precision="fp32", matmul="auto", numerics=numerics_key)
+    numerics = set_up_numerics(device="cpu", precision="fp32", matmul="auto", numerics=numerics_value)
     lengths = {"stride": shape["context_length"], "eval_freq": 2, "warmup_ratio": 0.3, "sample_freq": 1}
-    params = TrainParams(**PARAMS | shape | lengths | {"matmul": "auto", "numerics": numerics_key})
+    params = TrainParams(**PARAMS | shape | lengths | {"matmul": "auto", "numerics": numerics_value})
     num_ids = 6 * params.context_length + 1
     ids = np.random.default_rng(0).integers(0, params.vocab_size, num_ids).astype(np.uint16)
-    training = training_from_ids(ids, ids[: num_ids // 2], prompt=[1], params=params, numerics=arithmetic)
+    training = training_from_ids(ids, ids[: num_ids // 2], prompt=[1], params=params, numerics=numerics)
 
     def weights() -> str:
         return digest_of(*(tensor.numpy() for tensor in training.model.state_dict().values()))
@@ -68,10 +68,11 @@ def run(shape: dict[str, Any], numerics_key: str) -> dict[str, str]:
     digests = {"untrained": weights()}
     records = [record for record in train(training) if isinstance(record, StepRecord)]
     rows = training.val_rows
-    scored = evaluate_rows(training.model, rows.inputs, rows.targets, batch_size=2, numerics=arithmetic)
-    stream = torch.Generator().manual_seed(3)
-    sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=stream))
-    return digests | {"weights": weights(), "records": repr(records), "score": repr(scored), "sample": repr(sampled)}
+    evaluated = evaluate(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
+    generator = torch.Generator().manual_seed(3)
+    sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=generator))
+    digests |= {"weights": weights(), "records": repr(records)}
+    return digests | {"evaluation": repr(evaluated), "sample": repr(sampled)}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How a program ends."""
+"""How a program exits."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from reprogpt.errors import RESTORE_ADVICE
 SRC = Path(__file__).parents[1] / "src"
 
 
-def ends(body: str) -> subprocess.CompletedProcess[str]:
+def exit_of(body: str) -> subprocess.CompletedProcess[str]:
     """Run a program whose main function has this body."""
     program = (
         f"import os, signal, sys, time; sys.path.insert(0, {str(SRC)!r})\n"
@@ -23,30 +23,30 @@ def ends(body: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("result", "code"), [("None", 0), ("'done'", 0), ("0", 0), ("3", 3)])
-def test_a_program_ends_with_0_or_the_whole_number_it_returns(result: str, code: int) -> None:
-    done = ends(f"return {result}")
+def test_a_program_exits_with_0_or_the_integer_that_main_returns(result: str, code: int) -> None:
+    done = exit_of(f"return {result}")
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-def test_a_persons_mistake_ends_in_one_message_and_2() -> None:
-    done = ends("raise ParamsError('seed: -1 is not allowed')")
+def test_a_pipeline_error_exits_with_one_message_and_2() -> None:
+    done = exit_of("raise ParamsError('seed: -1 is not allowed')")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "\nerror: seed: -1 is not allowed\n")
 
 
-def test_ctrl_c_ends_in_130_without_traceback() -> None:
-    done = ends(
+def test_ctrl_c_exits_with_130_and_no_traceback() -> None:
+    done = exit_of(
         "signal.signal(signal.SIGINT, signal.default_int_handler); os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "\ninterrupted\n")
 
 
-def test_sigterm_ends_in_143_without_traceback() -> None:
-    done = ends("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
+def test_sigterm_exits_with_143_and_no_traceback() -> None:
+    done = exit_of("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)")
     assert (done.returncode, done.stdout, done.stderr) == (143, "", "\nterminated\n")
 
 
-def test_sigterm_passes_ordinary_handlers_and_runs_cleanup() -> None:
-    done = ends(
+def test_sigterm_is_not_caught_as_an_exception_and_runs_cleanup() -> None:
+    done = exit_of(
         "\n    try: os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)"
         "\n    except Exception: print('swallowed')"
         "\n    finally: print('cleaned up')"
@@ -54,19 +54,19 @@ def test_sigterm_passes_ordinary_handlers_and_runs_cleanup() -> None:
     assert (done.returncode, done.stdout) == (143, "cleaned up\n")
 
 
-@pytest.mark.parametrize(("stage", "said"), [("train", True), (None, False)])
-def test_under_dvc_the_way_back_is_said_since_outs_are_removed(
-    monkeypatch: pytest.MonkeyPatch, stage: str | None, said: bool
+@pytest.mark.parametrize(("stage", "is_shown"), [("train", True), (None, False)])
+def test_under_dvc_the_advice_to_restore_is_shown_since_outs_are_removed(
+    monkeypatch: pytest.MonkeyPatch, stage: str | None, is_shown: bool
 ) -> None:
     monkeypatch.delenv("DVC_STAGE", raising=False)
     if stage:
         monkeypatch.setenv("DVC_STAGE", stage)
-    assert (RESTORE_ADVICE in ends("raise ParamsError('seed: -1 is not allowed')").stderr) is said
+    assert (RESTORE_ADVICE in exit_of("raise ParamsError('seed: -1 is not allowed')").stderr) == is_shown
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_a_stage_is_loading_leaves_no_traceback(number: int, code: int) -> None:
-    """Before run_program: in the imports, which take seconds."""
+def test_a_signal_during_imports_leaves_no_traceback(number: int, code: int) -> None:
+    """Before run_program: imports take seconds."""
     program = (
         "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import stages; os.kill(os.getpid(), {int(number)}); time.sleep(30)"
@@ -77,6 +77,6 @@ def test_a_signal_while_a_stage_is_loading_leaves_no_traceback(number: int, code
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    done = ends("return {}['absent']")
+    done = exit_of("return {}['absent']")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "KeyError: 'absent'" in done.stderr

@@ -1,4 +1,4 @@
-"""Atomic writes and digests."""
+"""Atomic writes, file digests and the download cache's folder."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def test_a_write_makes_parent_folders_and_leaves_nothing_else(tmp_path: Path) ->
     assert (tmp_path / "a/b/c").read_bytes() == b"new"
 
 
-def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_unchanged(tmp_path: Path) -> None:
     write_bytes_atomic(tmp_path / "c", b"old")
     with pytest.raises(KeyboardInterrupt), atomic_path(tmp_path / "c") as temporary:
         temporary.write_bytes(b"ne")
@@ -43,7 +43,7 @@ def test_the_old_file_is_there_until_the_block_ends(tmp_path: Path) -> None:
     assert (tmp_path / "c").read_bytes() == b"new"
 
 
-def test_contents_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contents_are_flushed_to_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
     def recorded(name: str) -> Callable[..., None]:
@@ -61,7 +61,7 @@ def test_contents_reach_the_disk_before_the_name_does(tmp_path: Path, monkeypatc
     assert events == ["fsync", "replace", "fsync"]  # contents, name, and the folder that holds the name
 
 
-def test_what_a_killed_writer_left_is_removed_and_a_living_ones_file_is_not(tmp_path: Path) -> None:
+def test_temporary_files_of_killed_writers_are_removed_but_not_of_running_ones(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     left, written = tmp_path / f".c.{gone.pid}.tmp", tmp_path / ".c.1.tmp"
@@ -81,7 +81,7 @@ def test_a_hard_link_into_a_cache_keeps_its_bytes(tmp_path: Path) -> None:
     assert (cached.read_bytes(), out.read_bytes()) == (b"old", b"new")
 
 
-def test_text_keeps_its_line_ends_and_is_utf8(tmp_path: Path) -> None:
+def test_text_is_written_as_utf8_with_its_line_ends(tmp_path: Path) -> None:
     write_text_atomic(tmp_path / "c", "é\r\nb\n")
     assert (tmp_path / "c").read_bytes() == b"\xc3\xa9\r\nb\n"
 
@@ -123,7 +123,9 @@ def test_a_relative_variable_counts_from_the_current_folder(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_downloads_go_to_the_platforms_place_by_default(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloads_go_to_the_platforms_cache_folder_by_default(
+    value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("REPROGPT_CACHE")
     if value is not None:
         monkeypatch.setenv("REPROGPT_CACHE", value)

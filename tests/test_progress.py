@@ -1,4 +1,4 @@
-"""What a person sees while the model trains."""
+"""Progress of a training, on a terminal and elsewhere."""
 
 import io
 import re
@@ -9,10 +9,11 @@ import pytest
 
 from reprogpt import progress
 from reprogpt.progress import TrainingProgress
+from reprogpt.step_record import StepRecord
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -33,22 +34,31 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def record(step: int, **more: Any) -> dict[str, Any]:
+def record(step: int, **evaluated: Any) -> StepRecord:
     """Steps of 512 tokens, 9 an epoch."""
-    facts = {"step": step, "epoch": step // 9, "tokens_seen": 512 * (step + 1), "lr": 0.0005, "loss": 6.5}
-    return facts | {"train_loss": None, "val_loss": None} | more
+    return StepRecord(
+        step=step,
+        epoch=step // 9,
+        tokens_seen=512 * (step + 1),
+        lr=0.0005,
+        loss=6.5,
+        max_grad=0.5,
+        max_grad_clipped=0.5,
+        grad_norm=1.0,
+        **evaluated,
+    )
 
 
 def test_without_a_terminal_an_evaluation_is_a_plain_line_with_rate_and_time_left(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = TrainingProgress(100)
+    training_progress = TrainingProgress(100)
     for step in range(11):
-        clock.now += 2  # the first step is not counted: it pays for warming up
+        clock.now += 2  # the first step is not counted: it includes warming up
         evaluated = {"train_loss": 5.0, "val_loss": 7.25} if step == 10 else {}
-        shown.step(record(step, **evaluated))
-    shown.close()
-    assert shown.tokens_per_second == 256
+        training_progress.step(record(step, **evaluated))
+    training_progress.close()
+    assert training_progress.tokens_per_second == 256
     *_, last = capsys.readouterr().out.splitlines()
     assert last == (
         "Ep 2 (Iter 000010): Train loss 5.000, Val loss 7.250 | step 11/100, loss 6.500, lr 5.00e-04, 256 tok/s, "
@@ -56,13 +66,13 @@ def test_without_a_terminal_an_evaluation_is_a_plain_line_with_rate_and_time_lef
     )
 
 
-def test_without_a_terminal_and_without_evaluations_there_is_a_sign_of_life_every_ten_seconds(
+def test_without_a_terminal_and_without_evaluations_there_is_a_line_every_ten_seconds(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = TrainingProgress(100)
+    training_progress = TrainingProgress(100)
     for step in range(30):
         clock.now += 1
-        shown.step(record(step))
+        training_progress.step(record(step))
     lines = capsys.readouterr().out.splitlines()
     assert [re.match(r"step (\d+)/100, loss 6.500, .* left$", line)[1] for line in lines] == ["11", "22"]  # type: ignore[index]
 
@@ -72,34 +82,34 @@ def test_on_a_terminal_there_is_a_bar_and_the_books_line_above_it(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    shown = TrainingProgress(10)
+    training_progress = TrainingProgress(10)
     for step in range(2):
         clock.now += 2
-        shown.step(record(step, **({"train_loss": 5.0, "val_loss": 7.25} if step else {})))
-    shown._bar.refresh()
+        training_progress.step(record(step, **({"train_loss": 5.0, "val_loss": 7.25} if step else {})))
+    training_progress._bar.refresh()
     bar = terminal.getvalue().split("\r")[-1]
     assert re.search(r"20%\|.*\| 2/10 \[.*, loss 6.500, lr 5.00e-04, 256 tok/s\]", bar), bar
-    shown.close()
+    training_progress.close()
     assert capsys.readouterr().out == "Ep 1 (Iter 000001): Train loss 5.000, Val loss 7.250\n"
 
 
 @pytest.mark.parametrize(
-    ("step", "said"),
+    ("step", "line"),
     [
         (0, ""),
-        (57, "resumed at step 57 of 100\n"),
-        (100, "resumed at step 100 of 100: nothing is left to train\n"),
+        (57, "resumed from the checkpoint at step 57 of 100\n"),
+        (100, "resumed from the checkpoint at step 100 of 100: training is complete\n"),
     ],
 )
-def test_a_resumed_training_says_where(step: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_resumed_training_reports_its_step(step: int, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     TrainingProgress(100).resume(step)
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == line
 
 
-def test_a_resumed_training_counts_its_rate_from_where_it_resumed(clock: Clock) -> None:
-    shown = TrainingProgress(100)
-    shown.resume(50)
+def test_a_resumed_trainings_rate_counts_from_the_resumed_step(clock: Clock) -> None:
+    training_progress = TrainingProgress(100)
+    training_progress.resume(50)
     for step in range(50, 53):
         clock.now += 2
-        shown.step(record(step))
-    assert shown.tokens_per_second == 256
+        training_progress.step(record(step))
+    assert training_progress.tokens_per_second == 256

@@ -1,4 +1,4 @@
-"""When a stage is to stop, and by which exception."""
+"""Graceful shutdown: when a stage is asked to stop, and with which exception."""
 
 import os
 import signal
@@ -14,51 +14,53 @@ from reprogpt.errors import OrphanedError, Terminated
 from reprogpt.signals import StopRequest, graceful_shutdown
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_the_first_signal_waits_for_a_safe_moment(number: int, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
-    with graceful_shutdown() as stopping:
-        assert stopping.reason() is None
+@pytest.mark.parametrize(("number", "exception"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_the_first_signal_only_sets_the_reason(
+    number: int, exception: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with graceful_shutdown() as request:
+        assert request.reason() is None
         os.kill(os.getpid(), number)
-        assert isinstance(stopping.reason(), kind)
-    assert "stopping after this step; once more to stop at once" in capsys.readouterr().err
+        assert isinstance(request.reason(), exception)
+    assert "stopping after this step; repeat to stop at once" in capsys.readouterr().err
 
 
-def test_the_second_ctrl_c_does_not_wait() -> None:
+def test_a_second_ctrl_c_has_its_usual_effect() -> None:
     with pytest.raises(KeyboardInterrupt), graceful_shutdown():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_second_signal_by_way_of_the_launcher_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with graceful_shutdown(psutil.Process().parent(), quiet=True) as stopping:
+def test_in_a_worker_a_second_signal_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    with graceful_shutdown(psutil.Process().parent(), quiet=True) as request:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert isinstance(stopping.reason(), Terminated)
+        assert isinstance(request.reason(), Terminated)
     assert capsys.readouterr().err == ""
 
 
-def test_afterwards_signals_do_what_they_did() -> None:
+def test_afterwards_the_handlers_are_restored() -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with graceful_shutdown():
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_outside_dvc_nobody_is_missed() -> None:
+def test_outside_dvc_there_is_no_reason_to_stop() -> None:
     assert StopRequest().reason() is None
 
 
 CHILD = """
 import sys, time
 from reprogpt.signals import StopRequest
-stopping = StopRequest()
-print("ready", stopping.reason(), flush=True)
+request = StopRequest()
+print("ready", request.reason(), flush=True)
 deadline = time.monotonic() + 20
-while stopping.reason() is None and time.monotonic() < deadline:
+while request.reason() is None and time.monotonic() < deadline:
     time.sleep(0.01)
-print(type(stopping.reason()).__name__, flush=True)
+print(type(request.reason()).__name__, flush=True)
 """
-# Stands for DVC: starts the child, through a shell or not, and waits.
+# Stands in for DVC: starts the child, through a shell or not, and waits.
 PARENT = """
 import subprocess, sys
 subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"' + sys.argv[1]])
@@ -67,7 +69,7 @@ subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"' + sys.argv[1]
 
 # "; true" keeps the shell alive after DVC; without it, the shell becomes the child itself.
 @pytest.mark.parametrize("more", ["; true", ""])
-def test_a_killed_dvc_is_missed(tmp_path: Path, more: str) -> None:
+def test_a_killed_dvc_is_detected(tmp_path: Path, more: str) -> None:
     program = tmp_path / "dvc"
     program.write_text(PARENT)
     environment = {**os.environ, "DVC_STAGE": "train", "CHILD": CHILD}
@@ -84,13 +86,13 @@ def test_a_killed_dvc_is_missed(tmp_path: Path, more: str) -> None:
         parent.stdout.close()
 
 
-def test_a_dvc_that_was_killed_before_the_stage_looked_is_missed_too(tmp_path: Path) -> None:
-    """The child sleeps while it is loading, as it does for seconds when it imports torch."""
+def test_a_dvc_killed_during_the_stages_imports_is_detected(tmp_path: Path) -> None:
+    """The child sleeps first, as a stage that imports torch for seconds."""
     child = f"import time; time.sleep(0.5){CHILD}"
     program = tmp_path / "dvc"
     program.write_text('import os, subprocess, sys; subprocess.Popen([sys.executable, "-c", os.environ["CHILD"]])')
     environment = {**os.environ, "DVC_STAGE": "train", "CHILD": child}
-    # A session of its own, as a terminal or a scheduler gives: process 1 may be of the session of these tests.
+    # In a session of its own, as a terminal or scheduler starts it: process 1 may share the session of these tests.
     parent = subprocess.run(
         [sys.executable, program],
         env=environment,
@@ -99,4 +101,4 @@ def test_a_dvc_that_was_killed_before_the_stage_looked_is_missed_too(tmp_path: P
         timeout=60,
         start_new_session=True,
     )
-    assert parent.stdout.startswith("ready the dvc that started this stage is gone")
+    assert parent.stdout.startswith("ready the dvc process that started this stage has ended")

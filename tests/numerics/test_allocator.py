@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: making a tensor of that size again touches no new page."""
+"""Freed memory stays in the process: a new tensor of the same size touches no new page."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import torch
 from reprogpt.numerics.allocator import retain_freed_memory
 if sys.argv[1] == "keep":
     retain_freed_memory()
-for _ in range(12):  # alignment costs some rounds until every place has been used
+for _ in range(12):  # alignment: it takes some rounds until every offset has been used
     torch.zeros(10_000_000)  # 40 MB, more than glibc ever keeps by itself
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator alone is set")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is configured")
 def test_after_some_tensors_of_a_size_the_next_take_no_new_page() -> None:
     faults = {}
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

@@ -1,4 +1,4 @@
-"""Matrix products by numpy, cut into parts."""
+"""Matrix products by numpy, divided into blocks."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from reprogpt.numerics.portable_matmul import block_bounds, matmul, restore_torc
 
 @pytest.fixture
 def routed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Products through numpy, in parts so small that these tests have many."""
+    """Matrix products by numpy, in blocks so small that these tests have many."""
     monkeypatch.setattr(portable_matmul, "BLOCK_SIZE", 1000)
     monkeypatch.setattr(portable_matmul, "MIN_WIDTH", 16)
     route_matmul_to_numpy(2)
@@ -27,14 +27,14 @@ def numbers(*shape: int) -> torch.Tensor:
     ("left", "right"),
     [((3, 4), (4, 5)), ((1, 70), (70, 300)), ((200, 7), (7, 33)), ((64, 9, 8), (64, 8, 7)), ((2, 90, 8), (2, 8, 90))],
 )
-def test_products_are_those_of_float64(left: tuple[int, ...], right: tuple[int, ...], routed: None) -> None:
+def test_products_are_those_of_float64_to_rounding(left: tuple[int, ...], right: tuple[int, ...], routed: None) -> None:
     a, b = numbers(*left), numbers(*right)
     exact = torch.einsum("...nk,...km->...nm", a.double(), b.double())
     for one in (a, a.mT.contiguous().mT):
         torch.testing.assert_close(matmul(one, b).double(), exact, rtol=0, atol=1e-5)
 
 
-def test_layers_and_their_gradients_go_through_it(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_and_their_gradients_use_it(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
     original = portable_matmul.block_bounds
     monkeypatch.setattr(
@@ -63,7 +63,7 @@ def test_gradients_are_torchs_to_rounding(monkeypatch: pytest.MonkeyPatch) -> No
         restore_torch_matmul()
 
 
-def test_routing_ends(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restoring_torchs_matmul_ends_it(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     restore_torch_matmul()
     monkeypatch.setattr(portable_matmul, "block_bounds", None)  # would fail if it were called
     assert (numbers(2, 3) @ numbers(3, 2)).shape == (2, 2)
@@ -81,5 +81,5 @@ def test_routing_ends(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
         ((0, 5), 7, -1, [0, 5]),
     ],
 )
-def test_how_a_product_is_cut(shape: tuple[int, ...], depth: int, axis: int, bounds: list[int]) -> None:
+def test_how_a_product_is_divided_into_blocks(shape: tuple[int, ...], depth: int, axis: int, bounds: list[int]) -> None:
     assert block_bounds(shape, depth) == (axis, bounds)

@@ -1,4 +1,4 @@
-"""params.yaml: what is refused, and in which words."""
+"""params.yaml: what is refused, and with which message."""
 
 import math
 import os
@@ -12,12 +12,21 @@ import pytest
 from reprogpt.cli.check import STAGES, check
 from reprogpt.errors import ParamsError
 from reprogpt.params.fetch import FetchParams
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, Params, known_keys, load_params, problems_of, read_mapping
+from reprogpt.params.loader import (
+    DVC_FILE,
+    PARAMS_FILE,
+    Params,
+    known_keys,
+    load_params,
+    peek,
+    problems_of,
+    read_mapping,
+)
 from reprogpt.params.split import SplitParams
 from reprogpt.params.train import TrainParams
 
 ROOT = Path(__file__).parents[2]
-# Valid, and no reader's experiment with params.yaml changes them.
+# Valid, and independent of the values in the repository's params.yaml.
 TEXT = """\
 corpus_url: https://host/text.txt
 corpus_sha256: ""
@@ -81,7 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def values(folder: Path) -> Values:
-    """TEXT's."""
+    """The values of TEXT."""
     return read_mapping(PARAMS_FILE)
 
 
@@ -94,7 +103,7 @@ def replace(*changes: tuple[str, str]) -> None:
     PARAMS_FILE.write_text(text, encoding="utf-8")
 
 
-def refusal(cls: type[Params] = TrainParams) -> str:
+def load_error(cls: type[Params] = TrainParams) -> str:
     """The message with which params.yaml in the current folder is refused."""
     with pytest.raises(ParamsError) as error:
         load_params(cls)
@@ -177,7 +186,7 @@ def test_a_value_is_refused_by_key_value_and_what_is_allowed(values: Values, cha
 
 
 @pytest.mark.parametrize("matmul", ["auto", "onednn"])
-def test_book_order_is_refused_without_torch_products(values: Values, matmul: str) -> None:
+def test_the_book_policy_is_refused_without_torchs_matmul(values: Values, matmul: str) -> None:
     [problem] = problems_of(TrainParams, values | {"random_order": "book", "matmul": matmul})
     assert problem.startswith("random_order: 'book' needs matmul")
     assert "torch" in problem and f"now {matmul}" in problem
@@ -251,29 +260,29 @@ def test_a_refused_bound_hides_no_other_problem_and_invents_none(values: Values)
 def test_an_unknown_key_is_refused_by_every_stage(folder: Path) -> None:
     replace(("seed: 123", "seed: 123\nmax_lr: 0.1"))
     for stage in STAGES:
-        assert "  max_lr: unknown key; no stage in dvc.yaml reads it" in refusal(stage).splitlines()
+        assert "  max_lr: unknown key; no stage in dvc.yaml reads it" in load_error(stage).splitlines()
 
 
 def test_a_missing_key_is_named_with_what_is_allowed(folder: Path) -> None:
     replace(("batch_size:", "# batch_size:"))
-    assert "  batch_size: missing; allowed: a whole number at least 1" in refusal().splitlines()
+    assert "  batch_size: missing; allowed: a whole number at least 1" in load_error().splitlines()
 
 
 def test_all_problems_of_a_stage_come_in_one_message(folder: Path) -> None:
     replace(("batch_size: 2", "batch_size: 0"), ("max_norm: 1.0", "max_norm: .inf"), ("seed: 123", "sead: 123"))
-    lines = refusal().splitlines()
+    lines = load_error().splitlines()
     assert lines[0] == "4 problems in params.yaml"
     assert [line.split(":")[0].strip() for line in lines[1:5]] == ["sead", "seed", "batch_size", "max_norm"]
 
 
-def test_a_stage_does_not_mind_another_ones_value(folder: Path) -> None:
+def test_a_stage_ignores_the_values_of_other_stages(folder: Path) -> None:
     replace(("batch_size: 2", "batch_size: 0"))
     assert load_params(SplitParams).train_ratio == 0.9
 
 
-def test_a_refusal_counts_its_problems(folder: Path) -> None:
+def test_the_message_counts_its_problems(folder: Path) -> None:
     replace(("batch_size: 2", "batch_size: 0"))
-    assert refusal().startswith("1 problem in params.yaml\n")
+    assert load_error().startswith("1 problem in params.yaml\n")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +296,7 @@ def test_a_refusal_counts_its_problems(folder: Path) -> None:
         ("seed", "params.yaml must hold `key: value` lines, not str"),
     ],
 )
-def test_a_file_that_is_no_yaml_mapping_is_refused(folder: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_yaml_mapping_is_refused(folder: Path, text: str, message: str) -> None:
     PARAMS_FILE.write_text(text, encoding="utf-8")
     with pytest.raises(ParamsError, match=message):
         load_params(SplitParams)
@@ -295,12 +304,12 @@ def test_a_file_that_is_no_yaml_mapping_is_refused(folder: Path, text: str, mess
 
 def test_a_file_that_is_not_utf8_is_refused(folder: Path) -> None:
     PARAMS_FILE.write_bytes(b"start_context: caf\xe9\n")
-    assert refusal().startswith("params.yaml is not readable YAML: ")
+    assert load_error().startswith("params.yaml is not readable YAML: ")
 
 
 def test_a_missing_file_names_the_folder_it_is_missing_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert refusal() == f"params.yaml is missing in {tmp_path}: run from the repository's root"
+    assert load_error() == f"params.yaml is missing in {tmp_path}: run from the repository's root"
 
 
 @pytest.mark.parametrize("number", ["1e-05", "1.0e-05", "0.00001"])
@@ -312,7 +321,34 @@ def test_a_small_number_is_a_number_however_dvc_writes_it(folder: Path, number: 
 @pytest.mark.parametrize("word", ["yes", "no", "on", "off"])
 def test_a_yaml_1_1_truth_value_is_a_word(folder: Path, word: str) -> None:
     replace(("qkv_bias: false", f"qkv_bias: {word}"))
-    assert f"qkv_bias: {word!r} is not allowed; allowed: true or false" in refusal()
+    assert f"qkv_bias: {word!r} is not allowed; allowed: true or false" in load_error()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("numerics: portable\n", "portable"),
+        ("seed: 1\nnumerics: 'portable' # the same bits\n", "portable"),
+        ("numerics: [1]\n", [1]),
+        ("# numerics: portable\n", None),
+        ("seed: 1\n", None),
+        ("numerics: [\n", None),
+        ("- numerics\n", None),
+        ("", None),
+    ],
+)
+def test_peek_reads_a_value_without_validating_it(folder: Path, text: str, value: object) -> None:
+    PARAMS_FILE.write_text(text, encoding="utf-8")
+    assert peek("numerics") == value
+
+
+def test_peek_leaves_a_file_that_cannot_be_read_to_load_params(folder: Path) -> None:
+    PARAMS_FILE.write_bytes(b"numerics: portable\n\xe9")
+    assert peek("numerics") is None
+    PARAMS_FILE.unlink()
+    assert peek("numerics") is None
+    PARAMS_FILE.mkdir()
+    assert peek("numerics") is None
 
 
 def test_parameters_cannot_be_changed_after_loading(folder: Path) -> None:
@@ -366,7 +402,7 @@ def test_a_password_in_corpus_url_is_refused_and_not_printed(url: str) -> None:
         ({"nproc_per_node": 2}, "numerics: 'portable' needs nproc_per_node: 1 (now 2); or use numerics: native"),
     ],
 )
-def test_portable_numerics_are_refused_with_what_cannot_be_kept(values: Values, changes: Values, problem: str) -> None:
+def test_portable_numerics_are_refused_with_other_arithmetic(values: Values, changes: Values, problem: str) -> None:
     portable = values | {"numerics": "portable"}
     assert problems_of(TrainParams, portable) == []
     [found] = problems_of(TrainParams, portable | changes)

@@ -1,4 +1,4 @@
-"""reprogpt overlay on a real store with tiny trainings: which runs, which words, which files."""
+"""reprogpt overlay on a real store with tiny trainings: which runs, which labels, which files."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ import pytest
 from mlflow.entities import Metric, Param
 
 from reprogpt.cli.main import run
-from reprogpt.cli.overlay import MOST_LABEL, _file_names, labels, corpus_remark
+from reprogpt.cli.overlay import MAX_LABEL, _file_names, corpus_remark, labels
 from reprogpt.errors import PipelineError
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import open_store
@@ -45,7 +45,7 @@ def record(name: str, num_steps: int = 10, status: str = "FINISHED", text: str =
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository's root with runs, a DVC experiment that was taken from the cache, and its workspace."""
     folder = tmp_path_factory.mktemp("root")
     for name in ("params.yaml", "dvc.yaml", ".gitignore"):
@@ -74,9 +74,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def overlay(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Overlay:
+def overlay(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Overlay:
     """Run `reprogpt overlay ...` in the folder: what it prints."""
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(root)
 
     def act(*words: str) -> str:
         monkeypatch.setattr(sys, "argv", ["reprogpt", "overlay", *words])
@@ -86,30 +86,32 @@ def overlay(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     return act
 
 
-def test_runs_become_files_that_git_ignores_and_words_the_same_in_another_process(place: Path, overlay: Overlay):
+def test_the_files_are_ignored_by_git_and_the_output_is_the_same_in_another_process(
+    root: Path, overlay: Overlay
+) -> None:
     twin = ids_of("twin")[0]
     words = ("slow", "fast", twin)
     printed = overlay(*words)
     files = [f"overlays/slow-fast-twin/{name}.{kind}" for name in NAMES for kind in ("png", "pdf")]
     assert printed.splitlines()[-6:] == files
-    drawn = sorted(path.relative_to(place).as_posix() for path in (place / "overlays").rglob("*.*"))
+    drawn = sorted(path.relative_to(root).as_posix() for path in (root / "overlays").rglob("*.*"))
     assert drawn == sorted(files)
-    for said in (
+    for line in (
         "slow  FINISHED  10 steps, best val_loss ",
         "\n   peak_lr=0.0005, eval_freq=5\n",
         "fast  FAILED  7 steps, best val_loss ",
         "twin  FINISHED  10 steps, no val_loss\n",
-        "\ntrained on different texts: the losses don't compare\n",
+        "\ntrained on different texts: the losses are not comparable\n",
     ):
-        assert said in printed
-    status = subprocess.run(["git", "status", "--porcelain"], cwd=place, capture_output=True, text=True, check=True)
+        assert line in printed
+    status = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
     assert "overlays" not in status.stdout
-    first = {name: (place / name).read_bytes() for name in files}
+    first = {name: (root / name).read_bytes() for name in files}
     environment = os.environ | {"TZ": "Asia/Tokyo", "PYTHONHASHSEED": "1", "PYTHONPATH": str(ROOT / "src")}
     command = [sys.executable, "-m", "reprogpt", "overlay", *words]
-    again = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
+    again = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, printed), again.stderr
-    assert [name for name in files if (place / name).read_bytes() != first[name]] == []
+    assert [name for name in files if (root / name).read_bytes() != first[name]] == []
 
 
 def ids_of(name: str) -> list[str]:
@@ -121,7 +123,7 @@ def ids_of(name: str) -> list[str]:
 @pytest.mark.parametrize("word", ["evaluated", "taken", "HEAD", "."])
 def test_an_evaluation_an_experiment_from_the_cache_a_commit_and_the_workspace_stand_for_their_training(
     overlay: Overlay, word: str
-):
+) -> None:
     with pytest.raises(PipelineError, match=f"^{word} and slow are the same run$"):
         overlay(word, "slow")
 
@@ -135,13 +137,13 @@ def test_an_evaluation_an_experiment_from_the_cache_a_commit_and_the_workspace_s
         (tuple("abcdefg"), "7 runs are too many for one figure: more than 6 lines can't be told apart"),
     ],
 )
-def test_what_can_not_be_drawn_is_said(overlay: Overlay, words: tuple[str, ...], message: str):
+def test_what_can_not_be_drawn_is_refused(overlay: Overlay, words: tuple[str, ...], message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         overlay(*words)
 
 
-def test_a_state_without_a_run_and_one_without_a_result_are_said(place: Path, overlay: Overlay):
-    summary = place / "data/metrics/train.json"
+def test_a_revision_without_a_run_and_one_without_a_result_are_refused(root: Path, overlay: Overlay) -> None:
+    summary = root / "data/metrics/train.json"
     kept = summary.read_text("utf-8")
     summary.write_text('{"run_key": "elsewhere"}', "utf-8")
     with pytest.raises(PipelineError, match=r"no MLflow run trained what the workspace holds \(run_key elsewhere\)"):
@@ -152,14 +154,14 @@ def test_a_state_without_a_run_and_one_without_a_result_are_said(place: Path, ov
     summary.write_text(kept, "utf-8")
 
 
-def test_a_folder_that_can_not_be_written_is_said(place: Path, overlay: Overlay):
-    (place / "overlays").mkdir(exist_ok=True)
-    (place / "overlays/fast-slow").write_text("a file", "utf-8")
+def test_a_folder_that_can_not_be_written_is_refused(root: Path, overlay: Overlay) -> None:
+    (root / "overlays").mkdir(exist_ok=True)
+    (root / "overlays/fast-slow").write_text("a file", "utf-8")
     with pytest.raises(PipelineError, match=r"^overlays/fast-slow can't be written: .*xists"):
         overlay("fast", "slow")
 
 
-def test_files_are_named_after_runs_in_letters_that_every_file_system_takes():
+def test_files_are_named_after_runs_in_letters_that_every_file_system_takes() -> None:
     runs = [a_run("a/b: c"), a_run("..", start="d"), a_run("a b c", start="e"), a_run("n" * 99)]
     assert _file_names(runs) == ["a0000000", "d0000000", "e0000000", "n" * 30]
 
@@ -179,21 +181,21 @@ def a_run(name: str = "a", status: str = "FINISHED", start: str = "a", **params:
         ([a_run("n" * 31), a_run("b")], ["n" * 29 + "…", "b"]),
     ],
 )
-def test_a_label_names_the_run_and_what_of_train_differs(runs: list[TrackedRun], expected: list[str]):
+def test_a_label_names_the_run_and_what_of_train_differs(runs: list[TrackedRun], expected: list[str]) -> None:
     assert labels(runs) == expected
 
 
-def test_a_label_is_as_long_as_fits_and_counts_what_it_leaves_out():
+def test_a_label_is_as_long_as_fits_and_counts_what_it_leaves_out() -> None:
     many = {key: "1" * 12 for key in ("seed", "stride", "n_epochs", "peak_lr", "min_lr")}
     first, second = labels([a_run("n" * 30, status="RUNNING", **many), a_run("b" * 10)])
-    assert first == f"{'n' * 30} [RUNNING]: +5 more" and len(first) <= MOST_LABEL
+    assert first == f"{'n' * 30} [RUNNING]: +5 more" and len(first) <= MAX_LABEL
     # A third would fit, but not with the number of those that then still lack.
-    assert second == f"{'b' * 10}: seed=absent, stride=absent, +3 more" and len(second) <= MOST_LABEL
+    assert second == f"{'b' * 10}: seed=absent, stride=absent, +3 more" and len(second) <= MAX_LABEL
 
 
-def test_other_tokens_of_the_same_text_do_not_compare_either():
+def test_other_tokens_of_the_same_text_do_not_compare_either() -> None:
     def of(digest: str) -> TrackedRun:
         return TrackedRun("a", "a", "FINISHED", tags={"corpus.sha256": "t"}, datasets={"data/tokens/val.npy": digest})
 
     assert corpus_remark([of("1"), of("1"), a_run()]) == ""
-    assert corpus_remark([of("1"), of("2")]) == "trained on different tokens: the losses don't compare"
+    assert corpus_remark([of("1"), of("2")]) == "trained on different tokens: the losses are not comparable"

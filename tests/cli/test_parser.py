@@ -1,4 +1,4 @@
-"""python -m reprogpt: help that comes at once, and commands that end with the code they say."""
+"""The command line: help without heavy imports, and commands that exit with the documented codes."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.cli.parser import COMMANDS
+from reprogpt.cli.parser import COMMANDS, Command
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("mlflow", "torch", "numpy", "pandas", "matplotlib", "pydantic", "ruamel")
@@ -24,14 +24,14 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command.name, "--help"] for command in COMMANDS)])
-def test_help_imports_nothing_heavy(arguments):
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 0
     assert done.stderr.strip() == "imported []"
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_help_says_what_it_does_its_exit_codes_and_examples(command):
+def test_help_says_what_it_does_its_exit_codes_and_examples(command: Command) -> None:
     text = run(command.name, "--help").stdout
     assert command.description.split()[-1] in text
     codes, examples = text.split("exit codes:\n  0 if ")[1].split("\nexamples:\n")
@@ -40,7 +40,7 @@ def test_help_says_what_it_does_its_exit_codes_and_examples(command):
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
-def test_help_lists_every_command_in_a_line_of_its_own():
+def test_help_lists_every_command_in_a_line_of_its_own() -> None:
     lines = [line.split(maxsplit=1) for line in run("--help").stdout.splitlines()]
     assert [
         [command.name, command.summary] for command in COMMANDS if [command.name, command.summary] not in lines
@@ -59,14 +59,14 @@ def test_help_lists_every_command_in_a_line_of_its_own():
         ["unknown"],
     ],
 )
-def test_wrong_arguments_are_exit_code_2(arguments):
+def test_wrong_arguments_are_exit_code_2(arguments: list[str]) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert "usage: reprogpt" in done.stderr
 
 
 @pytest.mark.parametrize("program", [["reprogpt"], [sys.executable, "-m", "reprogpt"]], ids=["script", "module"])
-def test_the_script_and_the_module_are_the_same_program(program):
+def test_the_script_and_the_module_are_the_same_program(program: list[str]) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     ended = {}
     for arguments in ("check", "--help", "compare"):
@@ -79,7 +79,7 @@ def test_the_script_and_the_module_are_the_same_program(program):
 
 
 @pytest.mark.parametrize(("folder", "advice"), [(ROOT / "src", f"`cd {ROOT}` first"), (Path("/"), "root of a clone")])
-def test_another_folder_than_the_root_is_said_in_one_message(folder, advice):
+def test_another_folder_than_the_root_is_refused_in_one_message(folder: Path, advice: str) -> None:
     for command in (["check"], ["sync"], ["compare", "a", "b"]):
         done = subprocess.run(
             [sys.executable, "-m", "reprogpt", *command],
@@ -97,7 +97,7 @@ def test_another_folder_than_the_root_is_said_in_one_message(folder, advice):
 @pytest.mark.parametrize(
     ("target", "code", "words"), [("| true", 141, ""), (">/dev/full", 2, "can't be written: No sp")]
 )
-def test_output_that_can_not_be_written_ends_without_traceback(target, code, words):
+def test_output_that_can_not_be_written_ends_without_traceback(target: str, code: int, words: str) -> None:
     """The pipe's reader is gone before the command has begun."""
     line = f"(sleep 0.5; exec {sys.executable} -m reprogpt check) {target}; exit ${{PIPESTATUS[0]}}"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}

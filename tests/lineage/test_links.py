@@ -52,7 +52,7 @@ def links(
     return {f"{stage}: {link.what}": link.status for stage, link in every if link.status != "holds"}
 
 
-def test_a_pipeline_as_recorded_holds():
+def test_a_pipeline_as_recorded_holds() -> None:
     assert links() == {}
     found = check_links(LOCK, STAGES, PARAMS, FILES.get)[1]
     assert found.outs == [Link("model", "m0.dir", "m0.dir"), Link("train.json", "j0", "j0")]
@@ -60,17 +60,17 @@ def test_a_pipeline_as_recorded_holds():
     assert [link.what for link in found.inputs] == what
 
 
-def test_an_altered_file_breaks_its_own_link_and_those_of_the_stages_that_read_it():
+def test_an_altered_file_breaks_its_own_link_and_those_of_the_stages_that_read_it() -> None:
     broken = links(digest={**FILES, "ids.npy": "x"}.get)
     assert broken == {"tokenize: ids.npy": "DIFFERS", "train: dep ids.npy": "DIFFERS"}
 
 
-def test_what_is_found_is_told():
+def test_what_is_found_is_reported() -> None:
     (link,) = check_links(LOCK, STAGES, PARAMS, {**FILES, "ids.npy": "x"}.get)[0].outs
     assert link == Link("ids.npy", "i0", "x")
 
 
-def test_a_file_that_is_not_here_breaks_nothing():
+def test_a_file_that_is_not_here_breaks_nothing() -> None:
     without = {path: digest for path, digest in FILES.items() if path != "ids.npy"}
     assert links(digest=without.get) == {"tokenize: ids.npy": "not here"}
     assert links(digest=lambda path: None) == {
@@ -82,14 +82,14 @@ def test_a_file_that_is_not_here_breaks_nothing():
     }
 
 
-def test_a_stage_that_read_another_file_than_was_made_is_seen_without_the_file():
+def test_a_stage_that_read_another_file_than_was_made_is_seen_without_the_file() -> None:
     lock = copy.deepcopy(LOCK)
     lock["tokenize"]["outs"][0]["md5"] = "x"
     without = {path: digest for path, digest in FILES.items() if path != "ids.npy"}
     assert links(lock=lock, digest=without.get) == {"tokenize: ids.npy": "not here", "train: dep ids.npy": "DIFFERS"}
 
 
-def test_another_parameter_breaks_the_stage_that_lists_it():
+def test_another_parameter_breaks_the_stage_that_lists_it() -> None:
     assert links(params={**PARAMS, "peak_lr": 0.002, "top_k": 1}) == {"train: param peak_lr": "DIFFERS"}
     found = check_links(LOCK, STAGES, {**PARAMS, "peak_lr": 0.002}, FILES.get)[1].inputs[-1]
     assert found == Link("param peak_lr", "0.001", "0.002")
@@ -107,22 +107,24 @@ def test_another_parameter_breaks_the_stage_that_lists_it():
         ({"outs": ["model", "more"]}, "more"),
     ],
 )
-def test_a_definition_that_changed_breaks_the_stage(changed, broken):
+def test_a_definition_that_changed_breaks_the_stage(changed: dict[str, Any], broken: str) -> None:
     assert links(stages={**STAGES, "train": {**STAGES["train"], **changed}}) == {f"train: {broken}": "DIFFERS"}
 
 
-def test_what_a_definition_dropped_is_told_as_such():
+def test_what_a_definition_dropped_is_reported_as_no_longer_listed() -> None:
     stages = {**STAGES, "train": {**STAGES["train"], "deps": ["ids.npy"]}}
     inputs = check_links(LOCK, stages, PARAMS, FILES.get)[1].inputs
     assert Link("dep code.py", "c0", UNLISTED) in inputs
 
 
-def test_a_stage_that_never_ran_has_no_links():
+def test_a_stage_that_never_ran_has_no_links() -> None:
     found = check_links({"tokenize": LOCK["tokenize"]}, STAGES, PARAMS, FILES.get)[1]
     assert (found.inputs, found.outs) == ([], [])
 
 
-def test_the_key_of_recorded_inputs_is_the_run_key_of_the_same_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_key_of_recorded_inputs_is_the_run_key_of_the_same_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Real files, digested by dvc_files.py itself: the two ways to the key must not part."""
     monkeypatch.chdir(tmp_path)
     for path, text in {

@@ -1,4 +1,4 @@
-"""What git and DVC's cache hold of other times, on a repository of a few small files."""
+"""Revisions in git and DVC's cache, on a repository of a few small files."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ import pytest
 
 from reprogpt.dvc_files import dvc_md5
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.revisions import SUMMARY, Revision, Workspace, commits_with_run_key, experiments, resolve_commit
+from reprogpt.lineage.revisions import Commit, Workspace, commits_with_run_key, list_experiments, resolve_commit
+from reprogpt.paths import TRAIN_SUMMARY
 
 KEY, OTHER_KEY = "1" * 32, "2" * 32
 FOLDER = {"folder/a/b": "1", "folder/a-b": "2", "folder/é": "3"}
@@ -30,7 +31,7 @@ def commit(*, date: int = 0, **texts: str) -> str:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, "utf-8")
     git("add", "--all")
-    git("commit", "-qm", "state", "--allow-empty", date=date)
+    git("commit", "-qm", "files", "--allow-empty", date=date)
     return git("rev-parse", "HEAD").strip()
 
 
@@ -48,8 +49,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_revision_has_the_files_of_its_commit_and_not_the_present_ones():
-    first = Revision(commit(**{"a.txt": "old"}), "first")
+def test_a_revision_has_the_files_of_its_commit_and_not_the_present_ones() -> None:
+    first = Commit(commit(**{"a.txt": "old"}), "first")
     commit(**{"a.txt": "new"})
     assert (first.read("a.txt"), first.digest("a.txt")) == (b"old", md5("old"))
     assert Workspace().digest("a.txt") == md5("new")
@@ -57,8 +58,8 @@ def test_a_revision_has_the_files_of_its_commit_and_not_the_present_ones():
     assert Workspace().read("absent") is None and Workspace().digest("absent") is None
 
 
-def test_a_folder_has_the_digest_that_dvc_gives_it():
-    revision = Revision(commit(**FOLDER), "folder")
+def test_a_folder_has_the_digest_that_dvc_gives_it() -> None:
+    revision = Commit(commit(**FOLDER), "folder")
     assert revision.digest("folder") == dvc_md5(Path("folder")) == Workspace().digest("folder")
 
 
@@ -71,7 +72,7 @@ def cached(folder: Path, text: str, name: str | None = None) -> str:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> tuple[Path, Revision, str]:
+def kept(tmp_path: Path) -> tuple[Path, Commit, str]:
     """A cache outside the usual place, a revision whose out model it holds, and the digest of a file of model."""
     cache = tmp_path / "elsewhere"
     member = cached(cache, "weights")
@@ -81,10 +82,10 @@ def kept(tmp_path: Path) -> tuple[Path, Revision, str]:
     (tmp_path / ".gitignore").write_text("elsewhere\n", "utf-8")
     for arguments in (["init", "-q"], ["config", "cache.dir", str(cache)]):
         subprocess.run([sys.executable, "-m", "dvc", *arguments], check=True)
-    return cache, Revision(commit(**{"dvc.lock": lock}), "kept"), member
+    return cache, Commit(commit(**{"dvc.lock": lock}), "kept"), member
 
 
-def test_what_git_does_not_keep_is_there_if_dvcs_cache_has_it_whole(kept: tuple[Path, Revision, str]):
+def test_a_file_that_git_does_not_track_exists_if_dvcs_cache_has_it_undamaged(kept: tuple[Path, Commit, str]) -> None:
     cache, revision, member = kept
     outs = revision.recorded_outs
     assert (revision.digest("model"), revision.digest("t")) == (outs["model"], outs["t"])
@@ -95,15 +96,15 @@ def test_what_git_does_not_keep_is_there_if_dvcs_cache_has_it_whole(kept: tuple[
     assert (revision.digest("model"), revision.digest("t")) == (None, None)
 
 
-def test_a_lock_is_read_as_yaml_1_2():
+def test_a_lock_is_read_as_yaml_1_2() -> None:
     lock = "stages: {train: {params: {params.yaml: {peak_lr: 1e-05}}}}"
-    revision = Revision(commit(**{"dvc.lock": lock}), "lock")
+    revision = Commit(commit(**{"dvc.lock": lock}), "lock")
     assert revision.lock["train"]["params"]["params.yaml"] == {"peak_lr": 0.00001}
     assert Workspace().lock == revision.lock
 
 
-def test_without_its_files_a_state_says_what_it_lacks():
-    revision = Revision(commit(), "commit of nothing")
+def test_a_revision_without_its_files_names_what_it_lacks() -> None:
+    revision = Commit(commit(), "commit of nothing")
     assert revision.lock == {}
     assert revision.summary_key is None
     with pytest.raises(PipelineError, match=r"commit of nothing has no dvc\.yaml"):
@@ -114,11 +115,11 @@ def test_without_its_files_a_state_says_what_it_lacks():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "{}"])
-def test_a_summary_that_says_nothing_has_no_key(text: str):
-    assert Revision(commit(**{SUMMARY: text}), "summary").summary_key is None
+def test_a_summary_without_a_run_key_has_none(text: str) -> None:
+    assert Commit(commit(**{str(TRAIN_SUMMARY): text}), "summary").summary_key is None
 
 
-def test_experiments_are_the_newest_of_their_names_without_dvcs_own_refs():
+def test_experiments_are_the_newest_of_their_names_without_dvcs_own_refs() -> None:
     old, new = commit(date=1), commit(date=2)
     baseline = f"refs/exps/ab/{'c' * 38}"
     for ref, target in {
@@ -130,11 +131,11 @@ def test_experiments_are_the_newest_of_their_names_without_dvcs_own_refs():
         "refs/exps/celery/stash": new,
     }.items():
         git("update-ref", ref, target)
-    found = {name: (revision.commit, revision.experiment) for name, revision in experiments().items()}
+    found = {name: (revision.commit, revision.experiment) for name, revision in list_experiments().items()}
     assert found == {"one": (new, "one"), "two": (old, "two")}
 
 
-def test_a_commit_is_found_by_its_digits_branch_or_tag():
+def test_a_commit_is_found_by_its_digits_branch_or_tag() -> None:
     first = commit(date=1)
     git("tag", "v1")
     second = commit(date=2)
@@ -143,18 +144,18 @@ def test_a_commit_is_found_by_its_digits_branch_or_tag():
     assert [resolve_commit(what) for what in ("unknown", "", "0" * 40, "--all")] == [None] * 4
 
 
-def test_commits_that_hold_a_key_come_newest_first_without_those_that_dropped_it():
+def test_commits_with_a_run_key_come_newest_first_without_those_that_dropped_it() -> None:
     commit(date=1)
-    first = commit(date=2, **{SUMMARY: json.dumps({"run_key": KEY})})  # as it was written at first
-    commit(date=3, **{SUMMARY: json.dumps({"run_key": OTHER_KEY})})
-    again = commit(date=4, **{SUMMARY: json.dumps({"run_key": [KEY]})})
-    commit(date=5, **{SUMMARY: json.dumps({"run_key": [OTHER_KEY]})})
+    first = commit(date=2, **{str(TRAIN_SUMMARY): json.dumps({"run_key": KEY})})  # as it was written at first
+    commit(date=3, **{str(TRAIN_SUMMARY): json.dumps({"run_key": OTHER_KEY})})
+    again = commit(date=4, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [KEY]})})
+    commit(date=5, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [OTHER_KEY]})})
     assert [revision.commit for revision in commits_with_run_key(KEY)] == [again, first]
     assert commits_with_run_key("3" * 32) == []
 
 
-def test_a_commit_off_the_branches_is_found_from_head():
+def test_a_commit_off_the_branches_is_found_from_head() -> None:
     commit(date=1)
     git("checkout", "-q", "--detach")
-    held = commit(date=2, **{SUMMARY: json.dumps({"run_key": KEY})})
-    assert [revision.commit for revision in commits_with_run_key(KEY)] == [held]
+    detached = commit(date=2, **{str(TRAIN_SUMMARY): json.dumps({"run_key": KEY})})
+    assert [revision.commit for revision in commits_with_run_key(KEY)] == [detached]

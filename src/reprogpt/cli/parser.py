@@ -233,10 +233,11 @@ VERIFY = Command(
     "verify",
     "rerun the recorded run and compare the bits",
     """\
-    Rerun what dvc.lock records in a temporary clone, which is removed afterwards, and compare every out
-    with the recorded digest. Workspace, DVC cache and MLflow store are not changed. If an out differs,
-    the stage at which the difference begins is named, and what explains it: differences in text,
-    environment and versions. The table goes to standard output, the stages' output to standard error.""",
+    Rerun what dvc.lock records in a temporary clone, which is removed afterwards, and compare every
+    out with the recorded digest. Workspace, DVC cache and MLflow store are not changed. If an out
+    differs, the stage at which the difference begins is named, and what explains it: differences in
+    text, environment and versions. The table goes to standard output, the stages' output to standard
+    error.""",
     """\
     0 if every out is the same to the bit, 1 if one is not, 2 if it can't be tried: code, parameters or
     data are not the recorded ones, no room in the temporary folder (TMPDIR), a stage that fails

@@ -2,14 +2,12 @@
 
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 from reprogpt.dvc_files import LOCK_FILE, out_paths
 from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, read_mapping
+from reprogpt.paths import SOURCE
 from reprogpt.tracking.git import git, git_bytes
-
-SOURCE_FILE = Path("data/corpus/source.json")
 
 
 def git_tags() -> dict[str, str]:
@@ -45,7 +43,7 @@ def experiment_tags() -> dict[str, str]:
 def read_source() -> dict[str, Any]:
     """What fetch wrote of the corpus (url or path, sha256, bytes, characters), {} if there is nothing."""
     try:
-        source: dict[str, Any] = json.loads(SOURCE_FILE.read_text(encoding="utf-8"))
+        source: dict[str, Any] = json.loads(SOURCE.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return source

@@ -1,4 +1,4 @@
-"""dvc.yaml says all that the code reads and writes, and dependencies point one way."""
+"""dvc.yaml lists all that the stages read and write, and imports point one way."""
 
 import ast
 import importlib
@@ -18,7 +18,7 @@ from reprogpt.serving.mlflow_model import CODE, LIBRARIES
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src/reprogpt"
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
-# They watch a stage and don't change what it writes.
+# They observe a stage and don't change what it writes.
 OBSERVERS = {*(PACKAGE / "tracking").glob("*.py"), *(PACKAGE / "serving").glob("*.py"), PACKAGE / "progress.py"}
 BASE = {"numerics", "params", ""}  # "": the files beside the folders
 ALLOWED = {
@@ -39,7 +39,7 @@ ALLOWED = {
     "params": {""},
     "": {"params", ""},
 }
-# MLflow runs it, with a copy of the files that it imports; nothing else imports it.
+# MLflow runs it, with copies of the files that it imports; nothing else imports it.
 SERVED = PACKAGE / "serving/text_generator.py"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py")])
 PATHS = {name: value for name, value in vars(paths).items() if isinstance(value, Path)}
@@ -82,7 +82,7 @@ def imported_from(*paths: Path, apart_from: set[Path]) -> set[Path]:
 
 
 def closure(stage: str) -> set[str]:
-    """Files that decide what a stage writes: its imports, direct or not, without observers and empty files."""
+    """Files that determine what a stage writes: its imports, direct or not, without observers and empty files."""
     seen = imported_from(ROOT / f"stages/{stage}.py", ROOT / "stages/__init__.py", apart_from=OBSERVERS)
     return {path.relative_to(ROOT).as_posix() for path in seen if path.stat().st_size}
 
@@ -104,18 +104,18 @@ def files_of(dep: str) -> set[str]:
     return {file.relative_to(ROOT).as_posix() for file in files if file.stat().st_size}
 
 
-def test_the_stages_are_the_six_in_order():
+def test_the_pipeline_has_six_stages_in_this_order() -> None:
     assert list(STAGES) == ["fetch", "split", "tokenize", "train", "evaluate", "plot"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_code_among_the_deps_is_the_import_closure(stage):
+def test_code_among_the_deps_is_the_import_closure(stage: str) -> None:
     code = {dep for dep in STAGES[stage]["deps"] if dep.startswith(("src/", "stages/"))}
     assert set().union(*map(files_of, code)) == closure(stage)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_folder_is_listed_where_all_of_it_is_imported(stage):
+def test_a_folder_is_listed_where_all_of_it_is_imported(stage: str) -> None:
     deps = STAGES[stage]["deps"]
     for folder in (path for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"):
         name = folder.relative_to(ROOT).as_posix()
@@ -125,12 +125,12 @@ def test_a_folder_is_listed_where_all_of_it_is_imported(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_params_listed_are_the_fields_validated(stage):
+def test_params_listed_are_the_fields_validated(stage: str) -> None:
     listed = set(STAGES[stage].get("params", []))
     if stage == "plot":
         assert not listed
         return
-    module = importlib.import_module(f"reprogpt.params.loader.{stage}")
+    module = importlib.import_module(f"reprogpt.params.{stage}")
     classes = [
         value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
     ]
@@ -168,12 +168,12 @@ def rerun_by(changed: str) -> list[str]:
         ("src/reprogpt/tracking/mlflow_writer.py", []),
     ],
 )
-def test_a_change_reruns_what_depends_on_it(changed, stages):
+def test_a_change_reruns_what_depends_on_it(changed: str, stages: list[str]) -> None:
     assert rerun_by(changed) == stages
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_paths_in_the_script_are_deps_or_outs(stage):
+def test_paths_in_the_script_are_deps_or_outs(stage: str) -> None:
     """Both ways: every path that the script imports is declared, every out is a path that it imports."""
     names = {name.rpartition(".")[2] for name in imported_modules(ROOT / f"stages/{stage}.py") if ".paths." in name}
     used = {str(PATHS[name]) for name in names}
@@ -184,7 +184,7 @@ def test_paths_in_the_script_are_deps_or_outs(stage):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_paths_of_data_are_written_once(path):
+def test_paths_of_data_are_written_once(path: Path) -> None:
     """In paths.py. Messages may name them."""
     if path.name == "paths.py":
         return
@@ -192,12 +192,12 @@ def test_paths_of_data_are_written_once(path):
 
 
 @pytest.mark.parametrize("stage", ["tokenize", "train", "evaluate", "plot"])
-def test_results_of_libraries_depend_on_their_pins(stage):
+def test_stages_that_use_libraries_depend_on_their_pinned_versions(stage: str) -> None:
     assert "requirements.lock" in STAGES[stage]["deps"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_imports_follow_the_arrows(path):
+def test_imports_follow_the_allowed_directions(path: Path) -> None:
     here = unit(path)
     if path.name == "__main__.py":
         return
@@ -206,13 +206,13 @@ def test_imports_follow_the_arrows(path):
     assert reached <= allowed, f"{here or 'the base'} must not import {reached - allowed}"
 
 
-def test_the_plot_stage_draws_its_own_training_alone():
+def test_the_plot_stage_draws_its_own_training_only() -> None:
     """The figures come from its deps, not from MLflow, where other experiments are."""
     data = {dep for dep in STAGES["plot"]["deps"] if dep.startswith("data/")}
     assert data == {"data/metrics/history.csv", "data/metrics/train.json"}
 
 
-def test_a_model_carries_the_code_and_names_the_libraries_that_it_runs_on():
+def test_a_logged_model_has_the_code_and_the_list_of_libraries_that_it_needs() -> None:
     files = imported_from(SERVED, apart_from=set())
     assert {PACKAGE / name for name in CODE} == files - {SERVED}
     modules = {name.split(".")[0] for path in files for name in imported_modules(path)}
@@ -220,7 +220,7 @@ def test_a_model_carries_the_code_and_names_the_libraries_that_it_runs_on():
 
 
 @pytest.mark.parametrize(
-    ("library", "homes"),
+    ("library", "files"),
     [
         (
             "mlflow",
@@ -238,22 +238,22 @@ def test_a_model_carries_the_code_and_names_the_libraries_that_it_runs_on():
         ("pickle", set()),
     ],
 )
-def test_a_library_is_imported_in_its_home_alone(library, homes):
+def test_a_library_is_imported_only_in_its_named_files(library: str, files: set[str]) -> None:
     found = {
         path.relative_to(ROOT / "src/reprogpt").as_posix() if "src" in path.parts else path.name
         for path in SOURCES
         if any(name.split(".")[0] == library for name in imported_modules(path))
     }
-    assert found == homes
+    assert found == files
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_uncached_outs_are_metrics_or_plots(stage):
+def test_uncached_outs_are_metrics_or_plots(stage: str) -> None:
     """Any other uncached out makes DVC skip its run cache: a value tried and put back would train again."""
     outs = [out for out in STAGES[stage].get("outs", []) if isinstance(out, dict)]
     assert not any(options.get("cache") is False for out in outs for options in out.values())
 
 
-def test_init_files_of_folders_are_empty():
+def test_init_files_of_folders_are_empty() -> None:
     """So that importing a file of a folder runs no other."""
     assert [path for path in PACKAGE.glob("*/__init__.py") if path.read_bytes()] == []

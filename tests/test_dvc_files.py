@@ -1,4 +1,4 @@
-"""What DVC records, recomputed: digests, and the key that stands for a stage's inputs."""
+"""Digests as DVC records them, and the run key of a stage's inputs."""
 
 import os
 import shutil
@@ -15,6 +15,7 @@ from reprogpt import dvc_files
 from reprogpt.dvc_files import (
     cached_md5,
     dvc_md5,
+    files_in,
     is_up_to_date,
     locked_stage,
     out_paths,
@@ -23,6 +24,7 @@ from reprogpt.dvc_files import (
     stage_inputs,
 )
 
+ROOT = Path(__file__).resolve().parents[1]
 # A folder under names whose order by characters differs from their order by folder, one of them not ASCII.
 FOLDER = {"a/b": b"1", "a-b": b"2", "a.b": b"", "a/c/d": b"4", "é": b"5"}
 PIPELINE = """\
@@ -42,7 +44,7 @@ PARAMS = "seed: 123\npeak_lr: 0.00001\ntop_k: 25\n"
 
 
 def in_repository(folder: Path, *commands: list[str]) -> None:
-    """Run git or dvc commands in folder, untouched by the machine's own settings."""
+    """Run git or dvc commands in folder, without the machine's own settings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment |= {"DVC_NO_ANALYTICS": "1", "DVC_GLOBAL_CONFIG_DIR": str(folder), "DVC_SYSTEM_CONFIG_DIR": str(folder)}
     for command in commands:
@@ -94,11 +96,47 @@ def test_digests_of_outs_and_metrics_are_dvcs(workspace: Path) -> None:
     assert {path: dvc_md5(Path(path)) for path in paths} == recorded("outs")
 
 
+def test_files_that_dvcignore_excludes_are_not_part_of_a_folder(workspace: Path) -> None:
+    """Patterns are relative to the repository's root: /a.b does not exclude code/a.b."""
+    Path(".dvcignore").write_text("__pycache__\n*.pyc\n/a.b\n!code/kept.pyc\n", encoding="utf-8")
+    for name in ("code/__pycache__/b.cpython-311.pyc", "code/a/c/__pycache__/d", "code/b.pyc"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"compiled")
+    assert {file.relative_to("code").as_posix() for file in files_in(Path("code"))} == set(FOLDER)
+    assert dvc_md5(Path("code")) == recorded("deps")["code"]
+    assert is_up_to_date("train")
+    Path("code/kept.pyc").write_bytes(b"compiled")
+    assert dvc_md5(Path("code")) != recorded("deps")["code"]
+
+
+def test_without_a_dvcignore_every_file_of_a_folder_counts(workspace: Path) -> None:
+    Path(".dvcignore").unlink()
+    Path("code/b.pyc").write_bytes(b"compiled")
+    assert {file.name for file in files_in(Path("code"))} == {"b", "a-b", "a.b", "d", "é", "b.pyc"}
+
+
+def test_digest_of_a_code_folder_is_dvcs_with_this_repositorys_dvcignore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """src/reprogpt/training, a dependency of train, beside the byproducts of running it."""
+    name = "src/reprogpt/training"
+    shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / ".dvcignore", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    digest_of_sources = dvc_md5(Path(name))
+    for byproduct in ("__pycache__/loop.cpython-311.pyc", "loop.pyc", ".loop.py.1.tmp"):
+        (tmp_path / name / byproduct).parent.mkdir(exist_ok=True)
+        (tmp_path / name / byproduct).write_bytes(b"compiled")
+    Path("dvc.yaml").write_text(f"stages:\n  train:\n    cmd: 'true'\n    deps: [{name}]\n", encoding="utf-8")
+    in_repository(tmp_path, ["git", "init", "--quiet"], dvc("init", "--quiet"), dvc("repro", "--quiet"))
+    assert recorded("deps") == {name: digest_of_sources} == {name: dvc_md5(Path(name))}
+
+
 @pytest.mark.parametrize("large_bytes", [1, 10**6])
-def test_a_large_link_into_dvcs_cache_is_known_by_its_name_and_all_else_is_read(
+def test_the_digest_of_a_large_link_into_dvcs_cache_is_its_name_there(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, large_bytes: int
 ) -> None:
-    monkeypatch.setattr(dvc_files, "LARGE_BYTES", large_bytes)
+    monkeypatch.setattr(dvc_files, "LARGE_FILE_BYTES", large_bytes)
     cache = workspace / ".dvc/cache/files/md5"
     for path, md5 in recorded("outs").items():
         assert cached_md5(Path(path)) == md5
@@ -118,7 +156,7 @@ def test_inputs_are_the_stages_own_and_no_others(workspace: Path) -> None:
     assert inputs["cmd"].endswith("cp in.txt folder/a-b")
 
 
-def test_key_is_32_digits_that_stay(workspace: Path) -> None:
+def test_run_key_is_32_hex_digits_and_stays_the_same(workspace: Path) -> None:
     key = run_key()
     assert len(key) == 32 and set(key) <= set("0123456789abcdef")
     assert run_key("train") == key
@@ -155,7 +193,7 @@ OTHER_CHANGES = {
 
 
 @pytest.mark.parametrize("change", INPUT_CHANGES.values(), ids=INPUT_CHANGES.keys())
-def test_an_input_changes_the_key_and_outdates_the_stage(workspace: Path, change: Callable[[], Any]) -> None:
+def test_a_changed_input_changes_the_run_key_and_outdates_the_stage(workspace: Path, change: Callable[[], Any]) -> None:
     before = run_key()
     assert is_up_to_date("train")
     change()
@@ -164,7 +202,7 @@ def test_an_input_changes_the_key_and_outdates_the_stage(workspace: Path, change
 
 
 @pytest.mark.parametrize("change", OTHER_CHANGES.values(), ids=OTHER_CHANGES.keys())
-def test_nothing_else_changes_the_key_or_outdates_the_stage(workspace: Path, change: Callable[[], Any]) -> None:
+def test_nothing_else_changes_the_run_key_or_outdates_the_stage(workspace: Path, change: Callable[[], Any]) -> None:
     before = run_key()
     change()
     assert run_key() == before

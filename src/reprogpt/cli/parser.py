@@ -239,8 +239,8 @@ VERIFY = Command(
     text, environment and versions. The table goes to standard output, the stages' output to standard
     error.""",
     """\
-    0 if every out is the same to the bit, 1 if one is not, 2 if it can't be tried: code, parameters or
-    data are not the recorded ones, no room in the temporary folder (TMPDIR), a stage that fails
+    0 if every out is the same to the bit, 1 if one is not, 2 if it can't be tried: code, parameters
+    or data are not the recorded ones, no room in the temporary folder (TMPDIR), a stage that fails
     """,
     """\
     reprogpt verify                      takes as long as `dvc repro --force`

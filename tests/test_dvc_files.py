@@ -109,6 +109,12 @@ def test_files_that_dvcignore_excludes_are_not_part_of_a_folder(workspace: Path)
     assert dvc_md5(Path("code")) != recorded("deps")["code"]
 
 
+def test_patterns_do_not_apply_to_the_folders_above_an_absolute_one(workspace: Path) -> None:
+    """`reprogpt verify` digests the outs of a clone, which may lie anywhere."""
+    Path(".dvcignore").write_text(f"{workspace.name}\n", encoding="utf-8")
+    assert dvc_md5(workspace / "code") == recorded("deps")["code"]
+
+
 def test_without_a_dvcignore_every_file_of_a_folder_counts(workspace: Path) -> None:
     Path(".dvcignore").unlink()
     Path("code/b.pyc").write_bytes(b"compiled")

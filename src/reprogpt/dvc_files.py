@@ -43,9 +43,14 @@ def dvc_md5(path: Path) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All files in a folder and its subfolders that .dvcignore does not exclude."""
+    """All files in a folder and its subfolders that .dvcignore does not exclude.
+
+    Patterns are relative to the current folder, or to an absolute `folder`, such as one in a temporary clone.
+    """
     ignored = _ignored_patterns()
-    return [file for file in folder.rglob("*") if file.is_file() and not ignored.match_file(file)]
+    base = folder if folder.is_absolute() else Path()
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [file for file in files if not ignored.match_file(file.relative_to(base))]
 
 
 def _ignored_patterns() -> GitIgnoreSpec:

@@ -1,4 +1,4 @@
-"""reprogpt generate: text as it comes, from the weights that were meant, and a clean end whatever happens."""
+"""reprogpt generate: text as it is generated, from the chosen model, and a clean exit whatever happens."""
 
 import io
 import os
@@ -36,14 +36,14 @@ Generate = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture(autouse=True)
-def products_put_back() -> Iterator[None]:
+def matmul_precision_restored() -> Iterator[None]:
     before = torch.backends.mkldnn.matmul.fp32_precision
     yield
     torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like the repository's root after a training: an untrained model says anything."""
     folder = tmp_path_factory.mktemp("root")
     for name in ("params.yaml", "dvc.yaml"):
@@ -55,29 +55,29 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def recorded(place: Path) -> dict[str, Run]:
+def recorded(root: Path) -> dict[str, Run]:
     """A training with data/other in its model, an evaluation of it, a training that was killed, and one from before
-    runs had models, with the checkpoint among its artifacts."""
+    runs had models, with the checkpoint folder among its artifacts."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(root)
         client, experiment = open_store()
         trained = client.create_run(experiment, run_name="trained")
-        for path in (place / "data/other").iterdir():
+        for path in (root / "data/other").iterdir():
             upload_model_file(client, trained.info.run_id, path, "checkpoint")
         finalize_model(client, trained.info.run_id, Model().to_dict())
         former = client.create_run(experiment, run_name="former")
-        client.log_artifacts(former.info.run_id, str(place / "data/other"), "checkpoint")
+        client.log_artifacts(former.info.run_id, str(root / "data/other"), "checkpoint")
         tags = {"mlflow.parentRunId": trained.info.run_id}
         evaluated = client.create_run(experiment, run_name="evaluated", tags=tags)
         killed = client.create_run(experiment, run_name="killed")
-        upload_model_file(client, killed.info.run_id, place / "data/other/config.json", "checkpoint")
+        upload_model_file(client, killed.info.run_id, root / "data/other/config.json", "checkpoint")
         return {"trained": trained, "evaluated": evaluated, "killed": killed, "former": former}
 
 
 @pytest.fixture
-def generate(place: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Generate:
-    """Run `reprogpt generate ...` in the folder: the text without its last line end, and what else is said."""
-    monkeypatch.chdir(place)
+def generate(root: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Generate:
+    """Run `reprogpt generate ...` in the folder: the text without its last newline, and standard error."""
+    monkeypatch.chdir(root)
 
     def act(*arguments: str, stdin: bytes = b"") -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["reprogpt", "generate", *arguments])
@@ -97,11 +97,11 @@ def usual_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
 
-def start(place: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+def start(root: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     """Start the real program; SIGINT as on a terminal."""
     return subprocess.Popen(
         [sys.executable, "-m", "reprogpt", "generate", *arguments],
-        cwd=place,
+        cwd=root,
         env=usual_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,53 +109,53 @@ def start(place: Path, *arguments: str) -> "subprocess.Popen[bytes]":
     )
 
 
-def test_greedy_is_the_greedy_sample_of_evaluate(place: Path, generate: Generate):
-    text, said = generate("--temperature", "0")
+def test_greedy_is_the_greedy_sample_of_evaluate(root: Path, generate: Generate) -> None:
+    text, messages = generate("--temperature", "0")
     params = load_params(EvaluateParams)
     numerics = set_up_numerics(**params.arithmetic())
-    samples = sample_text(load_model(place / "data/model"), load_encoding("gpt2"), params=params, numerics=numerics)
+    samples = sample_text(load_model(root / "data/model"), load_encoding("gpt2"), params=params, numerics=numerics)
     assert samples.startswith(f"greedy\n{text}\n\ntemperature ")
     assert text.startswith("Every effort moves you") and len(text) > 50
-    assert said == ""
+    assert messages == ""
     assert generate("Every effort moves you", "--top-k", "1")[0] == text
 
 
-def test_the_seed_decides_the_text(generate: Generate):
+def test_the_seed_decides_the_text(generate: Generate) -> None:
     texts = [generate("A", *SHORT, "--seed", seed)[0] for seed in ("7", "7", "8")]
     assert texts[0] == texts[1] != texts[2]
     assert generate("A", *SHORT)[0] == generate("A", *SHORT, "--seed", "123", "--top-k", "25", "--temperature", "1")[0]
 
 
-def test_other_options_than_those_of_params_count(generate: Generate):
+def test_options_override_params(generate: Generate) -> None:
     texts = {generate("A", *SHORT, *more)[0] for more in ((), ("--top-k", "50257"), ("--temperature", "0.001"))}
     assert len(texts) == 3
     one, two = (generate("A", "--length", length, "--temperature", "0")[0] for length in ("1", "2"))
     assert two.startswith(one) and one != two
 
 
-def test_standard_input_is_the_prompt_without_one_line_end(generate: Generate):
+def test_standard_input_is_the_prompt_without_one_newline(generate: Generate) -> None:
     wanted = generate("Gr\u00fc\u00dfe,\n", *SHORT)[0]
     assert wanted.startswith("Gr\u00fc\u00dfe,\n")
     assert generate("-", *SHORT, stdin="Gr\u00fc\u00dfe,\n\n".encode())[0] == wanted
     assert generate(*SHORT, "--", "-5 degrees")[0].startswith("-5 degrees")
 
 
-def test_a_character_comes_when_its_last_token_does_and_never_in_halves():
+def test_a_character_is_written_with_its_last_token_and_never_in_halves() -> None:
     encoding = load_encoding("gpt2")
     text = "caf\u00e9 \u65e5\u672c\u8a9e \U0001f642\U0001f680 end"
     ids = encoding.encode_ordinary(text)
     assert "\ufffd" in decode(encoding, ids[:-3])  # or nothing is split here
     taken: list[int] = []
-    said = ""
+    written = ""
     for piece in pieces(encoding, (taken.append(token) or token for token in ids)):
-        said += piece
+        written += piece
         whole = decode(encoding, taken)
-        assert text.startswith(said) and whole.startswith(said)
+        assert text.startswith(written) and whole.startswith(written)
         assert "\ufffd" not in piece
-    assert said == text
+    assert written == text
 
 
-def test_bytes_that_no_token_completes_are_replaced_as_in_a_sample():
+def test_bytes_that_no_token_completes_are_replaced_as_in_a_sample() -> None:
     encoding = load_encoding("gpt2")
     drawn = torch.randint(0, 50300, (5000,), generator=torch.Generator().manual_seed(0)).tolist()
     for ids in (drawn, encoding.encode_ordinary("\U0001f642")[:1], [50300, 65]):
@@ -163,7 +163,7 @@ def test_bytes_that_no_token_completes_are_replaced_as_in_a_sample():
         assert "\ufffd" in decode(encoding, ids)
 
 
-def test_each_token_is_written_before_the_next_one_is_made(generate: Generate, monkeypatch: pytest.MonkeyPatch):
+def test_each_token_is_written_before_the_next_one_is_made(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[object] = []
 
     def fake(*_: object, **__: object) -> Iterator[int]:
@@ -179,9 +179,9 @@ def test_each_token_is_written_before_the_next_one_is_made(generate: Generate, m
     assert events == [b"One", "flush", 32, b"A", "flush", 33, b"B", "flush", b"\n", "flush"]
 
 
-def test_the_reader_may_go_early(place: Path):
+def test_the_reader_may_close_the_pipe_early(root: Path) -> None:
     """The text is far longer than could be made: what arrives does so before the last token."""
-    process = start(place, "Once", "--length", "100000000")
+    process = start(root, "Once", "--length", "100000000")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.read(40).startswith(b"Once")
     process.stdout.close()
@@ -189,8 +189,8 @@ def test_the_reader_may_go_early(place: Path):
     assert process.stderr.read() == b""
 
 
-def test_ctrl_c_is_130_and_ends_the_line(place: Path):
-    process = start(place, "Once", "--length", "100000000")
+def test_ctrl_c_is_130_and_ends_the_line(root: Path) -> None:
+    process = start(root, "Once", "--length", "100000000")
     assert process.stdout is not None and process.stderr is not None
     assert process.stdout.read(40).startswith(b"Once")
     process.send_signal(signal.SIGINT)
@@ -202,32 +202,32 @@ def test_ctrl_c_is_130_and_ends_the_line(place: Path):
 @pytest.mark.parametrize(
     ("target", "fault"), [(">/dev/full", "can't be written: No space left on device"), (">&-", "is closed")]
 )
-def test_no_place_for_the_text_is_exit_code_2(place: Path, target: str, fault: str):
+def test_output_that_can_not_be_written_is_exit_code_2(root: Path, target: str, fault: str) -> None:
     program = ["bash", "-c", f"exec {sys.executable} -m reprogpt generate A {target}"]
-    done = subprocess.run(program, cwd=place, env=usual_environment(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(program, cwd=root, env=usual_environment(), capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (2, f"\nerror: standard output {fault}\n")
 
 
 @pytest.mark.parametrize("what", ["trained", "evaluated", "id", "former"])
-def test_a_run_lends_its_checkpoint(
-    place: Path,
+def test_the_model_of_a_run_is_used(
+    root: Path,
     recorded: dict[str, Run],
     generate: Generate,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     what: str,
-):
+) -> None:
     trained = recorded["former" if what == "former" else "trained"].info
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    text, said = generate("A", *SHORT, "--run", trained.run_id[:10] if what == "id" else what)
-    assert said == f"weights of run {trained.run_id}  {trained.run_name}\n"
+    text, messages = generate("A", *SHORT, "--run", trained.run_id[:10] if what == "id" else what)
+    assert messages == f"model of run {trained.run_id}  {trained.run_name}\n"
     assert list(tmp_path.iterdir()) == []
     assert text != generate("A", *SHORT)[0]
-    monkeypatch.setattr(command, "MODEL", place / "data/other")
+    monkeypatch.setattr(command, "MODEL", root / "data/other")
     assert text == generate("A", *SHORT)[0]
 
 
-def test_a_run_without_a_complete_model_says_so(recorded: dict[str, Run], generate: Generate):
+def test_a_run_without_a_complete_model_is_refused(recorded: dict[str, Run], generate: Generate) -> None:
     with pytest.raises(PipelineError, match=r"run [0-9a-f]{32} \(killed, RUNNING\) has no model"):
         generate("A", "--run", "killed")
     with pytest.raises(PipelineError, match=r"no MLflow run has the id or name unknown[^%]*trained"):
@@ -243,7 +243,9 @@ def test_a_run_without_a_complete_model_says_so(recorded: dict[str, Run], genera
         (["A\udcff"], b"", "the prompt is not UTF-8 text: byte 0xff at offset 1"),
     ],
 )
-def test_a_prompt_that_is_none_is_refused(generate: Generate, arguments: list[str], stdin: bytes, message: str):
+def test_an_empty_or_unreadable_prompt_is_refused(
+    generate: Generate, arguments: list[str], stdin: bytes, message: str
+) -> None:
     with pytest.raises(PipelineError, match=message):
         generate(*arguments, stdin=stdin)
 
@@ -260,7 +262,7 @@ def test_a_prompt_that_is_none_is_refused(generate: Generate, arguments: list[st
 )
 def test_a_model_that_can_not_answer_is_refused(
     generate: Generate, monkeypatch: pytest.MonkeyPatch, model: str, message: str
-):
+) -> None:
     monkeypatch.setattr(command, "MODEL", Path(model))
     with pytest.raises(PipelineError, match=message):
         generate("Hello")
@@ -277,7 +279,7 @@ def test_a_model_that_can_not_answer_is_refused(
 )
 def test_options_out_of_bounds_are_exit_code_2(
     generate: Generate, capsysbinary: pytest.CaptureFixture[bytes], option: str, values: list[str], bound: str
-):
+) -> None:
     for value in values:
         with pytest.raises(SystemExit) as caught:
             generate("A", f"{option}={value}")

@@ -1,4 +1,4 @@
-"""reprogpt register: the model that is meant becomes a version, once, and a person learns what to do next."""
+"""reprogpt register: the chosen model becomes a version, once, and the output shows how to serve it."""
 
 import shutil
 import sys
@@ -21,7 +21,7 @@ Register = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
     """A folder that looks like the repository's root after a training with run key "here"."""
     folder = tmp_path_factory.mktemp("root")
     for name in ("params.yaml", "dvc.yaml"):
@@ -34,29 +34,29 @@ def place(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Pa
 
 
 @pytest.fixture(scope="module")
-def client(place: Path) -> MlflowClient:
+def client(root: Path) -> MlflowClient:
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(place)
+        patch.chdir(root)
         return open_store()[0]
 
 
 @pytest.fixture(scope="module")
-def runs(place: Path, client: MlflowClient) -> dict[str, Run]:
+def runs(root: Path, client: MlflowClient) -> dict[str, Run]:
     """Runs, oldest first: two that made the weights in data/model, one from other inputs; others; an evaluation."""
     experiment = client.get_experiment_by_name("reprogpt").experiment_id
-    weights = dvc_md5(place / "data/model")
+    weights = dvc_md5(root / "data/model")
     made = {}
     for name, key, digest, has_model in (
         ("here", "here", weights, True),
         ("same-bits", "elsewhere", weights, True),
-        ("unsent", "here", weights, False),
+        ("not-uploaded", "here", weights, False),
         ("other", "other", "another.dir", True),
         ("killed", "killed", None, False),
     ):
         tags = {"run_key": key} | ({"dvc.data/model.md5": digest} if digest else {})
         made[name] = client.create_run(experiment, run_name=name, tags=tags)
         run_id = made[name].info.run_id
-        upload_model_file(client, run_id, place / "data/model/model.safetensors", "checkpoint")
+        upload_model_file(client, run_id, root / "data/model/model.safetensors", "checkpoint")
         if has_model:
             finalize_model(client, run_id, Model().to_dict())
     tags = {"mlflow.parentRunId": made["other"].info.run_id}
@@ -65,9 +65,9 @@ def runs(place: Path, client: MlflowClient) -> dict[str, Run]:
 
 
 @pytest.fixture
-def register(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Register:
-    """Run `reprogpt register ...` in the folder: what it prints, and what else it says."""
-    monkeypatch.chdir(place)
+def register(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Register:
+    """Run `reprogpt register ...` in the folder: standard output and standard error."""
+    monkeypatch.chdir(root)
 
     def act(*arguments: str) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["reprogpt", "register", *arguments])
@@ -78,7 +78,9 @@ def register(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     return act
 
 
-def test_the_workspaces_model_is_that_of_the_run_with_its_key_and_weights(register: Register, runs: dict[str, Run]):
+def test_the_workspaces_model_is_that_of_the_run_with_its_key_and_weights(
+    register: Register, runs: dict[str, Run]
+) -> None:
     """The newest of that key has none; another one made the same weights later, from other inputs."""
     out, err = register("mine")
     wanted = runs["here"].info.run_id
@@ -91,7 +93,7 @@ def test_the_workspaces_model_is_that_of_the_run_with_its_key_and_weights(regist
     assert err == ""
 
 
-def test_a_model_gets_one_version_of_a_name(register: Register, runs: dict[str, Run], client: MlflowClient):
+def test_a_model_gets_one_version_of_a_name(register: Register, runs: dict[str, Run], client: MlflowClient) -> None:
     assert register("gpt", "--run", "here")[0].startswith("gpt version 1: run ")
     assert register("gpt", "--run", "other")[0].startswith("gpt version 2: run ")
     again = register("gpt")[0].splitlines()
@@ -99,7 +101,7 @@ def test_a_model_gets_one_version_of_a_name(register: Register, runs: dict[str, 
     assert len(client.search_model_versions("name = 'gpt'")) == 2
 
 
-def test_an_evaluation_stands_for_its_training(register: Register, runs: dict[str, Run], client: MlflowClient):
+def test_an_evaluation_stands_for_its_training(register: Register, runs: dict[str, Run], client: MlflowClient) -> None:
     register("evaluated", "--run", runs["evaluated"].info.run_id[:12])
     (version,) = client.search_model_versions("name = 'evaluated'")
     assert version.run_id == runs["other"].info.run_id
@@ -108,34 +110,34 @@ def test_an_evaluation_stands_for_its_training(register: Register, runs: dict[st
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("killed", r"run [0-9a-f]{32} \(killed, RUNNING\) has no model: a training sends it at its\nend"),
+        ("killed", r"run [0-9a-f]{32} \(killed, RUNNING\) has no model: it is uploaded when a\ntraining ends"),
         ("unknown", r"no MLflow run has the id or name unknown[^%]*other"),
     ],
 )
-def test_a_run_that_is_none_or_has_no_model_is_refused(
+def test_an_unknown_run_or_one_without_a_model_is_refused(
     register: Register, runs: dict[str, Run], client: MlflowClient, what: str, words: str
-):
+) -> None:
     with pytest.raises(PipelineError, match=words):
         register("refused", "--run", what)
     assert not client.search_registered_models("name = 'refused'")
 
 
 def test_weights_of_no_run_and_no_weights_are_refused(
-    register: Register, runs: dict[str, Run], place: Path, tmp_path: Path
-):
-    weights = place / "data/model/model.safetensors"
+    register: Register, runs: dict[str, Run], root: Path, tmp_path: Path
+) -> None:
+    weights = root / "data/model/model.safetensors"
     kept = shutil.move(weights, tmp_path / "kept")
     with pytest.raises(PipelineError, match=r"no MLflow run made the weights in data/model \(\w+\.dir\)[^%]*--run RUN"):
         register("refused")
-    shutil.move(place / "data/model", tmp_path / "model")
+    shutil.move(root / "data/model", tmp_path / "model")
     with pytest.raises(PipelineError, match="data/model is missing: `dvc repro` trains it"):
         register("refused")
-    shutil.move(tmp_path / "model", place / "data/model")
+    shutil.move(tmp_path / "model", root / "data/model")
     shutil.move(kept, weights)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a:1", "a b", "it's"])
-def test_a_name_that_a_uri_can_not_hold_is_exit_code_2(register: Register, name: str):
+def test_a_name_that_a_uri_can_not_hold_is_exit_code_2(register: Register, name: str) -> None:
     with pytest.raises(SystemExit) as caught:
         register(name)
     assert caught.value.code == 2

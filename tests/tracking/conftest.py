@@ -1,4 +1,4 @@
-"""A real store for each test; and boxes that a test leaves open are closed.
+"""A real store for each test; and outboxes that a test leaves open are closed.
 
 Another test, for which warnings are errors, would pay for them.
 """
@@ -17,13 +17,13 @@ from reprogpt.tracking.store import open_store
 
 
 @pytest.fixture(autouse=True)
-def boxes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def outboxes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     opened: list[Any] = []
     make = OutboxFile.__init__
 
-    def remember(box: OutboxFile, *arguments: Any) -> None:
-        make(box, *arguments)
-        opened.append(box._file)
+    def remember(outbox: OutboxFile, *arguments: Any) -> None:
+        make(outbox, *arguments)
+        opened.append(outbox._file)
 
     monkeypatch.setattr(OutboxFile, "__init__", remember)
     yield

@@ -35,7 +35,7 @@ TRAINING = TrackedRun(
     metrics={"final_train_loss": 0.20471, "final_val_loss": 6.4709, "val_perplexity": 646.1, "loss": 0.2},
 )
 BY_LINEAGE = f"""
-How to get back to it: the first command says it of the repository as it is now.
+To restore it (the first command checks the repository as it is now):
 
 ```
 python -m reprogpt lineage {ID}
@@ -47,7 +47,7 @@ def changed(run: TrackedRun = TRAINING, **tags: str) -> TrackedRun:
     return dataclasses.replace(run, tags={**run.tags, **tags})
 
 
-def test_a_training_is_described_from_corpus_to_the_way_back():
+def test_a_training_is_described_from_corpus_to_the_commands_that_restore_it() -> None:
     assert describe_training(TRAINING) == (
         f"- **Corpus** `the_verdict.txt`, sha256 `{DIGEST}`, 4,612 training tokens, 534 validation tokens\n"
         "- **Schedule** 135 steps, 27 of them warmup, n_epochs 15, initial_lr 1e-05, peak_lr 0.0005, "
@@ -66,13 +66,13 @@ dvc repro  # trains again, unless DVC's cache has the result
     )
 
 
-def test_an_experiment_is_taken_back_by_its_name():
+def test_an_experiment_is_restored_by_its_name() -> None:
     text = describe_training(changed(**{"dvc.experiment": "warm_1"}))
     assert f"\n- **From** DVC experiment `warm_1`, commit `{COMMIT}`\n" in text
     assert text.endswith(BY_LINEAGE + "\n```\ndvc exp apply warm_1\ndvc repro\n```\n")
 
 
-def test_edited_code_is_said_and_comes_back_by_its_patch():
+def test_edited_code_is_described_and_restored_by_its_patch() -> None:
     run = changed(dirty="true")
     assert f"- **From** commit `{COMMIT}`, with the edits of its artifact `uncommitted.patch`\n" in describe_training(
         run
@@ -84,19 +84,19 @@ def test_edited_code_is_said_and_comes_back_by_its_patch():
     ]
 
 
-def test_a_constant_rate_and_the_weights_it_started_from_are_said():
+def test_a_constant_rate_and_the_initial_weights_are_described() -> None:
     run = dataclasses.replace(TRAINING, params={**TRAINING.params, "lr_decay": "none"})
     text = describe_training(changed(run, started_from_sha256="e2"))
     assert "peak_lr 0.0005, constant after warmup\n" in text
-    assert "context_length 256, started from weights with sha256 `e2`\n" in text
+    assert "context_length 256, initialized from weights with sha256 `e2`\n" in text
 
 
-def test_what_is_not_on_record_is_left_out():
+def test_what_is_not_on_record_is_left_out() -> None:
     """A run that an earlier version made, outside of git."""
     assert describe_training(TrackedRun(id=ID, name="n", status="RUNNING")) == BY_LINEAGE
 
 
-def test_an_evaluation_is_described_by_what_it_changed_and_its_training():
+def test_an_evaluation_is_described_by_what_it_changed_and_its_training() -> None:
     child = TrackedRun(
         id="ff" * 16,
         name="repro-12345678-evaluate",
@@ -114,5 +114,5 @@ def test_an_evaluation_is_described_by_what_it_changed_and_its_training():
     )
 
 
-def test_names_can_not_end_their_code():
+def test_a_name_can_not_end_its_code_span() -> None:
     assert "`a'b`" in describe_training(changed(**{"dvc.experiment": "a`b"}))

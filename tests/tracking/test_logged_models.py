@@ -1,4 +1,4 @@
-"""A run's model in a real store: one, complete and READY, however often and however interrupted it is delivered."""
+"""A run's model in a real store: one, complete and READY, however often and however its upload is interrupted."""
 
 import shutil
 from collections.abc import Callable
@@ -40,28 +40,28 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("checkpoint")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
     save_model(folder, tiny_model())
     return folder
 
 
 @pytest.fixture
-def root(client: MlflowClient, checkpoint: Path) -> Path:
+def root(client: MlflowClient, saved_model: Path) -> Path:
     """The repository's root as it is when a training ends."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, name)
-    shutil.copytree(checkpoint, "data/model")
+    shutil.copytree(saved_model, "data/model")
     return Path.cwd()
 
 
 def ended_training(training_id: str = "1" * 32) -> OutboxFile:
-    """The box of a training that has recorded its model."""
-    box = open_outbox(training_id)
+    """The outbox of a training that has recorded its model."""
+    outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
-    box.append("training", name="n", tags=tags, params=PARAMS, datasets=[], store=store_name())
-    record_model(box)
-    return box
+    outbox.append("training", name="n", tags=tags, params=PARAMS, datasets=[], store=store_name())
+    record_model(outbox)
+    return outbox
 
 
 def models(client: MlflowClient) -> list[LoggedModel]:
@@ -84,42 +84,42 @@ def assert_one_complete_model(client: MlflowClient, root: Path) -> LoggedModel:
     return model
 
 
-def test_a_training_sends_one_complete_model_and_leaves_nothing(client: MlflowClient, root: Path) -> None:
-    box = ended_training()
-    assert upload(box) == NUM_RECORDS
+def test_a_training_uploads_one_complete_model_and_leaves_nothing(client: MlflowClient, root: Path) -> None:
+    outbox = ended_training()
+    assert upload(outbox) == NUM_RECORDS
     model = assert_one_complete_model(client, root)
     assert model.params["emb_dim"] == "32" and model.name == "gpt"
     stored = Path(model.artifact_location.removeprefix("file://"))
     assert file_digest(stored / "checkpoint/model.safetensors") == file_digest(root / "data/model/model.safetensors")
     assert f"model_id: {model.model_id}" in (stored / "MLmodel").read_text()
-    assert not list((box.folder / "files").iterdir()) and not (box.folder / "model").exists()
-    (box.folder / "delivered").unlink()  # as if nothing had been noted, though the files are gone from here
-    upload(box)
+    assert not list((outbox.folder / "files").iterdir()) and not (outbox.folder / "model").exists()
+    (outbox.folder / "delivered").unlink()  # as if nothing had been noted, though the files are gone from here
+    upload(outbox)
     assert_one_complete_model(client, root)
 
 
-def test_every_record_may_be_delivered_twice(client: MlflowClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed after each record, before it is noted as delivered."""
-    box = ended_training()
+def test_every_record_may_be_uploaded_twice(client: MlflowClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after each record, before it is noted as uploaded."""
+    outbox = ended_training()
     marked = OutboxFile.mark_uploaded
     for number in range(NUM_RECORDS):
 
-        def interrupt(box: OutboxFile, end: int) -> None:
+        def interrupt(outbox: OutboxFile, end: int) -> None:
             raise Killed
 
         monkeypatch.setattr(OutboxFile, "mark_uploaded", interrupt)
         with pytest.raises(Killed):
-            upload(box)
+            upload(outbox)
         assert len(models(client)) == (number > 0)
 
-        def note_one(box: OutboxFile, end: int) -> None:
-            marked(box, end)
+        def note_one(outbox: OutboxFile, end: int) -> None:
+            marked(outbox, end)
             raise Killed
 
         monkeypatch.setattr(OutboxFile, "mark_uploaded", note_one)
         with pytest.raises(Killed):
-            upload(box)
-    assert upload(box) == 0
+            upload(outbox)
+    assert upload(outbox) == 0
     assert_one_complete_model(client, root)
 
 
@@ -127,7 +127,7 @@ def test_a_kill_at_any_call_leaves_one_complete_model_in_the_end(
     client: MlflowClient, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the store has done it, and after, when nobody was told."""
-    box = ended_training()
+    outbox = ended_training()
     for call in ("create_logged_model", "log_model_artifact", "log_outputs", "finalize_logged_model"):
         done = getattr(MlflowClient, call)
         for answered in (False, True):
@@ -142,19 +142,19 @@ def test_a_kill_at_any_call_leaves_one_complete_model_in_the_end(
             with monkeypatch.context() as patch:
                 patch.setattr(MlflowClient, call, interrupted)
                 with pytest.raises(Killed):
-                    upload(box)
+                    upload(outbox)
             complete = answered and call == "finalize_logged_model"
             assert all((model.status == LoggedModelStatus.READY) == complete for model in models(client))
-    upload(box)
+    upload(outbox)
     assert_one_complete_model(client, root)
 
 
 def test_a_training_that_ends_again_in_its_run_changes_nothing(client: MlflowClient, root: Path) -> None:
-    box = ended_training()
-    upload(box)
+    outbox = ended_training()
+    upload(outbox)
     before = assert_one_complete_model(client, root)
-    record_model(box)
-    upload(box)
+    record_model(outbox)
+    upload(outbox)
     assert assert_one_complete_model(client, root).last_updated_timestamp == before.last_updated_timestamp
 
 
@@ -167,31 +167,31 @@ def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, r
 
 def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:
     """A server that was slow to create one: asked again meanwhile, it created two."""
-    box = ended_training()
-    upload(box)
+    outbox = ended_training()
+    upload(outbox)
     first = assert_one_complete_model(client, root)
-    box.release()
+    outbox.release()
     client.finalize_logged_model(first.model_id, LoggedModelStatus.PENDING)
     client.create_logged_model(first.experiment_id, first.name, first.source_run_id)
     upload(ended_training())
     assert assert_one_complete_model(client, root).model_id == first.model_id
 
 
-def test_a_model_that_lacks_a_file_is_never_called_complete(
+def test_a_model_that_lacks_a_file_is_never_complete(
     client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    box = ended_training()
-    (lost,) = [record for record in box.records() if str(record.get("kept")).endswith("/model.safetensors")]
-    box.kept_file(lost).unlink()
-    upload(box)
-    assert "model.safetensors is gone: the MLflow run has no model" in capsys.readouterr().err
+    outbox = ended_training()
+    (lost,) = [record for record in outbox.records() if str(record.get("kept")).endswith("/model.safetensors")]
+    outbox.kept_file(lost).unlink()
+    upload(outbox)
+    assert "model.safetensors is missing: the MLflow run has no model" in capsys.readouterr().err
     (model,) = models(client)
     assert model.status == LoggedModelStatus.FAILED
     assert download_checkpoint(model.source_run_id, Path("copy")) is None
     assert register_model(model.source_run_id, "gpt") is None
 
 
-def test_a_checkpoint_comes_back_bit_for_bit(client: MlflowClient, root: Path) -> None:
+def test_a_model_is_downloaded_bit_for_bit(client: MlflowClient, root: Path) -> None:
     upload(ended_training())
     copy = download_checkpoint(models(client)[0].source_run_id, root / "copy")
     assert copy is not None

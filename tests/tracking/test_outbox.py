@@ -1,4 +1,4 @@
-"""Records on disk on their way to the tracker."""
+"""Records on disk that wait to be uploaded."""
 
 import errno
 import io
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.tracking import outbox
+from reprogpt.tracking import outbox as outbox_module
 from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes, open_outbox
 
 
@@ -21,90 +21,90 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def kinds(box: OutboxFile) -> list[str]:
-    return [record["kind"] for record in box.records()]
+def kinds(outbox: OutboxFile) -> list[str]:
+    return [record["kind"] for record in outbox.records()]
 
 
-def reopened(box: OutboxFile) -> OutboxFile:
-    """The box as the next process finds it after this one was killed."""
-    box._lock.release()
-    return open_outbox(box.folder.name)
+def reopened(outbox: OutboxFile) -> OutboxFile:
+    """The outbox as the next process finds it after this one was killed."""
+    outbox._lock.release()
+    return open_outbox(outbox.folder.name)
 
 
 def test_records_come_back_in_order_with_the_time_they_were_made() -> None:
-    box = open_outbox("a")
-    box.append("training", name="ü\n")
-    box.append("metrics", step=3, values={"loss": 1 / 3})
-    first, second = reopened(box).records()
+    outbox = open_outbox("a")
+    outbox.append("training", name="ü\n")
+    outbox.append("metrics", step=3, values={"loss": 1 / 3})
+    first, second = reopened(outbox).records()
     assert (first["name"], second["step"], second["values"]) == ("ü\n", 3, {"loss": 1 / 3})
     assert 0 <= second["time"] - first["time"] < 10_000
 
 
 @pytest.mark.parametrize("tail", [b'{"kind": "b', b'{"kind": "b"}', b"\0" * 30, b'7\n{"kind": "b"}\n'])
-def test_a_torn_end_is_dropped_and_what_follows_is_whole(tail: bytes) -> None:
-    box = open_outbox("a")
-    box.append("first")
-    with (box.folder / "records.jsonl").open("ab") as file:
+def test_a_truncated_end_is_dropped_and_later_records_are_valid(tail: bytes) -> None:
+    outbox = open_outbox("a")
+    outbox.append("first")
+    with (outbox.folder / "records.jsonl").open("ab") as file:
         file.write(tail)
-    box = reopened(box)
-    box.append("second")
-    assert kinds(box) == kinds(reopened(box)) == ["first", "second"]
+    outbox = reopened(outbox)
+    outbox.append("second")
+    assert kinds(outbox) == kinds(reopened(outbox)) == ["first", "second"]
 
 
-def test_what_is_delivered_is_not_pending_in_any_process() -> None:
-    box = open_outbox("a")
+def test_an_uploaded_record_is_not_pending_in_any_process() -> None:
+    outbox = open_outbox("a")
     for kind in ("first", "second", "third"):
-        box.append(kind)
-    box.mark_uploaded(box.pending()[1].end)
-    assert [item.record["kind"] for item in reopened(box).pending()] == ["third"]
-    assert kinds(box) == ["first", "second", "third"]
+        outbox.append(kind)
+    outbox.mark_uploaded(outbox.pending()[1].end)
+    assert [item.record["kind"] for item in reopened(outbox).pending()] == ["third"]
+    assert kinds(outbox) == ["first", "second", "third"]
 
 
-def test_a_file_is_kept_as_it_was_until_it_is_delivered(folder: Path) -> None:
+def test_a_file_is_kept_as_it_was_until_it_is_uploaded(folder: Path) -> None:
     path = folder / "model"
     path.write_bytes(b"old")
-    box = open_outbox("a")
-    box.append_file(path, "checkpoint", note=1)
+    outbox = open_outbox("a")
+    outbox.append_file(path, "checkpoint", note=1)
     path.unlink()  # as DVC removes an out
     path.write_bytes(b"new")
-    (record,) = box.records()
-    assert (record["folder"], record["note"], box.kept_file(record).name) == ("checkpoint", 1, "model")
-    assert box.kept_file(record).read_bytes() == b"old"
-    box.mark_uploaded(box.pending()[0].end)
-    assert not box.kept_file(record).exists()
+    (record,) = outbox.records()
+    assert (record["folder"], record["note"], outbox.kept_file(record).name) == ("checkpoint", 1, "model")
+    assert outbox.kept_file(record).read_bytes() == b"old"
+    outbox.mark_uploaded(outbox.pending()[0].end)
+    assert not outbox.kept_file(record).exists()
     assert path.read_bytes() == b"new"
 
 
-def test_a_done_box_is_removed_once_what_it_was_kept_for_is_gone(folder: Path) -> None:
-    (folder / "resume").touch()
-    box = open_outbox("a")
-    box.append("training", kept_for=str(folder / "resume"))
-    box.mark_uploaded(box.pending()[0].end)
-    box.release()
-    assert box.folder.exists()
-    (folder / "resume").unlink()
+def test_an_uploaded_outbox_is_removed_once_its_run_directory_is_gone(folder: Path) -> None:
+    (folder / "checkpoints").touch()
+    outbox = open_outbox("a")
+    outbox.append("training", kept_for=str(folder / "checkpoints"))
+    outbox.mark_uploaded(outbox.pending()[0].end)
+    outbox.release()
+    assert outbox.folder.exists()
+    (folder / "checkpoints").unlink()
     open_outbox("a").release()
-    assert not box.folder.exists()
+    assert not outbox.folder.exists()
 
 
-def test_a_box_with_pending_records_is_not_removed() -> None:
-    box = open_outbox("a")
-    box.append("training")
-    box.release()
+def test_an_outbox_with_pending_records_is_not_removed() -> None:
+    outbox = open_outbox("a")
+    outbox.append("training")
+    outbox.release()
     assert [kinds(found) for found in abandoned_outboxes()] == [["training"]]
 
 
-def test_boxes_wait_oldest_first_and_those_in_other_hands_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes = {name: open_outbox(name) for name in ("z", "a", "m")}
-    for now, box in enumerate(boxes.values()):
+def test_abandoned_outboxes_come_oldest_first_without_locked_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    outboxes = {name: open_outbox(name) for name in ("z", "a", "m")}
+    for now, outbox in enumerate(outboxes.values()):
         monkeypatch.setattr(time, "time_ns", lambda now=now: 1_000_000 * now)
-        box.append("training")
-    boxes["z"].release()
-    boxes["a"].release()
+        outbox.append("training")
+    outboxes["z"].release()
+    outboxes["a"].release()
     found = []
-    for box in abandoned_outboxes():
-        found.append(box.folder.name)
-        box.release()
+    for outbox in abandoned_outboxes():
+        found.append(outbox.folder.name)
+        outbox.release()
     assert found == ["z", "a"]
 
 
@@ -120,51 +120,51 @@ class Full(io.BytesIO):
 
 
 def test_on_a_full_disk_records_wait_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    box = open_outbox("a")
-    box.append("first")
-    real = box._file
+    outbox = open_outbox("a")
+    outbox.append("first")
+    real = outbox._file
     for room in (0, 5):
         disk = Full()
         disk.room = room
-        monkeypatch.setattr(box, "_file", disk)
-        box.append(f"with room for {room}")
-        error = box.write()
+        monkeypatch.setattr(outbox, "_file", disk)
+        outbox.append(f"with room for {room}")
+        error = outbox.flush()
         assert error is not None and error.errno == errno.ENOSPC
-        assert kinds(box) == ["first"]
-    monkeypatch.setattr(box, "_file", real)
-    assert box.write() is None
-    assert kinds(box) == ["first", "with room for 0", "with room for 5"]
+        assert kinds(outbox) == ["first"]
+    monkeypatch.setattr(outbox, "_file", real)
+    assert outbox.flush() is None
+    assert kinds(outbox) == ["first", "with room for 0", "with room for 5"]
 
 
-def test_a_courier_that_writes_meanwhile_loses_no_record_and_doubles_none() -> None:
-    box = open_outbox("a")
+def test_an_uploader_that_flushes_meanwhile_loses_no_record_and_doubles_none() -> None:
+    outbox = open_outbox("a")
     done = threading.Event()
 
-    def write() -> None:
+    def flush() -> None:
         while not done.is_set():
-            box.write()
+            outbox.flush()
 
-    writer = threading.Thread(target=write)
-    writer.start()
+    flusher = threading.Thread(target=flush)
+    flusher.start()
     for step in range(3000):
-        box.append("metrics", step=step)
+        outbox.append("metrics", step=step)
     done.set()
-    writer.join()
-    assert [record["step"] for record in box.records()] == list(range(3000))
-    assert len(box.pending()) == 3000
+    flusher.join()
+    assert [record["step"] for record in outbox.records()] == list(range(3000))
+    assert len(outbox.pending()) == 3000
 
 
 def test_the_first_record_is_read_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As every delivery does: it must not cost more the longer the training is."""
-    box = open_outbox("b" * 32)
+    """As every upload does: it must not cost more the longer the training is."""
+    outbox = open_outbox("b" * 32)
     for number in range(5):
-        box.append("metrics", step=number)
+        outbox.append("metrics", step=number)
     parsed: list[bytes] = []
     loads = json.loads
-    monkeypatch.setattr(outbox.json, "loads", lambda line: parsed.append(line) or loads(line))
-    assert next(box.records())["step"] == 0
+    monkeypatch.setattr(outbox_module.json, "loads", lambda line: parsed.append(line) or loads(line))
+    assert next(outbox.records())["step"] == 0
     assert len(parsed) == 1
     parsed.clear()
-    box.mark_uploaded(box.pending()[1].end)
+    outbox.mark_uploaded(outbox.pending()[1].end)
     assert len(parsed) == 5 + 2
-    box.release()
+    outbox.release()

@@ -1,4 +1,4 @@
-"""A folder, a cache and a server of its own for each test; no proxy, no certificate settings of the machine."""
+"""A folder, a download cache and a server for each test, without the machine's proxy and certificate settings."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +37,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(params=["refused", "reset", "silent", "no such name", "proxy"])
 def unreachable_url(request: pytest.FixtureRequest, server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A URL whose host does not answer, one for each way not to."""
+    """A URL whose host can't be reached, one for each way to fail."""
     if request.param == "refused":
         return f"http://127.0.0.1:{closed_port()}/text"
     if request.param == "reset":

@@ -39,16 +39,16 @@ def fails(url: str, message: str, *, sha256: str = DIGEST, max_bytes: int = 1000
 
 
 _closed = socket.socket()
-_closed.bind(("127.0.0.1", 0))  # bound and never listening: refused, and no other process gets it meanwhile
+_closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused, and no other process can take it
 
 
 def closed_port() -> int:
-    """A port of 127.0.0.1 where nobody listens."""
+    """A port of 127.0.0.1 that refuses connections."""
     return int(_closed.getsockname()[1])
 
 
 class Server:
-    """Answers each path with what it was told to, in turn; the last answer repeats."""
+    """Gives each path its configured answers in turn; the last one repeats."""
 
     def __init__(self) -> None:
         self.answers: dict[str, list[Answer]] = {}
@@ -78,7 +78,7 @@ class Server:
         return f"{scheme}://{user}127.0.0.1:{self.port}{path}"
 
     def gives(self, content: bytes, *, path: str = "/text", length: int | None = None, gzipped: bool = False) -> str:
-        """The whole `content`, or, with a larger `length`, what is left of a body that breaks off."""
+        """Send `content`; with a larger `length`, a body that breaks off."""
         sent = gzip.compress(content) if gzipped else content
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
@@ -125,7 +125,7 @@ class Server:
         return self.says(302, path=path, headers={"Location": to})
 
     def redirects_at_length(self, to: str) -> str:
-        """A redirect with a body of its own that is long beyond all bounds."""
+        """A redirect with a very long body of its own."""
 
         def answer(handler: BaseHTTPRequestHandler) -> None:
             _head(handler, 302, {"Location": to, "Content-Length": str(1 << 40)})
@@ -143,8 +143,8 @@ class Server:
 
     def resets(self) -> str:
         def answer(handler: BaseHTTPRequestHandler) -> None:
-            # Lingering for 0 seconds makes close() send a reset in place of an orderly end.
-            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.write_mlflow_model("ii", 1, 0))
+            # Lingering for 0 seconds makes close() send a reset.
+            handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             handler.connection.close()
 
         return self._then("/text", answer)
@@ -180,7 +180,7 @@ class Server:
 
 class _HTTPServer(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: that the client hangs up is what many a test is about."""
+        """Print nothing: in many tests the client closes the connection."""
 
 
 def _head(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The corpus stages run as DVC runs them, in the current folder."""
+"""Runs a corpus stage as DVC runs it, in the current folder."""
 
 import json
 import os

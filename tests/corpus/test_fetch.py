@@ -1,4 +1,4 @@
-"""Where the text comes from, and what it must be."""
+"""Where the corpus is fetched from, and what is accepted."""
 
 import hashlib
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.corpus.fetch import Source, corpora_folder
+from reprogpt.corpus.download_cache import corpora_folder
+from reprogpt.corpus.fetch import Source
 from reprogpt.errors import DataError, FetchError, UnreachableError
 from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
 
@@ -41,7 +42,7 @@ def test_pinned_text_is_kept_untouched_without_asking_the_server(server: Server)
     assert source.how == "kept"
 
 
-def test_download_lands_in_raw_and_in_the_cache_byte_for_byte(server: Server) -> None:
+def test_download_is_written_to_raw_and_to_the_cache_byte_for_byte(server: Server) -> None:
     source = obtain(server.gives(CONTENT))
     assert source == Source(server.url(), None, DIGEST, 35, 31)
     assert source.how == "downloaded"
@@ -70,18 +71,18 @@ def test_file_put_into_the_cache_by_hand_is_used(server: Server) -> None:
     assert obtain(server.url()).how == "download cache"
 
 
-def test_spoilt_cached_file_is_reported_in_one_line_and_replaced(
+def test_corrupt_cached_file_is_reported_in_one_line_and_replaced(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cached = write(corpora_folder() / DIGEST, b"spoilt")
+    cached = write(corpora_folder() / DIGEST, b"corrupt")
     assert obtain(server.gives(CONTENT)).how == "downloaded"
     assert cached.read_bytes() == RAW.read_bytes() == CONTENT
     [line] = capsys.readouterr().err.splitlines()
-    assert str(cached) in line and digest(b"spoilt") in line
+    assert str(cached) in line and digest(b"corrupt") in line
 
 
-def test_spoilt_cached_file_is_gone_even_if_the_download_fails(server: Server) -> None:
-    cached = write(corpora_folder() / DIGEST, b"spoilt")
+def test_corrupt_cached_file_is_removed_even_if_the_download_fails(server: Server) -> None:
+    cached = write(corpora_folder() / DIGEST, b"corrupt")
     with pytest.raises(FetchError):
         obtain(server.says(404))
     assert not cached.exists()
@@ -107,7 +108,7 @@ def test_pinned_text_gives_no_warning(server: Server, capsys: pytest.CaptureFixt
     assert capsys.readouterr().err == ""
 
 
-def test_record_is_the_same_whichever_way_the_pinned_text_came(server: Server) -> None:
+def test_record_is_the_same_however_the_pinned_text_was_obtained(server: Server) -> None:
     downloaded = obtain(server.gives(CONTENT))
     kept = obtain(server.url())
     RAW.unlink()
@@ -127,7 +128,7 @@ def test_other_digest_shows_both_and_keeps_nothing(server: Server, workspace: Pa
     assert [path for path in workspace.rglob("*") if path.is_file()] == [workspace / OFFLINE]
 
 
-def test_other_digest_is_no_reason_to_fall_back(server: Server) -> None:
+def test_other_digest_does_not_fall_back(server: Server) -> None:
     with pytest.raises(FetchError, match="another text than expected"):
         obtain(server.gives(OTHER), offline=str(OFFLINE))
     assert not RAW.exists()
@@ -185,47 +186,47 @@ def test_missing_fallback_is_named(server: Server) -> None:
 
 
 @pytest.fixture(params=["downloaded", "kept", "cached", "file", "fallback", "unpinned"])
-def place(request: pytest.FixtureRequest) -> str:
+def origin(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def obtain_from(place: str, content: bytes, server: Server, *, max_bytes: int = 1000) -> Source:
-    """Obtain `content` with the right digest from one place."""
-    if place == "kept":
+def obtain_from(origin: str, content: bytes, server: Server, *, max_bytes: int = 1000) -> Source:
+    """Obtain `content` with the right digest from one origin."""
+    if origin == "kept":
         write(RAW, content)
-    if place == "cached":
+    if origin == "cached":
         write(corpora_folder() / digest(content), content)
-    if place == "fallback":
+    if origin == "fallback":
         server.stop()
         OFFLINE.write_bytes(content)
         return obtain(server.url(), offline=str(OFFLINE), max_bytes=max_bytes)
-    url = write(Path("local.txt"), content).absolute().as_uri() if place == "file" else server.gives(content)
-    return obtain(url, sha256="" if place == "unpinned" else digest(content), max_bytes=max_bytes)
+    url = write(Path("local.txt"), content).absolute().as_uri() if origin == "file" else server.gives(content)
+    return obtain(url, sha256="" if origin == "unpinned" else digest(content), max_bytes=max_bytes)
 
 
-def test_text_of_any_place_may_have_just_max_corpus_bytes(place: str, server: Server) -> None:
-    assert obtain_from(place, CONTENT, server, max_bytes=35).bytes == 35
+def test_text_of_any_origin_may_have_just_max_corpus_bytes(origin: str, server: Server) -> None:
+    assert obtain_from(origin, CONTENT, server, max_bytes=35).bytes == 35
 
 
-def test_text_of_any_place_above_max_corpus_bytes_is_refused(place: str, server: Server) -> None:
+def test_text_of_any_origin_above_max_corpus_bytes_is_refused(origin: str, server: Server) -> None:
     with pytest.raises(FetchError, match=r"35 bytes, above max_corpus_bytes=34"):
-        obtain_from(place, CONTENT, server, max_bytes=34)
-    assert RAW.exists() == (place == "kept")
-    assert len(cached_files()) == (place == "cached")
+        obtain_from(origin, CONTENT, server, max_bytes=34)
+    assert RAW.exists() == (origin == "kept")
+    assert len(cached_files()) == (origin == "cached")
 
 
-def test_text_of_any_place_that_is_not_utf8_is_refused_with_the_offset(place: str, server: Server) -> None:
+def test_text_of_any_origin_that_is_not_utf8_is_refused_with_the_offset(origin: str, server: Server) -> None:
     with pytest.raises(DataError, match=r"not UTF-8 .* 0xff at offset 3"):
-        obtain_from(place, b"abc\xff\n", server)
-    assert RAW.exists() == (place == "kept")
-    assert len(cached_files()) == (place == "cached")
+        obtain_from(origin, b"abc\xff\n", server)
+    assert RAW.exists() == (origin == "kept")
+    assert len(cached_files()) == (origin == "cached")
 
 
 @pytest.mark.parametrize("content", [b"", b" \r\n\t", "\u2003\n".encode()])
-def test_text_of_any_place_that_is_empty_is_refused(place: str, content: bytes, server: Server) -> None:
+def test_text_of_any_origin_that_is_empty_is_refused(origin: str, content: bytes, server: Server) -> None:
     with pytest.raises(DataError, match="is empty"):
-        obtain_from(place, content, server)
-    assert RAW.exists() == (place == "kept")
+        obtain_from(origin, content, server)
+    assert RAW.exists() == (origin == "kept")
 
 
 def test_cache_that_cannot_be_written_is_named(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stages whose memory does not grow with the text. `make large` does the same with a gigabyte, and measures rates."""
+"""Memory of the stages does not grow with the text. `make large` measures the same, and rates, on a gigabyte."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ LARGE_BYTES = 20_000_000
 # 75 MB as a string; its tokens 10 MB, and as rows of int64 80 MB. Tokenize has an encoding for each core.
 ALLOWED_MIB = {"fetch": 8, "split": 8, "tokenize": 50, "train": 24}
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what is resident")
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports resident memory")
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A corpus of several files: what a manifest may say, and what comes of it."""
+"""A corpus of several files: what a manifest may contain, and the text that it gives."""
 
 import gzip
 import hashlib
@@ -16,7 +16,7 @@ from tests.corpus.loopback import OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
 from tests.corpus.run_stage import run_stage, write_pipeline
 
 TEXTS = [b"One <|endoftext|> two.\r\n", "Zwölf\n\n".encode(), b"  Low tide, said Ann."]
-PACK = {".txt": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 
 def digest(content: bytes) -> str:
@@ -46,15 +46,15 @@ def web_manifest(server: Server, files: dict[str, bytes]) -> tuple[str, bytes]:
     return server.gives(manifest, path="/corpus/all.manifest?raw=1"), manifest
 
 
-def packed(suffixes: list[str]) -> dict[str, bytes]:
-    """TEXTS as files, packed as their names say."""
+def compressed(suffixes: list[str]) -> dict[str, bytes]:
+    """TEXTS as files, compressed by their suffixes."""
     numbered = enumerate(zip(TEXTS, suffixes, strict=True))
-    return {f"text {number}{suffix}": PACK[suffix](text) for number, (text, suffix) in numbered}
+    return {f"text {number}{suffix}": COMPRESS[suffix](text) for number, (text, suffix) in numbered}
 
 
 @pytest.mark.parametrize("suffixes", [[".txt"] * 3, [".gz"] * 3, [".zst"] * 3, [".zst", ".txt", ".gz"]])
-def test_documents_are_joined_whatever_they_are_packed_in(suffixes: list[str]) -> None:
-    url = local_manifest(packed(suffixes))
+def test_documents_are_concatenated_whatever_their_compression(suffixes: list[str]) -> None:
+    url = local_manifest(compressed(suffixes))
     source = obtain(url, sha256="")
     assert RAW.read_bytes() == b"".join(TEXTS)
     assert source.ends == [24, 32]
@@ -62,8 +62,8 @@ def test_documents_are_joined_whatever_they_are_packed_in(suffixes: list[str]) -
     assert source.record() == {"url": url, "sha256": digest(manifest), "bytes": 53, "characters": 52, "documents": 3}
 
 
-def test_documents_from_the_web_are_kept_packed_and_fetched_once(server: Server) -> None:
-    files = {name.replace(" ", "-"): content for name, content in packed([".gz", ".zst", ".txt"]).items()}
+def test_documents_from_the_web_are_cached_compressed_and_downloaded_once(server: Server) -> None:
+    files = {name.replace(" ", "-"): content for name, content in compressed([".gz", ".zst", ".txt"]).items()}
     url, manifest = web_manifest(server, files)
     first = obtain(url, sha256=digest(manifest))
     assert RAW.read_bytes() == b"".join(TEXTS)
@@ -74,14 +74,14 @@ def test_documents_from_the_web_are_kept_packed_and_fetched_once(server: Server)
     assert RAW.read_bytes() == b"".join(TEXTS)
 
 
-def test_a_manifest_that_is_pinned_must_be_that_one(server: Server) -> None:
-    url, manifest = web_manifest(server, packed([".txt"] * 3))
+def test_a_pinned_manifest_must_have_the_digest(server: Server) -> None:
+    url, manifest = web_manifest(server, compressed([".txt"] * 3))
     with pytest.raises(FetchError, match=f"another text than expected(.|\n)*{digest(manifest)}"):
         obtain(url, sha256="0" * 64)
     assert not RAW.exists() and not corpora_folder().exists()
 
 
-def test_a_host_that_can_not_be_reached_falls_back_with_one_text(server: Server) -> None:
+def test_a_host_that_cannot_be_reached_falls_back_to_offline_corpus(server: Server) -> None:
     manifest = local_manifest({}, lines=line(server.resets(), TEXTS[0]))
     source = obtain(manifest, sha256="", offline=str(OFFLINE))
     assert (source.how, source.documents, source.ends) == ("fallback", None, [])
@@ -90,7 +90,7 @@ def test_a_host_that_can_not_be_reached_falls_back_with_one_text(server: Server)
         obtain(manifest, sha256="")
 
 
-def test_a_document_that_is_another_is_refused_and_nothing_kept(server: Server) -> None:
+def test_a_document_with_another_digest_is_refused_and_nothing_kept(server: Server) -> None:
     manifest = local_manifest({}, lines=line(server.gives(b"other\n"), TEXTS[0]))
     with pytest.raises(FetchError, match=r"line 1 of all.manifest: http://.* is another text(.|\n)*6 bytes"):
         obtain(manifest, sha256="")
@@ -98,7 +98,7 @@ def test_a_document_that_is_another_is_refused_and_nothing_kept(server: Server) 
     assert list(corpora_folder().iterdir()) == []
 
 
-def test_a_size_that_is_another_is_refused() -> None:
+def test_a_document_of_another_size_is_refused() -> None:
     with pytest.raises(FetchError, match=r"another text(.|\n)*\(23 bytes\)(.|\n)*\(24 bytes\)"):
         obtain(local_manifest({"a": TEXTS[0]}, lines=f"texts/a {digest(TEXTS[0])} 23\n"), sha256="")
 
@@ -117,14 +117,14 @@ def test_every_document_must_be_a_text(content: bytes, message: str) -> None:
     assert not RAW.exists()
 
 
-def test_the_offset_of_a_fault_is_the_documents_own() -> None:
+def test_the_offset_of_a_bad_byte_is_relative_to_its_document() -> None:
     with pytest.raises(DataError, match=r"line 2 of all.manifest: .*texts/b is not UTF-8 .* offset 1;"):
         obtain(local_manifest({"a": b"a", "b": b"b\xff"}), sha256="")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_packed_document_is_measured_unpacked(suffix: str) -> None:
-    bomb = PACK[suffix](b"x" * 5_000_000)
+def test_max_corpus_bytes_applies_to_decompressed_bytes(suffix: str) -> None:
+    bomb = COMPRESS[suffix](b"x" * 5_000_000)
     assert len(bomb) < 6_000
     url = local_manifest({f"a{suffix}": bomb})
     with pytest.raises(FetchError, match=r"line 1 .* more than max_corpus_bytes=6000 once unpacked"):
@@ -132,8 +132,8 @@ def test_a_packed_document_is_measured_unpacked(suffix: str) -> None:
     assert not RAW.exists()
 
 
-def test_the_bound_is_for_all_documents_together() -> None:
-    url = local_manifest(packed([".txt"] * 3))
+def test_max_corpus_bytes_applies_to_all_documents_together() -> None:
+    url = local_manifest(compressed([".txt"] * 3))
     with pytest.raises(FetchError, match=r"line 3 .* more than max_corpus_bytes=52"):
         obtain(url, sha256="", max_bytes=52)
     assert obtain(url, sha256="", max_bytes=53).bytes == 53
@@ -141,22 +141,20 @@ def test_the_bound_is_for_all_documents_together() -> None:
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 @pytest.mark.parametrize("cut", [1, 10, -1])
-def test_a_packed_document_that_is_cut_is_refused(suffix: str, cut: int) -> None:
-    content = PACK[suffix](b"".join(TEXTS))[:cut]
-    with pytest.raises(FetchError, match=rf"line 1 of all.manifest: .*a{suffix} can't be unpacked"):
+def test_a_compressed_document_that_is_cut_short_is_refused(suffix: str, cut: int) -> None:
+    content = COMPRESS[suffix](b"".join(TEXTS))[:cut]
+    with pytest.raises(FetchError, match=rf"line 1 of all.manifest: .*a{suffix} can't be decompressed as "):
         obtain(local_manifest({f"a{suffix}": content}), sha256="")
 
 
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_a_packed_document_may_have_several_frames_and_must_be_packed(suffix: str) -> None:
-    pack = PACK[suffix]
-    url = local_manifest(
-        {f"a{suffix}": pack(TEXTS[0]) + pack(b"y" * 400_000) + pack(TEXTS[2])}
-    )
+def test_a_compressed_document_may_have_several_frames_and_must_be_compressed(suffix: str) -> None:
+    compress = COMPRESS[suffix]
+    url = local_manifest({f"a{suffix}": compress(TEXTS[0]) + compress(b"y" * 400_000) + compress(TEXTS[2])})
     obtain(url, sha256="", max_bytes=10**6)
     assert RAW.read_bytes() == TEXTS[0] + b"y" * 400_000 + TEXTS[2]
     Path("my corpus").rename("before")
-    with pytest.raises(FetchError, match="can't be unpacked as"):
+    with pytest.raises(FetchError, match="can't be decompressed as"):
         obtain(local_manifest({f"a{suffix}": b"plain text"}), sha256="")
 
 
@@ -166,7 +164,7 @@ def problems(text: str, url: str = "file:///home/me/all.manifest") -> str:
     return str(error.value)
 
 
-def test_every_line_that_is_wrong_is_shown_at_once() -> None:
+def test_all_wrong_lines_are_reported_at_once() -> None:
     good = line("a b.txt", b"x")
     found = problems(f"{good}\nfew\na {'0' * 63} 1\na {'0' * 64} 1e3\nftp://host/a {'0' * 64} 1\n{good}")
     for words in ("line 3 of all.manifest: 1 of 3 fields", "line 4 ", "'1e3'", "ftp://host/a is not allowed"):
@@ -188,13 +186,13 @@ def test_an_empty_manifest_is_refused(text: str) -> None:
     assert "is an empty manifest" in problems(text)
 
 
-def test_only_a_name_that_ends_so_is_a_manifest(server: Server) -> None:
+def test_only_a_name_in_dot_manifest_is_a_manifest(server: Server) -> None:
     text = line("a", b"x").encode()
     assert obtain(server.gives(text, path="/manifest.txt"), sha256=digest(text)).documents is None
     assert RAW.read_bytes() == text
 
 
-def test_a_document_missing_or_a_user_in_its_url_is_told_without_the_password(server: Server) -> None:
+def test_a_missing_document_is_named_without_the_password_in_its_url(server: Server) -> None:
     with pytest.raises(FetchError, match=r"line 1 of all.manifest: .*/nowhere: .* is missing"):
         obtain(local_manifest({}, lines=line("nowhere", b"x")), sha256="")
     Path("my corpus").rename("before")
@@ -204,7 +202,7 @@ def test_a_document_missing_or_a_user_in_its_url_is_told_without_the_password(se
     assert "s3cret" not in str(error.value)
 
 
-def test_the_stages_put_an_end_of_text_between_documents_of_each_part() -> None:
+def test_the_stages_put_an_end_of_text_between_the_documents_of_each_part() -> None:
     texts = [b"One <|endoftext|> two.\n", b"Three.\n", b"Four five six.", b"Seven"]
     url = local_manifest({str(number): text for number, text in enumerate(texts)})
     values = {"corpus_url": url, "corpus_sha256": "", "offline_corpus": "", "max_corpus_bytes": 1000}

@@ -1,14 +1,10 @@
-"""Where the text is cut."""
-
-import json
-from pathlib import Path
+"""Reading, checking and splitting a text."""
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reprogpt.corpus import text as module
-from reprogpt.corpus.documents import cut_ends, read_ends
 from reprogpt.corpus.text import count_characters, read_pieces, split_file, split_text
 from reprogpt.errors import DataError
 
@@ -16,11 +12,11 @@ from reprogpt.errors import DataError
 @pytest.mark.parametrize(
     ("train_ratio", "train", "val"), [(0.5, "ab", "cd"), (0.74, "ab", "cd"), (0.75, "abc", "d"), (0.25, "a", "bcd")]
 )
-def test_text_is_cut_at_the_whole_part_of_ratio_times_characters(train_ratio: float, train: str, val: str) -> None:
+def test_text_is_split_at_the_integer_part_of_ratio_times_characters(train_ratio: float, train: str, val: str) -> None:
     assert split_text("abcd", train_ratio) == (train, val)
 
 
-def test_cut_counts_characters_not_bytes() -> None:
+def test_the_split_counts_characters_not_bytes() -> None:
     assert split_text("“”€\r", 0.5) == ("“”", "€\r")
 
 
@@ -44,7 +40,7 @@ CONTENTS = st.one_of(
 @settings(deadline=None, database=None, derandomize=True, max_examples=60)
 @given(CONTENTS, st.integers(1, 9))
 @example("aé漢🙂".encode() + b"\xff", 2)
-def test_a_file_is_read_in_pieces_as_at_once(
+def test_reading_in_pieces_gives_the_whole_text(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, piece_bytes: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "pieces.txt"
@@ -70,7 +66,7 @@ def test_a_file_is_read_in_pieces_as_at_once(
 
 @settings(deadline=None, database=None, derandomize=True, max_examples=60)
 @given(st.text("a\r\n“é漢🙂", min_size=2, max_size=30).filter(str.strip), st.floats(0.01, 0.99), st.integers(1, 9))
-def test_a_file_is_cut_as_a_text_is(
+def test_a_file_is_split_as_a_text_in_memory_is(
     tmp_path_factory: pytest.TempPathFactory, text: str, train_ratio: float, piece_bytes: int
 ) -> None:
     raw, train, val = (tmp_path_factory.getbasetemp() / f"{name}.txt" for name in ("raw", "train", "val"))
@@ -84,19 +80,3 @@ def test_a_file_is_cut_as_a_text_is(
         cut = split_file(raw, train, val, train_ratio=train_ratio)
     assert (train.read_bytes().decode(), val.read_bytes().decode()) == split_text(text, train_ratio)
     assert train.stat().st_size == cut
-
-
-def test_a_cut_in_a_document_gives_each_part_the_ends_within_it() -> None:
-    assert cut_ends([3, 5, 9], 5) == ([3], [4])
-    assert cut_ends([3, 5, 9], 6) == ([3, 5], [3])
-    assert cut_ends([], 5) == ([], [])
-
-
-@pytest.mark.parametrize("ends", [[0], [4], [5], [2, 2], [3, 1]])
-def test_ends_that_do_not_fit_the_text_are_refused(tmp_path: Path, ends: list[int]) -> None:
-    (tmp_path / "text").write_bytes(b"four")
-    (tmp_path / "ends.json").write_text(json.dumps({"ends": ends}))
-    with pytest.raises(DataError, match=r"ends\.json does not fit .*text: .* `dvc repro` makes both again"):
-        read_ends(tmp_path / "ends.json", "ends", tmp_path / "text")
-    with pytest.raises(DataError, match="none is missing; `dvc repro` makes both again"):
-        read_ends(tmp_path / "ends.json", "ends", tmp_path / "none")

@@ -1,4 +1,4 @@
-"""Token ids: encoded without a network, kept in files that are checked when read."""
+"""Token ids: encoded without a network, and stored in files that are checked when read."""
 
 import os
 import socket
@@ -13,17 +13,17 @@ from tiktoken import registry
 from reprogpt.corpus.tokens import decode, encode, load_encoding, num_bytes, read_tokens, write_tokenizer, write_tokens
 from reprogpt.errors import DataError
 
-# The digests that tiktoken names the two files by: sha1 of their addresses.
 UINT16 = np.dtype(np.uint16)
+# tiktoken's names of the two cached files: the SHA-1 of their addresses.
 CACHED = {"6c7ea1a7e38e3a7f062df639a5b80947f075ffe6", "6d1cbeee0f20b3d9449abfede4726ed8212e3aee"}
 
 
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No socket can be made."""
+    """No socket can be created."""
 
     def refuse(*arguments: object, **options: object) -> NoReturn:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setattr(socket, "create_connection", refuse)
@@ -51,17 +51,17 @@ def test_encoding_loads_with_an_empty_cache_and_no_network(fresh_tiktoken: None,
     assert {path.name for path in cache().iterdir()} == CACHED
 
 
-def test_a_damaged_cached_vocabulary_is_replaced(fresh_tiktoken: None, no_network: None) -> None:
+def test_a_corrupt_cached_vocabulary_is_replaced(fresh_tiktoken: None, no_network: None) -> None:
     load_encoding("gpt2")
-    sound = {path: path.read_bytes() for path in cache().iterdir()}
-    for path, content in sound.items():
+    valid = {path: path.read_bytes() for path in cache().iterdir()}
+    for path, content in valid.items():
         path.write_bytes(content[:1000])
     registry.ENCODINGS.clear()
     assert load_encoding("gpt2").encode_ordinary("Every effort") == [6109, 3626]
-    assert {path: path.read_bytes() for path in cache().iterdir()} == sound
+    assert {path: path.read_bytes() for path in cache().iterdir()} == valid
 
 
-def test_a_sound_cached_vocabulary_is_not_written_again(fresh_tiktoken: None, no_network: None) -> None:
+def test_a_valid_cached_vocabulary_is_not_written_again(fresh_tiktoken: None, no_network: None) -> None:
     load_encoding("gpt2")
     before = {path: path.stat().st_mtime_ns for path in cache().iterdir()}
     for path in before:
@@ -70,7 +70,7 @@ def test_a_sound_cached_vocabulary_is_not_written_again(fresh_tiktoken: None, no
     assert {path: path.stat().st_mtime_ns for path in cache().iterdir()} == before
 
 
-def test_a_cache_folder_chosen_by_tiktokens_variable_is_used(
+def test_the_cache_folder_of_tiktokens_variable_is_used(
     fresh_tiktoken: None, no_network: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "chosen"))
@@ -120,7 +120,7 @@ def test_half_a_character_decodes_to_a_replacement_character(encoding: tiktoken.
     assert decode(encoding, ids[:1]) == "\ufffd"
 
 
-def test_ids_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
+def test_ids_are_read_as_they_were_written(tmp_path: Path) -> None:
     ids = np.array([40, 367, 50256], np.uint16)
     write_tokens(tmp_path / "ids.npy", [ids], dtype=UINT16)
     again = read_tokens(tmp_path / "ids.npy", vocab_size=50257)

@@ -1,4 +1,4 @@
-"""A token stream becomes rows."""
+"""Rows of a token stream."""
 
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from reprogpt.errors import DataError
 
 
 def rows(num_tokens: int, *, context_length: int, stride: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Batch of the tokens 0, 1, 2, …"""
+    """Rows of the tokens 0, 1, 2, …"""
     inputs, targets = windows(np.arange(num_tokens, dtype=np.uint16), context_length=context_length, stride=stride)
     assert inputs.dtype == targets.dtype == np.int64
     return inputs[:].tolist(), targets[:].tolist()
@@ -39,7 +39,7 @@ def test_one_token_more_than_a_row_is_enough() -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [0, 1, 3])
-def test_too_short_a_stream_says_how_many_there_are_and_how_many_it_takes(num_tokens: int) -> None:
+def test_a_stream_that_is_too_short_is_refused_with_both_lengths(num_tokens: int) -> None:
     with pytest.raises(DataError, match=f"^{num_tokens} tokens cannot .*context_length=3 needs at least 4"):
         rows(num_tokens, context_length=3, stride=1)
 
@@ -51,12 +51,12 @@ def test_number_of_rows_is_the_documented_one(num_tokens: int, stride: int) -> N
 
 
 def resident_bytes(kind: str) -> int:
-    """What this process holds now of RssFile, mapped files, or RssAnon, the rest."""
+    """Resident memory of this process now: RssFile, of mapped files, or RssAnon, the rest."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{kind}:")[1].split()[0]) * 1024
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells what is resident")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports resident memory")
 def test_a_pass_over_a_mapped_file_leaves_none_of_it_in_memory(tmp_path: Path) -> None:
     num_tokens = 32_000_001
     parts = (np.arange(1_000_000, dtype=np.uint16) % 50257 for _ in range(32))

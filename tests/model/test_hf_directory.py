@@ -118,7 +118,7 @@ def test_a_cut_file_is_refused(folder: Path, name: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_foreign_file_is_refused(folder: Path, name: str) -> None:
+def test_a_file_of_another_format_is_refused(folder: Path, name: str) -> None:
     (folder / name).write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     assert name in load_error(folder)
 

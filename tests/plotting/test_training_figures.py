@@ -1,4 +1,4 @@
-"""The pictures of a training: what is drawn, and that every history can be."""
+"""The figures of one training: histories are read exactly, what is drawn, and that every history can be."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 
+from reprogpt.errors import DataError
 from reprogpt.plotting.style import save_figure
-from reprogpt.plotting.training_figures import draw_all, gradients, learning_rate, losses
+from reprogpt.plotting.training_figures import draw_all, gradients, learning_rate, losses, read_history
 from tests.plotting.histories import FILES, training
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -36,10 +37,51 @@ def assert_draws(line: Line2D, x: Any, y: Any) -> None:
     np.testing.assert_array_equal(line.get_ydata(), y)
 
 
+# reading
+
+
+def test_a_history_is_read_to_the_last_bit(tmp_path: Path) -> None:
+    written = training(20, warmup_steps=4).assign(loss=np.random.default_rng(0).uniform(0, 11, 20))
+    written.to_csv(tmp_path / "history.csv", index=False)
+    pd.testing.assert_frame_equal(read_history(tmp_path / "history.csv"), written, check_exact=True)
+
+
+def test_evaluation_columns_may_be_empty_altogether(tmp_path: Path) -> None:
+    training(3, warmup_steps=0, eval_freq=0).to_csv(tmp_path / "history.csv", index=False)
+    assert read_history(tmp_path / "history.csv")["val_loss"].dtype == np.float64
+
+
+HEADER = ",".join(training(1, warmup_steps=0).columns)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "can't be read"),
+        ("", "can't be read"),
+        (HEADER + "\n", "has no rows"),
+        (HEADER.replace("loss,max_grad,", "") + "\n", "lacks the columns loss, max_grad;"),
+        (HEADER + "\n0,0,512,0.1,oops,1,1,1,,\n", "can't be read.*oops"),
+        (HEADER + "\n0,0,512,0.1,,1,1,1,,\n", "lacks values of loss,"),
+        (HEADER + "\n0,,512,0.1,9,1,1,1,,\n", "can't be read.*integer"),
+    ],
+)
+def test_a_history_that_is_not_one_is_refused_by_name(content: str | None, message: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "history.csv").write_text(content, "utf-8")
+    with pytest.raises(DataError, match=rf"history\.csv .*{message}.*dvc repro"):
+        read_history(tmp_path / "history.csv")
+
+
+def test_a_fact_that_is_absent_is_named() -> None:
+    with pytest.raises(DataError, match="lacks steps_per_epoch, max_norm;"):
+        draw_all(training(2, warmup_steps=0), {"warmup_steps": 0})
+
+
 # what is drawn
 
 
-def test_learning_rate_is_the_history_s_lr_over_steps() -> None:
+def test_learning_rate_is_the_lr_of_the_history_over_steps() -> None:
     history = training(20, warmup_steps=4)
     figure = learning_rate(history, 4)
     assert_draws(lines(figure)["lr"], history["step"], history["lr"])
@@ -116,7 +158,7 @@ def test_without_evaluations_only_the_loss_of_every_step_is_drawn() -> None:
     assert texts(figure) == []
 
 
-def test_gradients_are_the_history_s_columns_on_a_log_axis() -> None:
+def test_gradients_are_the_columns_of_the_history_on_a_log_axis() -> None:
     history = training(20, warmup_steps=4)
     figure = gradients(history, 4, 1.0)
     assert figure.axes[0].get_yscale() == "log"

@@ -51,7 +51,7 @@ Ids = tuple[np.ndarray, np.ndarray]
 
 @pytest.fixture(scope="module")
 def cpu() -> Iterator[Numerics]:
-    """torch's own products, which the book's numbers come from, on all cores."""
+    """torch's own matmul, which the book's numbers come from, on all cores."""
     before, setting = torch.get_num_threads(), torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
     torch.set_num_threads(USUAL_NUM_THREADS)
     yield set_up_numerics(device="cpu", precision="fp32", matmul="torch")
@@ -124,7 +124,7 @@ def test_untrained_weights_are_the_books(model: GPTModel) -> None:
     ]
 
 
-def test_the_verdict_is_cut_and_tokenized_as_in_the_book(verdict: str, encoding: tiktoken.Encoding) -> None:
+def test_the_verdict_is_split_and_tokenized_as_in_the_book(verdict: str, encoding: tiktoken.Encoding) -> None:
     assert (len(verdict), *map(len, split_text(verdict, 0.9))) == (20479, 18431, 2048)
     assert len(encode(encoding, verdict)) == 5145
 
@@ -153,8 +153,8 @@ def test_loss_and_gradients_of_the_untrained_model_are_the_books(model: GPTModel
     assert grad_norm == pytest.approx(2.253754, abs=2e-6)
 
 
-def test_gradients_of_a_step_are_those_of_the_plain_formulation(cpu: Numerics, encoding: tiktoken.Encoding) -> None:
-    """Within 1e-5, by the fastest products that this processor has, against torch's own."""
+def test_gradients_of_a_step_are_those_of_the_plain_model(cpu: Numerics, encoding: tiktoken.Encoding) -> None:
+    """Within 1e-5, by the fastest matmul backend of this processor, against torch's own."""
     ids = ids_of(bundled_text(), encoding)[0]
     inputs, targets = (torch.from_numpy(rows[:2]) for rows in windows(ids, context_length=256, stride=256))
     torch.manual_seed(123)
@@ -188,7 +188,7 @@ def test_loss_of_the_untrained_model_on_the_bundled_text(model: GPTModel, encodi
 PUBLISHED = [(0, 10.934, 10.939), (5, 9.151, 9.461), (10, 7.949, 8.184), (15, 6.362, 6.876)]
 
 
-def test_first_two_epochs_in_book_order_are_the_published_table(
+def test_with_the_book_policy_the_first_two_epochs_have_the_published_losses(
     cpu: Numerics, verdict_ids: Ids, encoding: tiktoken.Encoding
 ) -> None:
     lengths = {"batch_size": 2, "stride": 256, "n_epochs": 15, "eval_freq": 5, "eval_iter": 1, "sample_freq": 0}

@@ -69,46 +69,46 @@ def test_all_contenders_take_steps_and_are_compared(params_file: Path) -> None:
 
 
 @pytest.fixture
-def quick_deliveries(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_upload_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (watching, uploader):
         monkeypatch.setattr(module, "UPLOAD_INTERVAL", 0.2)
 
 
 @pytest.mark.slow
-def test_watching_is_measured_on_a_store_and_on_a_server(quick_deliveries: None) -> None:
+def test_watching_is_measured_on_sqlite_and_on_a_server(short_upload_interval: None) -> None:
     rows = watching.measure_watching(0.01, seconds=0.1, many=30)
     assert [(row["store"], row["earlier"]) for row in rows] == [(s, n) for s in ("SQLite", "server") for n in (0, 30)]
     assert all(0 < row["waiting"] < row["processor"] for row in rows)
 
 
-def test_the_clock_is_read_after_the_last_step_is_delivered(
-    quick_deliveries: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_clock_is_read_after_the_last_step_is_uploaded(
+    short_upload_interval: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    box = open_outbox("0" * 32)
+    outbox = open_outbox("0" * 32)
     tags = {"training_id": "0", "run_key": "k"}
-    box.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
-    upload(box)
+    outbox.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+    upload(outbox)
     waiting: list[int] = []
 
     def read_clock() -> float:
-        waiting.append(len(box.pending()))
+        waiting.append(len(outbox.pending()))
         return 0.0
 
     clock = SimpleNamespace(process_time=read_clock, perf_counter=time.perf_counter, sleep=time.sleep)
-    monkeypatch.setattr(watching, "time", clock)  # its own alone: others read this clock, too
-    watching._pace(box, 0, 0.01, 0.1)
+    monkeypatch.setattr(watching, "time", clock)  # only in watching: other modules read this clock, too
+    watching._pace(outbox, 0, 0.01, 0.1)
     assert waiting == [0, 0]
 
 
-def test_light_stages_import_nothing_heavy() -> None:
+def test_stages_import_only_the_heavy_libraries_that_they_use() -> None:
     """The rule that the benchmark shows: torch and mlflow only where they are used."""
     for stage, wanted in {"fetch": set(), "split": set(), "tokenize": {"tiktoken"}}.items():
         assert set(starting._heavy_imports(f"import stages.{stage}")) == wanted, stage
     assert "torch" not in starting._heavy_imports("import stages.plot")
 
 
-def test_a_copy_holds_what_is_there_now_and_nothing_that_git_ignores(
+def test_a_copy_has_the_present_files_but_none_that_git_ignores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
@@ -128,7 +128,7 @@ def test_a_copy_holds_what_is_there_now_and_nothing_that_git_ignores(
 
 
 @pytest.mark.slow
-def test_doing_nothing_is_measured_where_all_stages_are_up_to_date() -> None:
+def test_dvc_repro_is_measured_with_all_stages_up_to_date() -> None:
     seconds = starting.measure_nothing_to_do(1)
     assert list(seconds) == ["dvc status", "dvc repro"] and min(seconds.values()) > 0
 
@@ -151,12 +151,12 @@ def test_the_command_prints_a_table_and_writes_json(params_file: Path, tmp_path:
     assert re.search(r"\| bf16 \| [\d.]+ \| [\d.]+ \|", done.stdout)
 
 
-def test_peak_memory_is_the_program_s_own_and_not_that_of_who_started_it() -> None:
-    held = bytearray(b"1") * (600 << 20)
+def test_peak_memory_is_the_programs_own_and_not_its_parents() -> None:
+    allocated = bytearray(b"1") * (600 << 20)
     program = "from benchmarks.report import peak_bytes; print(peak_bytes())"
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", program], env=env, stdout=subprocess.PIPE, text=True, check=True)
-    assert 10 << 20 < int(done.stdout) < len(held)
+    assert 10 << 20 < int(done.stdout) < len(allocated)
 
 
 def test_a_table_shows_three_digits_and_whole_hundreds() -> None:

@@ -3,7 +3,7 @@
     python -m tests.kill --kills 100 [--seed 0]
 
 A round is a fresh clone: `dvc repro` is killed (-9) again and again, in one of three ways, and then
-left to finish. OutComparison: every file under data/, dvc.lock, every MLflow point, parameter, artifact and
+left to finish. Compared: every file under data/, dvc.lock, every MLflow point, parameter, artifact and
 file of the model; that there is one run with one complete model; that nothing is left in .reprogpt; that
 training resumed wherever it could.
 """
@@ -26,8 +26,6 @@ from typing import Any
 import psutil
 from mlflow.entities import Run
 
-sys.path.insert(0, str(Path(__file__).parent / "end_to_end"))
-
 from tests.end_to_end.workspace import Workspace, make_workspace
 
 WAYS = ("group", "stage", "dvc")
@@ -44,15 +42,15 @@ class Round:
     ways: Counter[str] = field(default_factory=Counter)
     stages: Counter[str] = field(default_factory=Counter)
     trainings: int = 0
-    resumed_at: list[int] = field(default_factory=list)
+    resumed_from: list[int] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
     def line(self, number: int) -> str:
         """A row of the table."""
         ways, stages = (", ".join(f"{key} {n}" for key, n in sorted(c.items())) for c in (self.ways, self.stages))
-        resumed = " ".join(map(str, self.resumed_at)) or "-"
-        state = "; ".join(self.faults) or "all equal"
-        return f"| {number} | {ways} | {stages} | {self.trainings} | {resumed} | {state} |"
+        resumed = " ".join(map(str, self.resumed_from)) or "-"
+        verdict = "; ".join(self.faults) or "all equal"
+        return f"| {number} | {ways} | {stages} | {self.trainings} | {resumed} | {verdict} |"
 
 
 HEADER = "| round | kills | during | starts of train | resumed at step | compared |\n|---|---|---|---|---|---|"
@@ -67,11 +65,11 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
     aims = chance.choices(list(STAGES), STAGES.values(), k=kills)
     for number, aim in enumerate(sorted(aims, key=list(STAGES).index)):
         log = workspace.path.parent / f"log-{number + 1}"  # one each: an orphan goes on writing to its own
-        saved, killed = _has_point(workspace), _killed(workspace, log, aim, chance, result)
+        saved, killed = _has_checkpoint(workspace), _killed(workspace, log, aim, chance, result)
         _read(log, saved, result)
         if not killed:
             break
-    saved = _has_point(workspace)
+    saved = _has_checkpoint(workspace)
     _end_orphans(workspace)
     log = workspace.path.parent / "log-last"
     with log.open("w") as output:
@@ -91,8 +89,8 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
     return result
 
 
-def _has_point(workspace: Workspace) -> bool:
-    return any(workspace.path.glob(".reprogpt/resume/*/checkpoint-*.json"))
+def _has_checkpoint(workspace: Workspace) -> bool:
+    return any(workspace.path.glob(".reprogpt/checkpoints/*/checkpoint-*.json"))
 
 
 def _killed(workspace: Workspace, log: Path, aim: str, chance: random.Random, result: Round) -> bool:
@@ -155,14 +153,14 @@ def _works_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def _read(log: Path, saved: bool, result: Round) -> None:
-    """What a start of the pipeline said of its training."""
+    """Read from its output what a start of the pipeline did with its training."""
     text = log.read_text()
     if "Running stage 'train'" not in text:
         return
     result.trainings += 1
-    found = re.search(r"resumed at step (\d+)", text)
+    found = re.search(r"resumed from the checkpoint at step (\d+)", text)
     if found:
-        result.resumed_at.append(int(found[1]))
+        result.resumed_from.append(int(found[1]))
     elif saved and "Iter 0000" in text:
         result.faults.append("started again although there was a checkpoint")
 
@@ -181,7 +179,7 @@ def snapshot(workspace: Workspace) -> dict[str, Any]:
         root = Path(run.info.artifact_uri.removeprefix("file://"))
         facts |= {f"artifact {name}": (root / name).read_bytes() for name in workspace.artifacts(run)}
         facts |= _models(workspace, run)
-    for kind in ("resume", "outbox"):
+    for kind in ("checkpoints", "outbox"):
         facts[f"left in {kind}"] = [path.name for path in (workspace.path / ".reprogpt" / kind).glob("*")]
     return facts
 
@@ -230,7 +228,7 @@ def main() -> None:
         if not rounds[-1].faults:
             shutil.rmtree(path)
     kills, faults = sum(done.ways.total() for done in rounds), sum(map(len, (done.faults for done in rounds)))
-    resumed = sum(len(done.resumed_at) for done in rounds)
+    resumed = sum(len(done.resumed_from) for done in rounds)
     print(f"\n{kills} kills in {len(rounds)} rounds; training resumed {resumed} times; {faults} faults")
     if faults:
         sys.exit(f"what is left of the rounds with faults is in {folder}")

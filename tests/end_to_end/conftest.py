@@ -1,9 +1,6 @@
-import sys
-from pathlib import Path
+"""Clones that the tests of a file share."""
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 from tests.end_to_end.workspace import Workspace, make_workspace
 

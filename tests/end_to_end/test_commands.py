@@ -14,7 +14,7 @@ from reprogpt.dvc_files import recorded_inputs, run_key_of
 from reprogpt.errors import PipelineError
 from tests.end_to_end.workspace import Workspace, make_workspace
 
-pytestmark = pytest.mark.slow  # the comparison itself is tested in cli/
+pytestmark = pytest.mark.slow  # the comparison itself is tested in test_compare.py
 
 Command = Callable[..., tuple[int, str]]
 EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # every git knows it
@@ -54,7 +54,7 @@ def command(twice: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     return act
 
 
-def test_the_same_training_twice_is_identical_to_the_bit(twice: Workspace, command: Command):
+def test_the_same_training_twice_is_identical_to_the_bit(twice: Workspace, command: Command) -> None:
     first, second = (recorded.info.run_id for recorded in twice.runs())
     code, output = command("compare", first[:8], second)
     assert code == 0
@@ -62,7 +62,7 @@ def test_the_same_training_twice_is_identical_to_the_bit(twice: Workspace, comma
     assert output == f"A  {first}  {name}  FINISHED\nB  {second}  {name}  FINISHED\n\nidentical to the bit\n"
 
 
-def test_every_link_of_a_fresh_result_holds(twice: Workspace, command: Command):
+def test_every_link_of_a_fresh_result_holds(twice: Workspace, command: Command) -> None:
     code, output = command("lineage")
     assert code == 0
     digests = twice.out_digests()
@@ -77,13 +77,13 @@ def test_every_link_of_a_fresh_result_holds(twice: Workspace, command: Command):
     assert output.endswith("\nevery link that can be checked holds\n")
 
 
-def test_the_key_from_dvc_lock_is_the_one_that_train_wrote(twice: Workspace):
+def test_the_key_from_dvc_lock_is_the_one_that_train_wrote(twice: Workspace) -> None:
     summary = json.loads((twice.path / "data/metrics/train.json").read_text("utf-8"))
     key = run_key_of(recorded_inputs(twice.lock()["train"]))
     assert [key] == summary["run_key"] == [twice.runs()[0].data.tags["run_key"]]
 
 
-def test_a_tampered_file_breaks_its_link_and_those_of_its_readers(twice: Workspace, command: Command):
+def test_a_tampered_file_breaks_its_link_and_those_of_its_readers(twice: Workspace, command: Command) -> None:
     path = twice.path / "data/tokens/val.npy"
     whole = path.read_bytes()
     path.unlink()  # a hard link into DVC's cache, which must stay whole
@@ -98,7 +98,7 @@ def test_a_tampered_file_breaks_its_link_and_those_of_its_readers(twice: Workspa
     assert command("lineage")[0] == 0
 
 
-def test_another_rate_differs_from_the_step_where_it_does(thrice: Workspace, command: Command):
+def test_another_rate_differs_from_the_step_where_it_does(thrice: Workspace, command: Command) -> None:
     _, second, third = thrice.runs()
     done = thrice.run("python", "-m", "reprogpt", "compare", second.info.run_id, third.info.run_name)
     assert (done.returncode, done.stderr) == (1, "")
@@ -110,7 +110,7 @@ def test_another_rate_differs_from_the_step_where_it_does(thrice: Workspace, com
     assert done.stdout.endswith("\nthe runs differ\n")
 
 
-def test_the_newest_of_one_name_is_taken_and_said(thrice: Workspace, command: Command):
+def test_the_newest_of_one_name_is_taken_with_a_remark(thrice: Workspace, command: Command) -> None:
     _, second, third = thrice.runs()
     output = command("compare", second.info.run_name, third.info.run_id)[1]
     assert output.startswith(f"A  {second.info.run_id}")
@@ -126,9 +126,9 @@ def test_the_newest_of_one_name_is_taken_and_said(thrice: Workspace, command: Co
         (("lineage", "{empty}"), "commit [0-9a-f]{40} has no dvc.lock"),
     ],
 )
-def test_a_word_that_means_nothing_is_a_persons_mistake(
+def test_an_argument_that_names_nothing_is_an_error_of_the_user(
     thrice: Workspace, command: Command, arguments: tuple[str, ...], message: str
-):
+) -> None:
     name = thrice.runs()[0].info.run_name
     identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
     empty = thrice.succeed("git", *identity, "commit-tree", "-m", "empty", EMPTY_TREE).strip()
@@ -136,7 +136,7 @@ def test_a_word_that_means_nothing_is_a_persons_mistake(
         command(*(word.format(name=name, empty=empty) for word in arguments))
 
 
-def test_a_result_that_was_not_evaluated_again_does_not_hold(thrice: Workspace, command: Command):
+def test_a_result_that_was_not_evaluated_again_does_not_hold(thrice: Workspace, command: Command) -> None:
     code, output = command("lineage")
     assert code == 1
     broken = re.findall(r"^  DIFFERS   (.*?)  ", output, flags=re.MULTILINE)
@@ -145,17 +145,17 @@ def test_a_result_that_was_not_evaluated_again_does_not_hold(thrice: Workspace, 
     assert broken == [*of_evaluate, *of_plot, "weights with these numbers"]
 
 
-def test_numbers_saved_beside_other_weights_are_found_out(thrice: Workspace, command: Command):
+def test_numbers_saved_beside_other_weights_are_noticed(thrice: Workspace, command: Command) -> None:
     """`dvc exp save` records the old evaluation as one of the new weights: dvc.lock is consistent, and wrong."""
     thrice.succeed("dvc", "exp", "save", "--name", "unevaluated")
     code, output = command("lineage", "unevaluated")
     assert code == 1
     assert "chain recorded in dvc.lock of DVC experiment unevaluated" in output
     assert re.findall(r"^  DIFFERS   (.*?)  ", output, flags=re.MULTILINE) == ["weights with these numbers"]
-    assert "to bring it back\n  dvc exp apply unevaluated\n  dvc repro\n" in output
+    assert "to restore it\n  dvc exp apply unevaluated\n  dvc repro\n" in output
 
 
-def test_an_earlier_run_is_found_in_its_commit_and_brought_back(thrice: Workspace, command: Command):
+def test_an_earlier_run_is_found_in_its_commit_and_restored(thrice: Workspace, command: Command) -> None:
     first = thrice.runs()[0]
     commit = thrice.succeed("git", "rev-parse", "HEAD").strip()
     code, output = command("lineage", first.info.run_id)
@@ -165,7 +165,7 @@ def test_an_earlier_run_is_found_in_its_commit_and_brought_back(thrice: Workspac
     assert f"  held by     commit {commit}\n" in output
     assert "not here" not in output
     thrice.succeed("git", "checkout", "--", ".")
-    commands = output.split("to bring it back\n")[1].split("\n\n")[0].splitlines()
+    commands = output.split("to restore it\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in commands] == [["git", "checkout", commit], ["dvc", "checkout"]]
     for line in commands:
         thrice.succeed(*line.split())
@@ -174,14 +174,14 @@ def test_an_earlier_run_is_found_in_its_commit_and_brought_back(thrice: Workspac
     assert "held by     the workspace" in output and "nothing to do: it is the workspace's state" in output
 
 
-def test_a_run_that_nothing_holds_says_how_to_repeat_it(thrice: Workspace, command: Command):
+def test_for_a_run_that_no_revision_holds_the_commands_repeat_it(thrice: Workspace, command: Command) -> None:
     third = thrice.runs()[-1]
     thrice.succeed("dvc", "exp", "remove", "unevaluated")
     code, output = command("lineage", third.info.run_name)
     assert code == 0
     assert "nothing here: no dvc.lock found has this run key" in output
     assert output.endswith("\nnothing here to check it against\n")
-    commands = output.split("to bring it back\n")[1].split("\n\n")[0].splitlines()
+    commands = output.split("to restore it\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[:2] for line in commands] == [["git", "checkout"], ["mlflow", "artifacts"], ["dvc", "repro"]]
     checkout, download, repro = (line.partition("#")[0].split() for line in commands)
     thrice.succeed(*checkout)
@@ -190,7 +190,7 @@ def test_a_run_that_nothing_holds_says_how_to_repeat_it(thrice: Workspace, comma
     assert "held by     the workspace" in command("lineage", third.info.run_name)[1]
 
 
-def test_a_commit_without_its_data_is_told_from_one_that_is_broken(thrice: Workspace, command: Command):
+def test_a_commit_without_its_data_is_not_reported_as_broken(thrice: Workspace, command: Command) -> None:
     cache = thrice.path / ".dvc/cache"
     cache.rename(thrice.path / "away")
     code, output = command("lineage", "main")
@@ -200,7 +200,9 @@ def test_a_commit_without_its_data_is_told_from_one_that_is_broken(thrice: Works
     assert re.search(r"^  holds     data/metrics/eval.json  ", output, flags=re.MULTILINE)
 
 
-def test_asking_makes_no_store(thrice: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_lineage_creates_no_store(
+    thrice: Workspace, command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///nowhere.db")
     assert command("lineage", "main")[0] == 0
     assert not (thrice.path / "nowhere.db").exists()

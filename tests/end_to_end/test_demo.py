@@ -26,7 +26,7 @@ def all_files(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.timeout(600)
-def test_the_demo_shows_two_runs_and_leaves_the_workspace_as_it_was(workspace: Workspace, tmp_path: Path):
+def test_the_demo_shows_two_runs_and_leaves_the_workspace_as_it_was(workspace: Workspace, tmp_path: Path) -> None:
     edited = workspace.path / "stages/plot.py"
     edited.write_text(edited.read_text("utf-8") + "# uncommitted\n", "utf-8")
     before = all_files(workspace.path)

@@ -1,4 +1,4 @@
-"""How stages end on a person's mistake, on Ctrl-C and on a loss that is not finite."""
+"""How stages exit on an error of the user, on Ctrl-C and on a loss that is not finite."""
 
 import importlib
 import os
@@ -28,7 +28,7 @@ def trained(prepared: Workspace) -> Workspace:
 
 
 @pytest.fixture(autouse=True)
-def _params_as_before(workspace: Workspace) -> Iterator[None]:
+def _params_restored(workspace: Workspace) -> Iterator[None]:
     before = (workspace.path / "params.yaml").read_bytes()
     yield
     (workspace.path / "params.yaml").write_bytes(before)
@@ -50,22 +50,24 @@ def refused(prepared: Workspace, monkeypatch: pytest.MonkeyPatch) -> Callable[[]
     return run
 
 
-def test_a_text_too_short_for_a_row_says_how_many_tokens_are_needed(prepared: Workspace, refused: Callable[[], str]):
+def test_a_text_too_short_for_a_row_says_how_many_tokens_are_needed(
+    prepared: Workspace, refused: Callable[[], str]
+) -> None:
     prepared.set_params(context_length=1000, stride=1000)
     assert "validation text: 638 tokens cannot fill one row: context_length=1000 needs at least 1001" in refused()
 
 
-def test_too_few_rows_for_a_batch_are_refused(prepared: Workspace, refused: Callable[[], str]):
+def test_too_few_rows_for_a_batch_are_refused(prepared: Workspace, refused: Callable[[], str]) -> None:
     prepared.set_params(batch_size=500)
     assert "75 rows, fewer than batch_size=500" in refused()
 
 
-def test_ids_beyond_the_vocabulary_are_refused(prepared: Workspace, refused: Callable[[], str]):
+def test_ids_beyond_the_vocabulary_are_refused(prepared: Workspace, refused: Callable[[], str]) -> None:
     prepared.set_params(vocab_size=300)
     assert "vocab_size=300 allows 0 to 299" in refused()
 
 
-def test_cut_token_files_are_refused(prepared: Workspace):
+def test_truncated_token_files_are_refused(prepared: Workspace) -> None:
     path = prepared.path / "data/tokens/val.npy"
     whole = path.read_bytes()
     path.unlink()  # a hard link into DVC's cache, which must stay whole
@@ -79,13 +81,15 @@ def test_cut_token_files_are_refused(prepared: Workspace):
 
 def test_cuda_is_refused_where_there_is_none(
     prepared: Workspace, refused: Callable[[], str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     prepared.set_params(device="cuda")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert "device: cuda is not available here (found: cpu" in refused()
+    assert "device: cuda is not available on this machine (found: cpu" in refused()
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step_and_fails_the_run(prepared: Workspace, refused: Callable[[], str]):
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_fails_the_run(
+    prepared: Workspace, refused: Callable[[], str]
+) -> None:
     prepared.set_params(peak_lr="1e30", initial_lr="1e30", min_lr=0.0, max_norm="1e30", warmup_ratio=0, eval_freq=0)
     message = refused()
     assert "not a finite number" in message and "step 1:" in message
@@ -99,7 +103,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_fails_the_run(prepared:
 )
 def test_a_signal_in_training_kills_the_run_and_writes_nothing(
     prepared: Workspace, number: int, code: int, n_epochs: int
-):
+) -> None:
     prepared.set_params(n_epochs=n_epochs)
     known = len(prepared.runs())
     process = prepared.start("python", "-m", "stages.train")
@@ -119,7 +123,7 @@ def test_a_signal_in_training_kills_the_run_and_writes_nothing(
     assert runs[-1].info.status == "KILLED"
 
 
-def test_ctrl_c_at_dvc_ends_stage_and_pipeline(prepared: Workspace):
+def test_ctrl_c_at_dvc_ends_stage_and_pipeline(prepared: Workspace) -> None:
     """Ctrl-C reaches the whole foreground group: DVC and the stage."""
     prepared.set_params(n_epochs=1002)
     process = prepared.start("dvc", "repro")
@@ -132,7 +136,7 @@ def test_ctrl_c_at_dvc_ends_stage_and_pipeline(prepared: Workspace):
     finally:
         process.kill()
         process.stdout.close()
-    deadline = time.monotonic() + 30  # DVC does not wait for the stage's own ending
+    deadline = time.monotonic() + 30  # DVC does not wait for the end of its stage
     while prepared.runs()[-1].info.status == "RUNNING" and time.monotonic() < deadline:
         time.sleep(0.1)
     assert prepared.runs()[-1].info.status == "KILLED"
@@ -148,8 +152,8 @@ def test_ctrl_c_at_dvc_ends_stage_and_pipeline(prepared: Workspace):
         ("plot", "data/metrics/history.csv"),
     ],
 )
-def test_ctrl_c_in_a_stage_is_130_and_leaves_no_half_written_file(trained: Workspace, stage: str, reads: str):
-    """A pipe in the place of an input holds the stage up in mid-work until the signal comes."""
+def test_ctrl_c_in_a_stage_is_130_and_leaves_no_half_written_file(trained: Workspace, stage: str, reads: str) -> None:
+    """A named pipe in place of an input blocks the stage until the signal comes."""
     path = trained.path / reads
     whole = path.read_bytes()
     path.unlink()
@@ -171,7 +175,7 @@ def test_ctrl_c_in_a_stage_is_130_and_leaves_no_half_written_file(trained: Works
         assert trained.runs()[-1].info.status == "KILLED"
 
 
-def test_ctrl_c_while_fetch_waits_for_a_server_is_130(trained: Workspace):
+def test_ctrl_c_while_fetch_waits_for_a_server_is_130(trained: Workspace) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         trained.set_params(corpus_url=f"http://127.0.0.1:{server.getsockname()[1]}/text")
         before = trained.files()
@@ -187,21 +191,21 @@ def test_ctrl_c_while_fetch_waits_for_a_server_is_130(trained: Workspace):
     assert trained.files() == before
 
 
-def test_a_cut_or_foreign_checkpoint_is_refused(trained: Workspace):
+def test_a_truncated_model_is_refused(trained: Workspace) -> None:
     path = trained.path / "data/model/model.safetensors"
     whole = path.read_bytes()
     path.unlink()
     path.write_bytes(whole[:-100])
     done = trained.run("python", "-m", "stages.evaluate")
     assert done.returncode == 2
-    assert "data/model/model.safetensors is missing, cut or not a checkpoint" in done.stderr
+    assert "data/model/model.safetensors is missing, cut short or not a safetensors file" in done.stderr
     assert "Traceback" not in done.stderr
     assert trained.runs()[-1].info.status == "FAILED"
     path.write_bytes(whole)
 
 
-@pytest.mark.slow  # tests/tracking/test_mlflow_writer.py has the rule
-def test_without_an_mlflow_run_evaluate_says_so_and_succeeds(trained: Workspace):
+@pytest.mark.slow  # tests/tracking/test_mlflow_writer.py tests the rule
+def test_without_an_mlflow_run_evaluate_prints_a_message_and_succeeds(trained: Workspace) -> None:
     trained.env["MLFLOW_TRACKING_URI"] = "sqlite:///another.db"
     output = trained.succeed("dvc", "repro")
     assert trained.stages_run(output) == ["evaluate", "plot"]

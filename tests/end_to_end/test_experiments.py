@@ -11,7 +11,7 @@ from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, servi
 from tests.end_to_end.workspace import STEPS, Workspace, documented, make_workspace, points_drawn
 
 BROWSER = browser_program()
-EVALUATE = "src/reprogpt/training/samples.py"
+SAMPLES = "src/reprogpt/evaluation/samples.py"
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def queued(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     The number of drawn samples tells whose code ran: 3 in the installed project, 2 when queued, 1 edited later.
     """
     workspace = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), sample_freq=0)
-    source = workspace.path / EVALUATE
+    source = workspace.path / SAMPLES
     source.write_text(source.read_text("utf-8").replace("NUM_DRAWN = 3", "NUM_DRAWN = 2"), "utf-8")
     workspace.commit("two samples")
     workspace.succeed("dvc", "exp", "run", "--queue", "-S", "peak_lr=0.002", "--name", "slower")
@@ -40,7 +40,7 @@ def drawn_samples(workspace: Workspace, name: str) -> int:
     return (folder / "samples/samples.txt").read_text("utf-8").count("top_k")
 
 
-def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace):
+def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace) -> None:
     runs = {run.info.run_name: run for run in queued.runs()}
     assert set(runs) == {"slower", "faster"}
     for name, rate in (("slower", "0.002"), ("faster", "0.003")):
@@ -56,7 +56,7 @@ def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace):
 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
-def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: Workspace):
+def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: Workspace) -> None:
     """As the README says to: what is compared here is what `mlflow ui` draws, point for point."""
     names = ["slower", "faster"]
     ids = {run.info.run_name: run.info.run_id for run in queued.runs()}
@@ -82,17 +82,17 @@ def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: W
             mlflow.back_to_comparison()
 
 
-def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace):
+def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace) -> None:
     assert drawn_samples(queued, "slower") == 2
     assert drawn_samples(queued, "faster") == 2
 
 
-def test_an_edit_of_the_workspace_does_not_make_the_copies_dirty(queued: Workspace):
+def test_an_edit_of_the_workspace_does_not_make_the_copies_dirty(queued: Workspace) -> None:
     assert [run.data.tags["dirty"] for run in queued.runs()] == ["false", "false"]
 
 
 @pytest.mark.parametrize(("mode", "name"), [(["--temp"], "in-a-copy"), ([], "in-place")])
-def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace, mode: list[str], name: str):
+def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace, mode: list[str], name: str) -> None:
     """By force: DVC has this result already, of `slower` in the queue."""
     queued.succeed("dvc", "exp", "run", *mode, "--force", "--name", name, "-S", "peak_lr=0.002")
     run = queued.runs()[-1]
@@ -103,7 +103,7 @@ def test_other_modes_land_in_the_same_store_under_their_names(queued: Workspace,
     assert (queued.model_folder(run) / "checkpoint/model.safetensors").is_file()
 
 
-def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace):
+def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace) -> None:
     runs = {run.info.run_name: run.data.tags["weights.sha256"] for run in queued.runs()}
     assert runs["slower"] == runs["in-a-copy"] == runs["in-place"]
     assert runs["slower"] != runs["faster"]
@@ -111,7 +111,7 @@ def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace):
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
-def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspace):
+def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspace) -> None:
     """The command itself refuses charts with other lines than theirs."""
     output = queued.succeed("python", "-m", "tests.browser.screenshots", "slower", "faster")
     pictures = [queued.path / "docs/images" / f"mlflow-{name}.png" for name in ("runs", "differences", "charts")]
@@ -121,7 +121,7 @@ def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspa
     queued.succeed("git", "clean", "-qfd", "docs/images")
 
 
-def test_both_are_overlaid_in_every_plot(queued: Workspace):
+def test_both_are_overlaid_in_every_plot(queued: Workspace) -> None:
     shown = queued.run("dvc", "plots", "diff", "slower", "faster", "--json").stdout
     for plot, columns in {
         "loss": {"loss", "train_loss", "val_loss"},
@@ -136,7 +136,7 @@ def test_both_are_overlaid_in_every_plot(queued: Workspace):
             assert {point["column"] for point in points if point["rev"] == name} == columns, plot
 
 
-def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Workspace):
+def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Workspace) -> None:
     """A value put back, and a combination run before: nothing trains, so no run appears."""
     before = queued.runs()
     queued.set_params(peak_lr=0.003)
@@ -152,7 +152,7 @@ def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Works
         assert ("none is named again: DVC had this result already" in output) == bool(words)
 
 
-def test_tables_fit_a_terminal(queued: Workspace):
+def test_tables_fit_a_terminal(queued: Workspace) -> None:
     """80 columns for the README's table, beside a committed result, with nothing cut off; digests in no table."""
     command = shlex.split(documented("dvc exp show --only-changed"))
     table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout

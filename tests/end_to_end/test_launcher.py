@@ -52,13 +52,13 @@ def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [ranks[rank] for rank in sorted(ranks)]
 
 
-def test_a_process_that_dies_ends_the_stage_which_then_resumes_as_one_run(clone: Workspace):
+def test_a_process_that_dies_ends_the_stage_which_then_resumes_as_one_run(clone: Workspace) -> None:
     clone.set_params(n_epochs=4)
     with training(clone, "python", "-m", "stages.train") as process:
         workers_of(process)[1].kill()
         assert process.wait(60) == 2
     output = clone.succeed("dvc", "repro", "train")
-    assert "resumed at step" in output and "Iter 000000" not in output
+    assert "resumed from the checkpoint at step" in output and "Iter 000000" not in output
     [run] = clone.runs()
     assert (run.info.status, run.data.tags["num_processes"]) == ("FINISHED", "2")
     assert [point.step for point in clone.client().get_metric_history(run.info.run_id, "loss")] == list(range(36))
@@ -67,7 +67,7 @@ def test_a_process_that_dies_ends_the_stage_which_then_resumes_as_one_run(clone:
     assert load_file(clone.path / "data/model/model.safetensors")["transformer.wte.weight"].shape == (50257, 32)
 
 
-def test_a_mistake_that_all_processes_meet_is_one_message(clone: Workspace):
+def test_an_error_that_all_processes_meet_is_one_message(clone: Workspace) -> None:
     clone.set_params(vocab_size=300)
     done = clone.run("python", "-m", "stages.train")
     clone.set_params(vocab_size=50257)
@@ -78,7 +78,7 @@ def test_a_mistake_that_all_processes_meet_is_one_message(clone: Workspace):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_to_the_stage_saves_and_ends_it(clone: Workspace, number: int, code: int):
+def test_on_a_signal_the_stage_saves_a_checkpoint_and_exits(clone: Workspace, number: int, code: int) -> None:
     clone.set_params(n_epochs=LONG + code)
     with training(clone, "python", "-m", "stages.train") as process:
         process.send_signal(number)
@@ -93,7 +93,7 @@ def training_resumed(clone: Workspace) -> Iterator[None]:
     process = clone.start("python", "-m", "stages.train")
     try:
         assert process.stdout is not None
-        while "resumed at step" not in (line := process.stdout.readline()):
+        while "resumed from the checkpoint at step" not in (line := process.stdout.readline()):
             assert process.poll() is None and "Iter 000000" not in line
         yield
     finally:
@@ -103,7 +103,7 @@ def training_resumed(clone: Workspace) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_where_the_launcher_is_killed_its_processes_save_and_end(clone: Workspace):
+def test_where_the_launcher_is_killed_its_processes_save_a_checkpoint_and_exit(clone: Workspace) -> None:
     clone.set_params(n_epochs=LONG)
     with training(clone, "python", "-m", "stages.train") as process:
         workers = workers_of(process)
@@ -115,7 +115,7 @@ def test_where_the_launcher_is_killed_its_processes_save_and_end(clone: Workspac
 
 
 @pytest.mark.slow
-def test_two_machines_train_as_one(clone: Workspace, tmp_path_factory: pytest.TempPathFactory):
+def test_two_machines_train_as_one(clone: Workspace, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two clones with the same data on this one, each with a launcher and a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

@@ -1,9 +1,9 @@
-"""Where the corpus's host can't be reached, the bundled text is used and nobody can miss it."""
+"""Where the corpus's host can't be reached, the bundled text is used, with warnings."""
 
 from tests.end_to_end.workspace import Workspace
 
 
-def test_the_fallback_is_said_by_fetch_by_train_and_in_mlflow(workspace: Workspace):
+def test_the_fallback_is_announced_by_fetch_by_train_and_in_mlflow(workspace: Workspace) -> None:
     workspace.set_params(corpus_url="http://127.0.0.1:9/corpus.txt", corpus_sha256="a" * 64, n_epochs=1)
     output = workspace.succeed("dvc", "repro", "train")
     fetch, train = output.split("WARNING: this trains on the bundled text")
@@ -18,7 +18,7 @@ def test_the_fallback_is_said_by_fetch_by_train_and_in_mlflow(workspace: Workspa
     }
 
 
-def test_without_a_fallback_it_is_an_error_that_says_what_to_do(workspace: Workspace):
+def test_without_a_fallback_it_is_an_error_that_names_the_remedy(workspace: Workspace) -> None:
     workspace.set_params(offline_corpus='""')
     done = workspace.run("python", "-m", "stages.fetch")
     assert done.returncode == 2

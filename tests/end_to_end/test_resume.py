@@ -19,12 +19,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def kept(clone: Workspace) -> list[str]:
+def checkpoints(clone: Workspace) -> list[str]:
     """The checkpoints that are there."""
-    return [str(path) for path in (clone.path / ".reprogpt/resume").glob("*/checkpoint-?.json")]
+    return [str(path) for path in (clone.path / ".reprogpt/checkpoints").glob("*/checkpoint-?.json")]
 
 
-def kill_after_a_point(clone: Workspace, *command: str) -> None:
+def kill_after_a_checkpoint(clone: Workspace, *command: str) -> None:
     """Start a command and kill its whole group once a checkpoint is there and training is past its first epoch."""
     process = clone.start(*command)
     try:
@@ -32,45 +32,45 @@ def kill_after_a_point(clone: Workspace, *command: str) -> None:
         while "Iter 00001" not in process.stdout.readline():
             assert process.poll() is None
         deadline = time.monotonic() + 60
-        while not kept(clone) and time.monotonic() < deadline:
+        while not checkpoints(clone) and time.monotonic() < deadline:
             time.sleep(0.01)
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    assert kept(clone)
+    assert checkpoints(clone)
 
 
-def test_killed_it_resumes_in_the_same_run_and_leaves_nothing(clone: Workspace):
-    kill_after_a_point(clone, "dvc", "repro")
+def test_killed_it_resumes_in_the_same_run_and_leaves_nothing(clone: Workspace) -> None:
+    kill_after_a_checkpoint(clone, "dvc", "repro")
     output = clone.succeed("dvc", "repro")
-    assert "resumed at step " in output and "Iter 000000" not in output
+    assert "resumed from the checkpoint at step " in output and "Iter 000000" not in output
     (run,) = clone.runs()
     assert run.info.status == "FINISHED"
-    assert not list((clone.path / ".reprogpt/resume").iterdir())
+    assert not list((clone.path / ".reprogpt/checkpoints").iterdir())
     assert not list((clone.path / ".reprogpt/outbox").iterdir())
 
 
-@pytest.mark.slow  # tests/training/test_resume_folder.py has the words
-def test_after_a_change_it_starts_afresh_and_says_why(clone: Workspace):
+@pytest.mark.slow  # tests/training/test_run_dir.py tests the message
+def test_after_a_change_it_starts_from_step_0_and_prints_why(clone: Workspace) -> None:
     clone.set_params(peak_lr=0.002)
-    kill_after_a_point(clone, "dvc", "repro")
+    kill_after_a_checkpoint(clone, "dvc", "repro")
     clone.set_params(peak_lr=0.003)
     output = clone.succeed("dvc", "repro")
-    assert "starting afresh: the training that was interrupted was another one\n  peak_lr: 0.002 -> 0.003" in output
+    assert "starting from step 0: the interrupted training was another one\n  peak_lr: 0.002 -> 0.003" in output
     assert "resumed" not in output
-    assert not list((clone.path / ".reprogpt/resume").iterdir())
+    assert not list((clone.path / ".reprogpt/checkpoints").iterdir())
 
 
-@pytest.mark.slow  # tests/training/test_resume_folder.py has the rule
-def test_a_training_asked_for_by_force_is_not_taken_from_what_is_kept(clone: Workspace):
+@pytest.mark.slow  # tests/training/test_run_dir.py tests the rule
+def test_a_forced_training_does_not_resume_from_a_checkpoint(clone: Workspace) -> None:
     clone.set_params(peak_lr=0.004)
     clone.succeed("dvc", "repro", "train")  # no later stage has looked at it yet
     output = clone.succeed("dvc", "repro", "--force", "--single-item", "train")
     assert "resumed" not in output and "Iter 000000" in output
 
 
-def test_where_dvc_alone_is_killed_its_stage_saves_and_makes_way(clone: Workspace):
+def test_where_dvc_alone_is_killed_its_stage_saves_a_checkpoint_and_exits(clone: Workspace) -> None:
     clone.set_params(peak_lr=0.005, n_epochs=100)
     process = clone.start("dvc", "repro")
     try:
@@ -86,7 +86,7 @@ def test_where_dvc_alone_is_killed_its_stage_saves_and_makes_way(clone: Workspac
     process = clone.start("dvc", "repro")
     try:
         assert process.stdout is not None
-        while "resumed at step" not in (line := process.stdout.readline()):
+        while "resumed from the checkpoint at step" not in (line := process.stdout.readline()):
             assert process.poll() is None and "Iter 000000" not in line
     finally:
         os.killpg(process.pid, signal.SIGKILL)
@@ -95,24 +95,24 @@ def test_where_dvc_alone_is_killed_its_stage_saves_and_makes_way(clone: Workspac
 
 
 @pytest.mark.slow
-def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(clone: Workspace):
+def test_a_queued_experiment_that_was_killed_resumes_when_it_is_queued_again(clone: Workspace) -> None:
     clone.set_params(peak_lr=0.001, n_epochs=6)
     clone.commit("as it was")
-    others = set(kept(clone))
+    others = set(checkpoints(clone))
     for name in ("first", "again"):
         clone.succeed("dvc", "exp", "run", "--queue", "--name", name, "-S", "peak_lr=0.006")
         starting = clone.start("dvc", "queue", "start")  # its worker keeps the pipe open: not to be read to its end
         assert starting.wait(60) == 0
         deadline = time.monotonic() + 120
         if name == "first":
-            while not set(kept(clone)) - others and time.monotonic() < deadline:
+            while not set(checkpoints(clone)) - others and time.monotonic() < deadline:
                 time.sleep(0.05)
             clone.succeed("dvc", "queue", "kill", "--force", "first")
-            assert set(kept(clone)) - others
+            assert set(checkpoints(clone)) - others
         else:
             while "Success" not in clone.succeed("dvc", "queue", "status") and time.monotonic() < deadline:
                 time.sleep(1)
     clone.succeed("dvc", "queue", "stop")
-    assert "resumed at step" in clone.succeed("dvc", "queue", "logs", "again")
+    assert "resumed from the checkpoint at step" in clone.succeed("dvc", "queue", "logs", "again")
     assert [run.info.run_name for run in clone.runs() if run.data.params["peak_lr"] == "0.006"] == ["again"]
-    assert set(kept(clone)) == others
+    assert set(checkpoints(clone)) == others

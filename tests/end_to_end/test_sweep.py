@@ -25,7 +25,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     return made
 
 
-def test_each_combination_is_one_run_named_after_its_experiment(swept: Workspace):
+def test_each_combination_is_one_run_named_after_its_experiment(swept: Workspace) -> None:
     runs = swept.runs()
     assert len(runs) == len(GRID) + 1
     runs = [run for run in runs if "dvc.experiment" in run.data.tags]
@@ -38,7 +38,7 @@ def test_each_combination_is_one_run_named_after_its_experiment(swept: Workspace
         assert "final_val_loss" in run.data.metrics
 
 
-def test_the_table_has_all_of_them_the_best_first(swept: Workspace):
+def test_the_table_has_all_of_them_the_best_first(swept: Workspace) -> None:
     command = shlex.split(documented("dvc exp show --only-changed"))
     table = swept.run("env", "COLUMNS=80", *command, "--no-pager").stdout
     assert "…" not in table and all(len(line) <= 80 for line in table.splitlines())
@@ -50,7 +50,7 @@ def test_the_table_has_all_of_them_the_best_first(swept: Workspace):
         assert (rate, ratio) == (runs[name].params["peak_lr"], runs[name].params["warmup_ratio"])
 
 
-def test_mlflow_finds_them_by_the_readmes_filter(swept: Workspace):
+def test_mlflow_finds_them_by_the_readmes_filter(swept: Workspace) -> None:
     (line,) = re.findall(r"(?m)^tags\.`dvc\.baseline` = .*$", README)
     commit = swept.succeed("git", "rev-parse", "HEAD").strip()
     words = line.replace("COMMIT", commit)

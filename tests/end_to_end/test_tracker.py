@@ -26,7 +26,7 @@ REPROGPT = ("python", "-m", "reprogpt")
 
 
 class Tracker:
-    """The server, its secrets, and what a workspace that uses it has printed.
+    """The server, its secrets, and all that commands which use it have printed.
 
     Passwords are made here: in this file's text they would be in every clone.
     """
@@ -52,7 +52,7 @@ class Tracker:
         if database:
             environment["MLFLOW_BACKEND_STORE_URI"] = database.uri
         self.server = TrackingServer(folder, "--app-name", "basic-auth", environment=environment)
-        self.said = ""
+        self.printed = ""
 
     def uri(self, password: str) -> str:
         """The server's address with a user name and password in it."""
@@ -83,7 +83,7 @@ class Tracker:
         clone.env |= {f"MLFLOW_TRACKING_{key}": value for key, value in credentials.items()}
         done = clone.run(*command)
         output = done.stdout + done.stderr
-        self.said += output
+        self.printed += output
         assert done.returncode == exit_code, f"{command}: exit {done.returncode}\n{output}"
         assert "Traceback" not in output
         return output
@@ -128,7 +128,7 @@ def tracker(tmp_path_factory: pytest.TempPathFactory, database: postgres.Postgre
 
 
 def assert_complete(tracker: Tracker, run: Run, clone: Workspace) -> None:
-    """A finished run with every step once, results, inputs, and a complete model of the checkpoint that is on disk."""
+    """A finished run: every step once, results, inputs, and a complete MLflow model with the weights on disk."""
     client = tracker.client()
     assert run.info.status == "FINISHED"
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")  # by way of the server
@@ -153,19 +153,19 @@ def assert_no_secrets(tracker: Tracker, clone: Workspace) -> None:
     """No password or token in any file of the clone, in what commands have printed, or in what the server stored."""
     known = [tracker.password, quote(tracker.password, safe=""), tracker.wrong, tracker.token]
     pattern = re.compile("|".join(map(re.escape, known)).encode())
-    slots = {str(path): path.read_bytes() for path in clone.path.rglob("*") if path.is_file()}
-    assert {clone.path / "dvc.lock", clone.path / ".dvc/config"} <= set(map(Path, slots))
+    places = {str(path): path.read_bytes() for path in clone.path.rglob("*") if path.is_file()}
+    assert {clone.path / "dvc.lock", clone.path / ".dvc/config"} <= set(map(Path, places))
     artifacts = {str(path): path.read_bytes() for path in tracker.server.artifacts.rglob("*") if path.is_file()}
-    slots |= {
+    places |= {
         **artifacts,
-        "said": tracker.said.encode(),
+        "printed": tracker.printed.encode(),
         "database": tracker.dump(),
         "log": tracker.server.log.read_bytes(),
     }
-    assert [name for name, content in slots.items() if pattern.search(content)] == []
+    assert [name for name, content in places.items() if pattern.search(content)] == []
 
 
-def test_a_server_that_is_away_or_refuses_costs_nothing_and_sync_delivers_later(
+def test_a_server_that_is_down_or_refuses_costs_nothing_and_sync_uploads_later(
     tracker: Tracker, clone: Workspace
 ) -> None:
     wrong = {"URI": tracker.uri(tracker.wrong)}
@@ -177,9 +177,9 @@ def test_a_server_that_is_away_or_refuses_costs_nothing_and_sync_delivers_later(
     tracker.server.start()
     output = tracker.ask(clone, "dvc", "repro", **wrong)
     assert clone.stages_run(output) == ["evaluate", "plot"]
-    assert "takes none that it was given (401). Set\nMLFLOW_TRACKING_USERNAME and" in output
+    assert "authentication failed (401). Set\nMLFLOW_TRACKING_USERNAME and" in output
     right = {"URI": tracker.server.uri, "USERNAME": "admin", "PASSWORD": tracker.password}
-    assert f"records delivered to {tracker.server.uri}\n" in tracker.ask(clone, *REPROGPT, "sync", **right)
+    assert f"records uploaded to {tracker.server.uri}\n" in tracker.ask(clone, *REPROGPT, "sync", **right)
     (run,) = tracker.runs()
     assert_complete(tracker, run, clone)
     assert not list((clone.path / ".reprogpt/outbox").iterdir())
@@ -197,7 +197,7 @@ def test_a_server_that_is_away_or_refuses_costs_nothing_and_sync_delivers_later(
     assert f"greedy\n{answer['text'][0]}\n\n" in samples
 
 
-def test_the_run_says_what_it_is_and_how_to_get_back_to_it(tracker: Tracker, clone: Workspace) -> None:
+def test_the_description_says_what_the_run_is_and_how_to_restore_it(tracker: Tracker, clone: Workspace) -> None:
     (run,) = tracker.runs()
     note, tokens = tracker.note(run), json.loads((clone.path / "data/metrics/tokens.json").read_text())
     commit = clone.succeed("git", "rev-parse", "HEAD").strip()
@@ -217,12 +217,12 @@ def test_a_server_that_is_killed_in_mid_run_and_restarted_misses_nothing(tracker
     try:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
-        tracker.said += _until("Iter 000005", lines)
+        tracker.printed += _until("Iter 000005", lines)
         tracker.server.kill()
-        tracker.said += _until("Iter 000020", lines)
+        tracker.printed += _until("Iter 000020", lines)
         tracker.server.start()
         output, _ = process.communicate(timeout=300)
-        tracker.said += output
+        tracker.printed += output
     finally:
         process.kill()
     assert process.returncode == 0, output
@@ -245,17 +245,17 @@ def _until(word: str, lines: Iterator[str]) -> str:
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_without_the_password(tracker: Tracker, clone: Workspace) -> None:
+def test_a_training_continues_without_the_password(tracker: Tracker, clone: Workspace) -> None:
     before = clone.files()
     output = tracker.ask(clone, "dvc", "repro", "--force", "train", URI=tracker.server.uri)
-    assert "takes none that it was given (401)" in output and "python -m reprogpt sync" in output
+    assert "authentication failed (401)" in output and "python -m reprogpt sync" in output
     assert clone.files() == before and len(tracker.runs()) == 2
     tracker.ask(clone, *REPROGPT, "sync", URI=tracker.server.uri, TOKEN=tracker.token)
     assert_complete(tracker, tracker.runs()[0], clone)
 
 
 def test_no_password_or_token_is_anywhere(tracker: Tracker, clone: Workspace) -> None:
-    assert tracker.said and tracker.runs()[0].info.run_id.encode() in tracker.dump()
+    assert tracker.printed and tracker.runs()[0].info.run_id.encode() in tracker.dump()
     assert_no_secrets(tracker, clone)
 
 

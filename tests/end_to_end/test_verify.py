@@ -60,7 +60,7 @@ def verify(
     monkeypatch.chdir(tokenized.path)
     for name in [name for name in os.environ if name.startswith(("DVC_", "MLFLOW_"))]:
         monkeypatch.delenv(name)
-    # Both lead to the clone, and neither may be followed by the repeat.
+    # Both lead to the clone, and neither may be followed by the rerun.
     monkeypatch.setenv("DVC_ROOT", str(tokenized.path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tokenized.path / 'mlflow.db'}")
     for name in ("REPROGPT_CACHE", "OMP_NUM_THREADS", "GIT_CONFIG_GLOBAL"):
@@ -101,7 +101,7 @@ def rows(output: str) -> list[tuple[str, str, str]]:
     return re.findall(r"^  (same|DIFFERS|missing) +(\S+) +(\S+)$", output, flags=re.MULTILINE)
 
 
-def test_a_stage_gives_the_same_bits_again(tokenized: Workspace, verify: Command):
+def test_a_stage_gives_the_same_bits_again(tokenized: Workspace, verify: Command) -> None:
     code, output = verify("--stage", "tokenize")
     assert code == 0
     recorded = {out["path"]: out["md5"] for out in tokenized.lock()["tokenize"]["outs"]}
@@ -109,7 +109,7 @@ def test_a_stage_gives_the_same_bits_again(tokenized: Workspace, verify: Command
     assert output.endswith("\nthe same: all 3 outs of stage tokenize have the digests that dvc.lock records\n")
 
 
-def test_another_text_at_the_same_address_is_found_out(tokenized: Workspace, cache: Path, verify: Command):
+def test_another_text_at_the_same_address_is_noticed(tokenized: Workspace, cache: Path, verify: Command) -> None:
     text = cache / "corpus.txt"
     whole = text.read_text("utf-8")
     text.write_text(whole + "More.", "utf-8")
@@ -124,7 +124,7 @@ def test_another_text_at_the_same_address_is_found_out(tokenized: Workspace, cac
     assert len(re.findall(r"\(sha256 [0-9a-f]{12}\)", output)) == 2
 
 
-def test_a_run_that_is_not_what_is_here_is_refused(tokenized: Workspace, verify: Command):
+def test_a_workspace_that_is_not_as_recorded_is_refused(tokenized: Workspace, verify: Command) -> None:
     with pytest.raises(PipelineError, match=r"param n_epochs: 15 -> 1  \(train\)"):
         verify()
     tokens = tokenized.path / "data/tokens/val.npy"
@@ -142,15 +142,15 @@ def test_a_run_that_is_not_what_is_here_is_refused(tokenized: Workspace, verify:
     assert "Traceback" not in done.stderr and "Running stage" not in done.stderr
 
 
-def test_a_stage_that_fails_is_no_verdict(tokenized: Workspace, cache: Path, verify: Command):
+def test_a_stage_that_fails_is_no_result(tokenized: Workspace, cache: Path, verify: Command) -> None:
     (cache / "corpus.txt").rename(cache / "away")
-    with pytest.raises(PipelineError, match=r"the repeat failed: `dvc repro .*--single-item fetch`"):
+    with pytest.raises(PipelineError, match=r"the rerun failed: `dvc repro .*--single-item fetch`"):
         verify("--stage", "fetch")
     (cache / "away").rename(cache / "corpus.txt")
 
 
 @pytest.mark.slow
-def test_the_whole_run_gives_the_same_bits_again(trained: Workspace, verify: Command):
+def test_the_whole_run_gives_the_same_bits_again(trained: Workspace, verify: Command) -> None:
     code, output = verify()
     assert code == 0
     assert [(path, digest) for _, path, digest in rows(output)] == list(trained.out_digests().items())
@@ -163,7 +163,7 @@ def test_the_whole_run_gives_the_same_bits_again(trained: Workspace, verify: Com
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="knows of no other instruction set")
 def test_other_instructions_are_named_as_what_explains_other_weights(
     trained: Workspace, verify: Command, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
     code, output = verify("--stage", "train")
     assert code == 1
@@ -177,7 +177,7 @@ def test_other_instructions_are_named_as_what_explains_other_weights(
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind(trained: Workspace, temporary: Path):
+def test_ctrl_c_leaves_nothing_behind(trained: Workspace, temporary: Path) -> None:
     before = everything(trained)
     command = f"TMPDIR={temporary} exec python -m reprogpt verify --stage train 2>&1"
     process = trained.start("sh", "-c", command)

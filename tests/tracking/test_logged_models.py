@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus
 
-from reprogpt.dvc_files import file_digest
+from reprogpt.files import file_digest
 from reprogpt.model.hf_directory import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.logged_models import RegisteredModel, download_checkpoint, register_model

@@ -66,7 +66,7 @@ def test_every_link_of_a_fresh_result_holds(twice: Workspace, command: Command) 
     code, output = command("lineage")
     assert code == 0
     digests = twice.out_digests()
-    assert len(digests) == 19
+    assert len(digests) == 21
     for path, digest in digests.items():
         assert f"  holds     {path:<28}  {digest}\n" in output
     assert "DIFFERS" not in output and "not here" not in output

@@ -155,7 +155,7 @@ def test_the_whole_run_gives_the_same_bits_again(trained: Workspace, verify: Com
     assert code == 0
     assert [(path, digest) for _, path, digest in rows(output)] == list(trained.out_digests().items())
     assert all(len(line) <= 80 for line in output.splitlines())
-    assert output.endswith("\n\nthe same: all 18 outs of 6 stages have the digests that dvc.lock records\n")
+    assert output.endswith("\n\nthe same: all 21 outs of 6 stages have the digests that dvc.lock records\n")
     assert len(trained.runs()) == 1
 
 

@@ -140,7 +140,7 @@ def test_params_listed_are_the_fields_validated(stage: str) -> None:
 
 def rerun_by(changed: str) -> list[str]:
     """Stages that a changed key or file reruns: those that list it, and all that read what they write."""
-    names = []
+    names: list[str] = []
     for name, stage in STAGES.items():
         written = {out for earlier in names for out in out_paths(STAGES[earlier])}
         inputs = {*stage.get("params", []), *stage["deps"]} | set().union(*map(files_of, stage["deps"]))

@@ -19,9 +19,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     assert large.num_bytes >= LARGE_BYTES
     ran: dict[str, tuple[Ran, Ran]] = {}
     for stage in ("fetch", "split", "tokenize", "train"):
-        ran[stage] = tuple(
-            corpus.run(stage, seconds=0 if stage == "train" else None, cores=2) for corpus in (small, large)
-        )
+        seconds = 0 if stage == "train" else None
+        ran[stage] = small.run(stage, seconds=seconds, cores=2), large.run(stage, seconds=seconds, cores=2)
     raw, train, val = (large.folder / f"data/corpus/{name}.txt" for name in ("raw", "train", "val"))
     assert train.stat().st_size + val.stat().st_size == raw.stat().st_size == large.num_bytes
     assert (large.folder / "data/tokens/train.npy").stat().st_size > 9_000_000

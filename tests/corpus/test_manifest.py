@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,11 @@ from tests.corpus.loopback import OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
 from tests.corpus.run_stage import run_stage, write_pipeline
 
 TEXTS = [b"One <|endoftext|> two.\r\n", "Zwölf\n\n".encode(), b"  Low tide, said Ann."]
-COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    ".txt": bytes,
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor().compress,
+}
 
 
 def digest(content: bytes) -> str:

@@ -39,7 +39,8 @@ def test_the_file_holds_each_documents_ids_with_an_end_of_text_between_documents
     workers: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("documents")
-    text, ends = write(folder / "text", "".join(documents).encode()), []
+    text = write(folder / "text", "".join(documents).encode())
+    ends: list[int] = []
     for document in documents:
         ends.append(len(document.encode()) + (ends[-1] if ends else 0))
     read: list[int] = []

@@ -29,11 +29,12 @@ def gpt2_model(*, qkv_bias: bool = True, tied: bool = False, **changes: Any) -> 
     """A model of transformers with all entries at random, or with query, key and value biases of zeros."""
     torch.manual_seed(5)
     ends = {"bos_token_id": 0, "eos_token_id": 0}
-    model = GPT2LMHeadModel(GPT2Config(**SIZES | ends | changes, tie_word_embeddings=tied)).eval()
+    model = GPT2LMHeadModel(GPT2Config(**SIZES | ends | changes, tie_word_embeddings=tied))
     for name, parameter in model.named_parameters():
         parameter.data = 0.2 * torch.randn_like(parameter)
         if name.endswith("c_attn.bias") and not qkv_bias:
             parameter.data.zero_()
+    model.train(False)
     return model
 
 
@@ -133,7 +134,8 @@ def test_names_without_prefix_and_the_masks_of_old_files_are_read(tmp_path: Path
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_converted_exactly(tmp_path: Path, dtype: torch.dtype) -> None:
-    theirs = gpt2_model().to(dtype)
+    theirs = gpt2_model()
+    torch.nn.Module.to(theirs, dtype)
     theirs.save_pretrained(tmp_path)
     assert load_file(tmp_path / "model.safetensors")["lm_head.weight"].dtype == dtype
     assert_maps_exactly(imported(tmp_path), theirs)

@@ -37,9 +37,12 @@ def test_products_are_those_of_float64_to_rounding(left: tuple[int, ...], right:
 def test_layers_and_their_gradients_use_it(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[tuple[int, ...]] = []
     original = portable_matmul.block_bounds
-    monkeypatch.setattr(
-        portable_matmul, "block_bounds", lambda shape, depth: shapes.append(shape) or original(shape, depth)
-    )
+
+    def recording(shape: tuple[int, ...], depth: int) -> tuple[int, list[int]]:
+        shapes.append(shape)
+        return original(shape, depth)
+
+    monkeypatch.setattr(portable_matmul, "block_bounds", recording)
     layer = torch.nn.Linear(6, 7)
     values = numbers(2, 5, 6).requires_grad_()
     (layer(values) @ numbers(2, 7, 3)).sum().backward()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -146,14 +147,15 @@ def test_clipping_starts_at_once_without_warmup() -> None:
 def test_an_epoch_visits_each_row_at_most_once(random_order: str) -> None:
     seen: list[list[int]] = []
     training = tiny_training(random_order=random_order, eval_freq=0, sample_freq=0)
-    hidden_states = training.loss_fn.hidden_states
+    loss_fn: Any = training.loss_fn
+    hidden_states: Callable[[torch.Tensor], torch.Tensor] = loss_fn.hidden_states
 
     def recording(ids: torch.Tensor) -> torch.Tensor:
         seen.extend(ids.tolist())
         return hidden_states(ids)
 
     rows = training.train_rows.inputs[:].tolist()
-    training.loss_fn.hidden_states = recording
+    loss_fn.hidden_states = recording
     run(training)
     visited = [rows.index(row) for row in seen]
     assert len(set(visited[:10])) == len(set(visited[10:])) == 10
@@ -259,12 +261,14 @@ def test_records_that_are_fetched_together_are_the_same(log_interval: int, up_to
 def test_a_loss_that_is_not_finite_names_its_step_even_if_it_is_copied_late() -> None:
     training = tiny_training(eval_freq=0, sample_freq=0)
     training.log_interval = 4
-    hidden_states, seen = training.loss_fn.hidden_states, []
+    loss_fn: Any = training.loss_fn
+    hidden_states: Callable[[torch.Tensor], torch.Tensor] = loss_fn.hidden_states
+    seen = []
 
     def breaking(ids: torch.Tensor) -> torch.Tensor:
         return hidden_states(ids) * (math.nan if training.step == 5 else 1)
 
-    training.loss_fn.hidden_states = breaking
+    loss_fn.hidden_states = breaking
     with pytest.raises(NonFiniteError, match=r"^step 5: loss is nan"):
         for record in train(training):
             seen.append(record.step)
@@ -300,7 +304,12 @@ def test_with_activation_checkpointing_a_step_keeps_fewer_activations() -> None:
     def kept_entries(is_on: bool) -> int:
         training = tiny_training(activation_checkpointing=is_on, n_layers=4)
         sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda one: sizes.append(one.numel()) or one, lambda one: one):
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             batch_loss(training, training.train_rows.take(slice(2)))
         return sum(sizes)
 

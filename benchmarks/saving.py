@@ -21,8 +21,8 @@ from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
 from reprogpt.signals import StopRequest
-from reprogpt.training.checkpointing import CheckpointedTraining
 from reprogpt.step_record import StepRecord
+from reprogpt.training.checkpointing import CheckpointedTraining
 from reprogpt.training.run_dir import RunLock
 from reprogpt.training.state import training_from_ids
 

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import PlainGPT, batches_of, evaluate, find_highest_gradient, loss_of, plain_sample
+from reprogpt.evaluation.evaluate import evaluate as evaluate_rows
 from reprogpt.model.generation import generate
 from reprogpt.model.gpt import GPTConfig
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.evaluation.evaluate import evaluate as evaluate_rows
+from reprogpt.training.batches import Batch, to_device
 from reprogpt.training.gradients import gradient_stats
-from reprogpt.training.loop import batch_loss
-from reprogpt.training.loop import optimizer_step
-from reprogpt.training.state import Batch, Training, training_from_ids
+from reprogpt.training.loop import batch_loss, optimizer_step
+from reprogpt.training.state import Training, training_from_ids
 
 CONTENDERS = ("book", "fp32", "bf16")
 PHASES = ("forward", "backward", "gradients", "optimiser")
@@ -79,7 +79,7 @@ def _our_step(training: Training, inputs: np.ndarray, targets: np.ndarray) -> di
     clocks = [time.perf_counter()]
     training.randomness.begin_step(training.step)
     training.optimizer.zero_grad(set_to_none=True)
-    loss = batch_loss(training, Batch(inputs, targets))
+    loss = batch_loss(training, *to_device(Batch(inputs, targets), training.numerics.device))
     clocks.append(time.perf_counter())
     torch.autograd.backward(loss)
     clocks.append(time.perf_counter())

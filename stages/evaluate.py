@@ -7,7 +7,7 @@ from reprogpt.evaluation.samples import sample_text
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
 from reprogpt.model.hf_directory import load_model
 from reprogpt.numerics.allocator import retain_freed_memory
-from reprogpt.numerics.device import set_up_numerics
+from reprogpt.numerics.device import announce_device, out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
 from reprogpt.paths import EVAL_RESULTS, MODEL, SAMPLES, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
@@ -15,6 +15,7 @@ from reprogpt.tracking.results import log_results, record_evaluation
 from reprogpt.training.run_dir import prune
 
 
+@out_of_memory_advice()
 def main() -> None:
     retain_freed_memory()
     params = load_params(EvaluateParams)
@@ -22,6 +23,7 @@ def main() -> None:
     run_key = train_summary["run_key"][0]
     last_step = train_summary["total_steps"] - 1
     numerics = set_up_numerics(**params.arithmetic())
+    announce_device(numerics)
     encoding = load_encoding(params.encoding)
     prune()
     with log_results(run_key, adds="final_val_loss") as outbox:

@@ -10,7 +10,7 @@ from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
 from reprogpt.model.hf_directory import save_model
 from reprogpt.numerics.allocator import retain_freed_memory
-from reprogpt.numerics.device import set_up_numerics
+from reprogpt.numerics.device import announce_device, out_of_memory_advice, set_up_numerics
 from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import EVALUATIONS, HISTORY, MODEL, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
@@ -26,10 +26,13 @@ def main() -> None:
     run_in_processes(load_params(TrainParams), "stages.train", train)
 
 
+@out_of_memory_advice()
 def train(params: TrainParams, group: ProcessGroup) -> None:
     retain_freed_memory()
     inputs = stage_inputs("train")
     numerics = set_up_numerics(**params.arithmetic())
+    if group.is_first:
+        announce_device(numerics)
     training = build_training(TRAIN_TOKENS, VAL_TOKENS, params=params, numerics=numerics, group=group)
     if not group.is_first:
         run_worker(training, launcher_process())
@@ -42,7 +45,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
         with start_run(identity, params.model_dump(), environment, training.size, decode_sample) as run_logger:
             run_logger.resume(checkpointed.records)
             for record in checkpointed.run(launcher_process()):
-                run_logger.log_step(record)
+                run_logger.log_step(record, is_latest=record.step + 1 == training.step)
             save_model(MODEL, training.model, group.gather_state(training.model.state_dict()))
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)

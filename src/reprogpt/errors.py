@@ -40,6 +40,10 @@ class DeviceError(PipelineError):
     """The requested device or arithmetic is not available on this machine."""
 
 
+class OutOfMemoryError(PipelineError):
+    """A tensor does not fit into the device's memory."""
+
+
 class NonFiniteError(PipelineError):
     """A loss or gradient is NaN or infinite."""
 
@@ -57,7 +61,7 @@ class Terminated(BaseException):
 
 
 # Errors that a value in params.yaml can cause. DVC has removed the stage's outs before the stage ran.
-_PARAMS_ERRORS = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, NonFiniteError)
+_PARAMS_ERRORS = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, OutOfMemoryError, NonFiniteError)
 RESTORE_ADVICE = (
     "Nothing is lost: restore the previous value and run `dvc repro`, which restores every output without training."
 )

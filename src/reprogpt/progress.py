@@ -54,9 +54,13 @@ class TrainingProgress:
         rest = "" if step < self._total_steps else ": training is complete"
         self.say(f"resumed from the checkpoint at step {step} of {self._total_steps}{rest}")
 
-    def step(self, record: StepRecord) -> None:
-        """Show a step: always on the bar, as a line if it was evaluated."""
-        self._measure(record)
+    def step(self, record: StepRecord, *, is_latest: bool = True) -> None:
+        """Show a step: always on the bar, as a line if it was evaluated.
+
+        is_latest: whether the step was just done. Others, which arrive late, say nothing of the speed.
+        """
+        if is_latest:
+            self._measure(record)
         rate = f"{self.tokens_per_second:.0f} tok/s" if self.tokens_per_second else "… tok/s"
         metrics = f"loss {record.loss:.3f}, lr {record.lr:.2e}, {rate}"
         self._bar.set_postfix_str(metrics, refresh=False)

@@ -16,7 +16,7 @@ from reprogpt.lineage.resolve_run import parent_run, require_run
 from reprogpt.model import generation
 from reprogpt.model.gpt import GPTModel
 from reprogpt.model.hf_directory import load_model
-from reprogpt.numerics.device import set_up_numerics
+from reprogpt.numerics.device import out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
 from reprogpt.paths import MODEL
@@ -26,6 +26,7 @@ from reprogpt.tracking.store import search_runs
 STANDARD_INPUT = "-"
 
 
+@out_of_memory_advice()
 def generate(
     prompt: str | None,
     *,

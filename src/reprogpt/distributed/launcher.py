@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -37,11 +38,28 @@ def launcher_process() -> psutil.Process | None:
 
 def run_in_processes(params: TrainParams, module: str, train: Callable[[TrainParams, ProcessGroup], None]) -> None:
     """Call train in this process, or in nproc_per_node new ones started as `python -m module`."""
+    _require_a_gpu_each(params)
     if params.in_several_processes and launcher_process() is None:
         launch(module, nproc_per_node=params.nproc_per_node, torchrun_args=params.torchrun_args)
         return
     with worker_errors(), init_process_group(params.device) as group:
         train(params, group)
+
+
+def _require_a_gpu_each(params: TrainParams) -> None:
+    """Raise ParamsError if several processes of this machine would have to share a GPU."""
+    if params.device in ("auto", "cuda") and torch.cuda.is_available():
+        num_gpus = torch.cuda.device_count()
+        if params.nproc_per_node > num_gpus:
+            raise ParamsError(
+                f"nproc_per_node={params.nproc_per_node}, but this machine has {num_gpus} GPU"
+                f"{'' if num_gpus == 1 else 's'}, one per process; set it to at most {num_gpus}, or device to cpu"
+            )
+    elif params.in_several_processes and params.device in ("auto", "mps") and torch.backends.mps.is_available():
+        raise ParamsError(
+            "device: mps is for one process: it has one GPU and no communication between processes;\n"
+            'set device to cpu, or nproc_per_node to 1 and torchrun_args to ""'
+        )
 
 
 def launch(module: str, *, nproc_per_node: int, torchrun_args: str) -> None:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from reprogpt.corpus.windows import Windows
 from reprogpt.errors import NonFiniteError
 from reprogpt.model.gpt import GPTModel
+from reprogpt.model.output_head import head_metrics
 from reprogpt.numerics.device import Numerics
 
 IdRows = np.ndarray | Windows
@@ -62,12 +65,24 @@ def evaluate(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: in
         batch_inputs = torch.from_numpy(inputs[rows]).to(numerics.device)
         batch_targets = torch.from_numpy(targets[rows]).to(numerics.device).flatten()
         with numerics.autocast():
-            logits = model(batch_inputs).flatten(0, 1)  # (B, T, V) -> (B T, V)
-            loss = functional.cross_entropy(logits, batch_targets)
-        loss_sum += loss.item() * batch_targets.numel()
-        num_correct += int((logits.argmax(dim=-1) == batch_targets).sum().item())
+            batch_loss_sum, batch_correct = _batch_sums(model, batch_inputs, batch_targets)
+        loss_sum += batch_loss_sum
+        num_correct += batch_correct
     model.train(was_training)
     return EvalResult(loss_sum, num_correct, targets.size)
+
+
+def _batch_sums(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[float, int]:
+    """Summed loss and number of correct tokens of one batch. inputs: (B, T). targets: (B T,)."""
+    weight = model.out_head.weight
+    if inputs.device.type == "cpu" or isinstance(weight, DTensor):
+        logits = model(inputs).flatten(0, 1)  # (B, T, V) -> (B T, V)
+        loss = functional.cross_entropy(logits, targets)
+        return loss.item() * targets.numel(), int((logits.argmax(dim=-1) == targets).sum().item())
+    # In chunks on a GPU: the logits of a whole batch, in float32, would take more memory than a training step.
+    hidden = model.hidden_states(inputs).flatten(0, 1)  # (B, T, D) -> (B T, D)
+    loss_sum, num_correct = head_metrics(hidden, weight, targets)
+    return float(loss_sum), int(num_correct)
 
 
 def require_finite(values: Mapping[str, float], where: str) -> None:

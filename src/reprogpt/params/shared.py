@@ -18,7 +18,7 @@ class SharedParams(Params):
     accumulate: int = Field(ge=1)
     nproc_per_node: int = Field(ge=1)
     device: Literal["auto", "cpu", "cuda", "mps"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
     numerics: Literal["native", "portable"]
     start_context: str = Field(min_length=1, description="text of at least one character")

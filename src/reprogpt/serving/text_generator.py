@@ -23,9 +23,11 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 from reprogpt.corpus.tokens import VOCABULARY_FILES, decode
 from reprogpt.model.generation import generate
 from reprogpt.model.hf_directory import load_model
-from reprogpt.numerics.device import set_up_numerics
+from reprogpt.numerics.device import temporary_numerics
 from reprogpt.params.sampling_limits import MAX_SEED, TEMPERATURE_RANGE, is_valid_temperature
 from reprogpt.paths import CHECKPOINT_ARTIFACT
+
+ARITHMETIC = {"device": "auto", "precision": "fp32", "matmul": "auto"}  # as `reprogpt generate`
 
 
 class TextGenerator(PythonModel):
@@ -34,8 +36,8 @@ class TextGenerator(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         """Load weights and vocabulary from the checkpoint."""
         folder = Path(context.artifacts[CHECKPOINT_ARTIFACT])
-        self._device = set_up_numerics(device="auto", precision="fp32", matmul="auto").device
-        self._model = load_model(folder).to(self._device)
+        with temporary_numerics(**ARITHMETIC) as numerics:
+            self._model = load_model(folder).to(numerics.device)
         self._encoding = read_encoding(folder)
 
     def predict(
@@ -52,7 +54,8 @@ class TextGenerator(PythonModel):
         """
         assert params is not None  # the signature has a default for each
         _check(params)
-        return pd.DataFrame({"text": [self._continue(prompt, params) for prompt in model_input["prompt"]]})
+        with temporary_numerics(**ARITHMETIC):
+            return pd.DataFrame({"text": [self._continue(prompt, params) for prompt in model_input["prompt"]]})
 
     def _continue(self, prompt: str, params: Mapping[str, Any]) -> str:
         if not isinstance(prompt, str):  # as in {"prompt": ["a", "b"]}, which MLflow reads as one row

@@ -77,9 +77,9 @@ class RunLogger:
             self._queue(record, {})
         self._progress.resume(self._last_step + 1)
 
-    def log_step(self, record: StepRecord) -> None:
-        """Log one step that was just done."""
-        self._progress.step(record)
+    def log_step(self, record: StepRecord, *, is_latest: bool) -> None:
+        """Log a step. is_latest: whether it was just done; on a GPU records arrive in groups, late but for the last."""
+        self._progress.step(record, is_latest=is_latest)
         extra: dict[str, float] = {}
         if record.val_loss is not None and self._progress.tokens_per_second is not None:
             extra["tokens_per_second"] = self._progress.tokens_per_second

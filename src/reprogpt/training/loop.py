@@ -11,9 +11,10 @@ from reprogpt.distributed.parallel import no_sync
 from reprogpt.evaluation.evaluate import EvalResult, evaluate, require_finite
 from reprogpt.model.generation import generate
 from reprogpt.step_record import StepRecord
+from reprogpt.training.batches import Batch
 from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.schedule import learning_rate_at
-from reprogpt.training.state import Batch, Training
+from reprogpt.training.state import Training
 
 
 def train(training: Training) -> Iterator[StepRecord]:
@@ -61,26 +62,20 @@ class _PendingStep:
 
 def _run_step(training: Training) -> _PendingStep:
     params = training.params
+    plan = training.plan
     step = training.step
-    epoch, batch_index = divmod(step, training.plan.steps_per_epoch)
-    batch = _training_batch(training, epoch, batch_index)
+    inputs, targets = training.loader.load(step)
     training.randomness.begin_step(step)
-    loss = training.group.all_reduce_mean(accumulate_gradients(training, batch.take(training.group.shard)))
-    first_clipped_step = training.plan.warmup_steps + int(params.orig_book_version)
+    loss = training.group.all_reduce_mean(accumulate_gradients(training, inputs, targets))
+    first_clipped_step = plan.warmup_steps + int(params.orig_book_version)
     max_norm = params.max_norm if step >= first_clipped_step else None
     stats, divisor = gradient_stats(training.model.parameters(), max_norm)
     lr = _learning_rate(training)
     optimizer_step(training, lr, divisor)
-    tokens_seen = (step + 1) * batch.inputs.size
-    return _PendingStep(step, epoch, tokens_seen, lr, torch.cat([loss.view(1), stats]))
-
-
-def _training_batch(training: Training, epoch: int, batch_index: int) -> Batch:
-    """Rows number batch_index * batch_size and following, in the order of the epoch's permutation."""
-    batch_size = training.params.batch_size
-    order = training.randomness.training_rows(epoch, len(training.train_rows.inputs))
-    start = batch_index * batch_size
-    return training.train_rows.take(order[start : start + batch_size])
+    training.loader.prefetch(step + 1)
+    tokens_seen = (step + 1) * params.batch_size * params.context_length
+    metrics = torch.cat([loss.view(1), stats])
+    return _PendingStep(step, step // plan.steps_per_epoch, tokens_seen, lr, metrics)
 
 
 def _fetch_records(pending: list[_PendingStep]) -> list[StepRecord]:
@@ -117,31 +112,30 @@ def _learning_rate(training: Training) -> float:
     )
 
 
-def accumulate_gradients(training: Training, batch: Batch) -> Tensor:
-    """Run forward and backward on this process's share of a batch, in `accumulate` micro-batches.
+def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Run forward and backward on this process's shard of a batch, in `accumulate` micro-batches.
 
-    Returns the share's mean loss, a float32 scalar on the device. Gradients become the mean over all processes.
+    inputs, targets: (b, T) int64, on the device. Returns the shard's mean loss, a float32 scalar on the device.
+    Gradients become the mean over all processes.
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
+    torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs, where there are any, may reuse the gradients' memory
     num_micro_batches = training.params.accumulate
-    micro_batch_size = len(batch.inputs) // num_micro_batches
+    micro_batch_size = len(inputs) // num_micro_batches
     losses = []
     for index in range(num_micro_batches):
-        micro_batch = batch.take(slice(index * micro_batch_size, (index + 1) * micro_batch_size))
+        rows = slice(index * micro_batch_size, (index + 1) * micro_batch_size)
         is_last = index + 1 == num_micro_batches
         with nullcontext() if is_last else no_sync(training.loss_fn):
-            loss = batch_loss(training, micro_batch) / num_micro_batches
+            loss = batch_loss(training, inputs[rows], targets[rows]) / num_micro_batches
             torch.autograd.backward(loss)
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
 
-def batch_loss(training: Training, batch: Batch) -> Tensor:
-    """Mean cross-entropy of a batch in train mode, nats per token: a float32 scalar with its graph."""
-    device = training.numerics.device
-    inputs = torch.from_numpy(batch.inputs).to(device)
-    targets = torch.from_numpy(batch.targets).to(device)
+def batch_loss(training: Training, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of rows on the device, in train mode, nats per token: a float32 scalar with its graph."""
     with training.numerics.autocast():
         return training.loss_fn(inputs, targets)
 

@@ -45,6 +45,7 @@ class RandomnessPolicy(Protocol):
         """Contexts of the forward pass and of its recomputation, in which dropout draws the same masks again.
 
         As torch.utils.checkpoint's context_fn. Afterwards the generator is where it was before the recomputation.
+        Not needed on CUDA, where torch restores its generators itself: see needs_recompute_context.
         """
 
     def state(self) -> dict[str, Tensor]:
@@ -103,6 +104,8 @@ class IndependentRandomness:
         return values * mask.mul_(65536 / (65536 - threshold))
 
     def recompute_context(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+        if self._device.type != "cpu":
+            return nullcontext(), _rewound_generator(self._device)
         return nullcontext(), self._rewound(self._dropout_generator.state)
 
     @contextmanager
@@ -134,8 +137,9 @@ class BookRandomness:
     order of later epochs, as it does in the book.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: torch.device = _CPU) -> None:
         self._seed = seed
+        self._device = device
         self._epoch = -1
         self._rows = np.empty(0, np.int64)
 
@@ -160,25 +164,55 @@ class BookRandomness:
         return functional.dropout(values, rate)
 
     def recompute_context(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
-        return nullcontext(), nullcontext()  # torch.utils.checkpoint restores torch's own generators
+        if self._device.type == "cpu":  # torch.utils.checkpoint restores the CPU's generator
+            return nullcontext(), nullcontext()
+        return nullcontext(), _rewound_generator(self._device)
 
     def state(self) -> dict[str, Tensor]:
         state = {"epoch": torch.tensor(self._epoch), "rows": torch.from_numpy(self._rows), "cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
+        if self._device.type != "cpu":
+            state["device"] = torch.get_device_module(self._device).get_rng_state()
         return state
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self._epoch = int(state["epoch"])
         self._rows = state["rows"].numpy()
         torch.set_rng_state(state["cpu"])
-        if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"])
+        if "device" in state:
+            torch.get_device_module(self._device).set_rng_state(state["device"])
 
     def _draw_permutation(self, num_rows: int) -> np.ndarray:
         _draw_seed()  # the training loader's base seed
         sampler = torch.Generator().manual_seed(_draw_seed())
         return torch.randperm(num_rows, generator=sampler).numpy()
+
+
+def needs_recompute_context(device: torch.device) -> bool:
+    """Whether activation checkpointing needs recompute_context on this device.
+
+    On CUDA torch restores its generator, and torch.compile can't trace a context of ours.
+    """
+    return device.type != "cuda"
+
+
+def _rewound_generator(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which the device's generator is in its present state again; afterwards it is restored.
+
+    torch.utils.checkpoint does the same for CUDA, but not for mps, whose module lacks the flag that it looks for.
+    """
+    module = torch.get_device_module(device)
+    forward_state = module.get_rng_state()
+
+    @contextmanager
+    def rewound() -> Iterator[None]:
+        present_state = module.get_rng_state()
+        module.set_rng_state(forward_state)
+        try:
+            yield
+        finally:
+            module.set_rng_state(present_state)
+
+    return rewound()
 
 
 def _draw_seed() -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from reprogpt.corpus.tokens import load_encoding, read_tokens
-from reprogpt.corpus.windows import Windows, windows
+from reprogpt.corpus.windows import windows
 from reprogpt.distributed.parallel import LossFunction, shard_model, wrap_ddp
 from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from reprogpt.errors import DataError, DeviceError
@@ -15,37 +15,20 @@ from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.model.hf_import import load_initial_weights
 from reprogpt.numerics.device import Numerics
 from reprogpt.params.train import TrainParams
+from reprogpt.training.batches import BatchLoader, SplitRows
 from reprogpt.training.loss import NextTokenLoss
-from reprogpt.training.randomness import BookRandomness, IndependentRandomness, RandomnessPolicy
+from reprogpt.training.randomness import (
+    BookRandomness,
+    IndependentRandomness,
+    RandomnessPolicy,
+    needs_recompute_context,
+)
 from reprogpt.training.schedule import Plan, plan_training
 
 # CUDA kernels run asynchronously: copying the metrics of 16 steps together costs one wait instead of 16, and is
 # still often enough to see the loss move. On the CPU there is nothing to wait for.
 GPU_LOG_INTERVAL = 16
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows in memory. inputs, targets: (b, T) int64."""
-
-    inputs: np.ndarray
-    targets: np.ndarray
-
-    def take(self, rows: np.ndarray | slice) -> "Batch":
-        """The rows at these indices."""
-        return Batch(self.inputs[rows], self.targets[rows])
-
-
-@dataclass(frozen=True)
-class SplitRows:
-    """All rows of a split, read when they are taken. inputs, targets: (w, T)."""
-
-    inputs: Windows
-    targets: Windows
-
-    def take(self, rows: np.ndarray | slice) -> Batch:
-        """The rows at these indices, in memory. Raises DataError if a token id is outside the vocabulary."""
-        return Batch(self.inputs[rows], self.targets[rows])
+MAX_CUDA_GRAPH_TOKENS = 4096  # of a batch; at 32 x 1,024 tokens graphs gained nothing measurable
 
 
 @dataclass
@@ -65,6 +48,7 @@ class Training:
     plan: Plan
     train_rows: SplitRows
     val_rows: SplitRows
+    loader: BatchLoader
     prompt: list[int]
     randomness: RandomnessPolicy
     model: GPTModel
@@ -126,11 +110,20 @@ def training_from_ids(
     randomness = _randomness(params, numerics, group)
     randomness.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
-    recompute_context = randomness.recompute_context if params.activation_checkpointing else None
-    model = GPTModel(config, randomness.dropout, recompute_context)
+    model = GPTModel(
+        config,
+        randomness.dropout,
+        activation_checkpointing=params.activation_checkpointing,
+        recompute_context=randomness.recompute_context if needs_recompute_context(numerics.device) else None,
+    )
     initial_weights_tags = _load_init_from(model, params, group) if params.init_from else {}
     shard_model(model, numerics.device, params.parallel, group)
-    loss_fn = wrap_ddp(NextTokenLoss(model, compiled=params.compile), numerics.device, params.parallel, group)
+    cuda_graphs = params.compile and _is_launch_bound(params, group)
+    loss = NextTokenLoss(model, compiled=params.compile, cuda_graphs=cuda_graphs)
+    loss_fn = wrap_ddp(loss, numerics.device, params.parallel, group)
+    loader = BatchLoader(
+        train_rows, randomness, plan, batch_size=params.batch_size, shard=group.shard, device=numerics.device
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay, fused=True)
     return Training(
         params=params,
@@ -138,6 +131,7 @@ def training_from_ids(
         plan=plan,
         train_rows=train_rows,
         val_rows=val_rows,
+        loader=loader,
         prompt=prompt,
         randomness=randomness,
         model=model,
@@ -149,9 +143,18 @@ def training_from_ids(
     )
 
 
+def _is_launch_bound(params: TrainParams, group: ProcessGroup) -> bool:
+    """Whether launching a step's kernels takes a GPU's host longer than running them, and CUDA graphs are possible.
+
+    Not with micro-batches, whose gradients must survive the next forward pass, nor with several processes.
+    """
+    tokens = params.batch_size * params.context_length
+    return tokens <= MAX_CUDA_GRAPH_TOKENS and params.accumulate == 1 and group.size == 1
+
+
 def _randomness(params: TrainParams, numerics: Numerics, group: ProcessGroup) -> RandomnessPolicy:
     if params.random_order == "book":
-        return BookRandomness(params.seed)
+        return BookRandomness(params.seed, numerics.device)
     return IndependentRandomness(params.seed, numerics.device, group.rank)
 
 

@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui screenshots kill bench bench-costs large test test-full check lock clean
+.PHONY: repro ui demo docs screenshots kill bench bench-costs large test test-full check lock clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed  ## set up, check params.yaml, run the pipeline
@@ -22,20 +22,26 @@ ui: .venv/installed  ## MLflow on the store that the stages write to
 	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000};; \
 	esac
 
+demo: .venv/installed  ## the pipeline and one experiment on a small model, in a temporary copy: two minutes
+	python -m benchmarks.demo
+
+docs: .venv/installed-dev  ## the documentation as a searchable site, in site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
 kill: .venv/installed-dev  ## kill a tiny pipeline at 100 random moments and compare everything: a quarter of an hour
 	OMP_NUM_THREADS=1 python -m tests.kill --kills 100
 
 bench: .venv/installed  ## how fast this is, beside the book's own formulation: a quarter of an hour
 	python -m benchmarks
 
-bench-costs: .venv/installed  ## what resume points and portable numerics cost: 20 minutes
+bench-costs: .venv/installed  ## what checkpoints and portable numerics cost: 20 minutes
 	python -m benchmarks.saving
 	python -m benchmarks.portable
 
 large: .venv/installed  ## the pipeline on a gigabyte of text: memory, rates, time to the first step; 5 GB of disk
 	python -m benchmarks.large
 
-screenshots: .venv/installed-dev  ## docs/images for the README, with Chromium: make screenshots RUNS="NAME NAME"
+screenshots: .venv/installed-dev  ## docs/images, with Chromium: make screenshots RUNS="NAME NAME"
 	python -m tests.browser.screenshots $(RUNS)
 
 test: .venv/installed-dev  ## the tests, about eight minutes on two cores

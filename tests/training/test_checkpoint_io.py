@@ -1,6 +1,8 @@
 """Checkpoints on disk."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ TENSORS = {
     "generator_state": torch.tensor([1, 255, 3], dtype=torch.uint8),
     "many": torch.arange(1 << 20, dtype=torch.int64),
 }
+TRAINING_ID = "1" * 32
 LINES = '{"note": "ü"}\n{"note": 2}\n'.encode()
 
 
@@ -31,12 +34,12 @@ LINES = '{"note": "ü"}\n{"note": 2}\n'.encode()
 def checkpoint(tmp_path: Path) -> Path:
     """A committed checkpoint of TENSORS."""
     path = slots(tmp_path)[0]
-    commit(path, 7, write(path, TENSORS), LINES)
+    commit(path, 7, write(path, TENSORS), LINES, TRAINING_ID)
     return path
 
 
 def test_a_committed_checkpoint_is_read_back_bit_for_bit(checkpoint: Path) -> None:
-    step, tensors, records = read(checkpoint)
+    step, tensors, records = read(checkpoint, TRAINING_ID)
     assert (step, records) == (7, LINES)
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in TENSORS.items():
@@ -55,16 +58,16 @@ def test_without_a_manifest_it_is_not_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("steps", [(9, 10), (10, 9)])
 def test_the_later_step_comes_first(tmp_path: Path, steps: tuple[int, int]) -> None:
     for slot, step in zip(slots(tmp_path), steps, strict=True):
-        commit(slot, step, write(slot, {}), b"")
-    assert [read(checkpoint)[0] for checkpoint in committed(tmp_path)] == [10, 9]
+        commit(slot, step, write(slot, {}), b"", TRAINING_ID)
+    assert [read(checkpoint, TRAINING_ID)[0] for checkpoint in committed(tmp_path)] == [10, 9]
 
 
 def test_an_overwritten_checkpoint_counts_only_once_it_is_committed_again(checkpoint: Path, tmp_path: Path) -> None:
     fewer = {"step": TENSORS["step"], "matrix": TENSORS["matrix"] + 1}
     digests = write(checkpoint, fewer)
     assert committed(tmp_path) == []
-    commit(checkpoint, 8, digests, b"other")
-    step, tensors, records = read(checkpoint)
+    commit(checkpoint, 8, digests, b"other", TRAINING_ID)
+    step, tensors, records = read(checkpoint, TRAINING_ID)
     assert tensors.keys() == fewer.keys() and torch.equal(tensors["matrix"], fewer["matrix"])
     assert (step, records) == (8, b"other")
 
@@ -94,7 +97,7 @@ def test_a_corrupt_checkpoint_is_refused(checkpoint: Path, change: str) -> None:
     else:
         manifest.write_text("7")
     with pytest.raises(CorruptCheckpointError, match="checkpoint-a"):
-        read(checkpoint)
+        read(checkpoint, TRAINING_ID)
 
 
 def test_removing_one_checkpoint_leaves_the_other(tmp_path: Path, checkpoint: Path) -> None:
@@ -104,3 +107,31 @@ def test_removing_one_checkpoint_leaves_the_other(tmp_path: Path, checkpoint: Pa
     assert committed(tmp_path) == [checkpoint]
     remove(checkpoint)
     assert list(tmp_path.iterdir()) == []
+
+
+def copied(checkpoint: Path, run_dir: Path) -> Path:
+    """A copy of the checkpoint's three files in another run directory."""
+    run_dir.mkdir()
+    for path in checkpoint.parent.glob(f"{checkpoint.name}.*"):
+        shutil.copy(path, run_dir)
+    return run_dir / checkpoint.name
+
+
+def test_a_checkpoint_of_another_training_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(CorruptCheckpointError, match=f"by another training: training_id {TRAINING_ID}, not {'2' * 32}"):
+        read(checkpoint, "2" * 32)
+
+
+def test_a_checkpoint_in_another_run_directory_is_refused_even_with_its_training_id(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(CorruptCheckpointError, match=f"by another training: run_dir {tmp_path.name}, not other"):
+        read(copied(checkpoint, tmp_path / "other"), TRAINING_ID)
+
+
+def test_a_manifest_that_names_no_training_is_refused(checkpoint: Path) -> None:
+    manifest = json.loads(checkpoint.with_suffix(".json").read_bytes())
+    del manifest["training_id"]
+    checkpoint.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(CorruptCheckpointError, match="by another training: training_id None"):
+        read(checkpoint, TRAINING_ID)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_a_corrupt_checkpoint_is_reported_and_the_one_before_it_used(
     stop_after(3, run_lock)
     stop_after(6, run_lock, save_seconds=0.0)
     newest, before = checkpoint_io.committed(run_lock.run_dir)
-    assert [checkpoint_io.read(checkpoint)[0] for checkpoint in (newest, before)] == [7, 4]
+    assert [checkpoint_io.read(checkpoint, run_lock.training_id)[0] for checkpoint in (newest, before)] == [7, 4]
     corrupt(newest)
     weights, records, done = finish(run_lock)
     assert f"a checkpoint is skipped: {newest.name} failed its SHA-256 check" in capsys.readouterr().err
@@ -181,6 +182,22 @@ def test_if_all_are_corrupt_it_starts_from_the_beginning(run_lock: RunLock) -> N
     for checkpoint in checkpoint_io.committed(run_lock.run_dir):
         corrupt(checkpoint)
     weights, records, done = finish(run_lock)
+    assert done == list(range(10))
+    assert (weights, records) == uninterrupted()
+
+
+@pytest.mark.parametrize("change", [{"seed": 8}, {"drop_rate": 0.3}])
+def test_a_checkpoint_copied_from_another_training_is_refused(
+    run_lock: RunLock, tmp_path: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_lock.run_dir is not None
+    other = RunLock("f" * 32, tmp_path / "other", {"workspace": False})
+    (tmp_path / "other").mkdir()
+    stop_after(3, other, **change)
+    for path in (tmp_path / "other").iterdir():
+        shutil.copy(path, run_lock.run_dir)
+    weights, records, done = finish(run_lock)
+    assert "a checkpoint is skipped: checkpoint-a was saved by another training" in capsys.readouterr().err
     assert done == list(range(10))
     assert (weights, records) == uninterrupted()
 
@@ -223,7 +240,7 @@ def test_without_a_run_directory_nothing_is_saved() -> None:
 def test_a_checkpoint_holds_the_records_to_the_last_bit(run_lock: RunLock) -> None:
     assert run_lock.run_dir is not None
     stop_after(4, run_lock)
-    *_, lines = checkpoint_io.read(checkpoint_io.committed(run_lock.run_dir)[0])
+    *_, lines = checkpoint_io.read(checkpoint_io.committed(run_lock.run_dir)[0], run_lock.training_id)
     records = [json.loads(line) for line in lines.splitlines()]
     assert records == [asdict(record) for record in uninterrupted()[1][:5]]
     assert records[4]["sample"]

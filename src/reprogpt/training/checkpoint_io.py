@@ -30,10 +30,11 @@ _SAFETENSORS_DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.uint8: "U
 _TENSORS = ".safetensors"
 _RECORDS = ".jsonl"
 _MANIFEST = ".json"
+_TRAINING_KEYS = ("training_id", "run_dir")
 
 
 class CorruptCheckpointError(Exception):
-    """A checkpoint can't be read, or failed its SHA-256 check."""
+    """A checkpoint can't be read, failed its SHA-256 check, or is of another training."""
 
 
 def slots(run_dir: Path) -> tuple[Path, Path]:
@@ -71,31 +72,39 @@ def write(checkpoint: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return dict(zip(tensors, digests, strict=True))
 
 
-def commit(checkpoint: Path, step: int, digests: Mapping[str, str], records: bytes) -> None:
+def commit(checkpoint: Path, step: int, digests: Mapping[str, str], records: bytes, training_id: str) -> None:
     """Flush what write() wrote to disk, write the records and then the manifest: from here on it is a checkpoint.
 
-    step: 0-based number of the next step. digests: from write(). records: JSON lines.
+    step: 0-based number of the next step. digests: from write(). records: JSON lines. training_id: of the run
+    directory. The manifest has it, and the directory's name, the fingerprint of what the training depends on.
     """
     with checkpoint.with_suffix(_TENSORS).open("rb") as file:
         os.fsync(file.fileno())
     write_bytes_atomic(checkpoint.with_suffix(_RECORDS), records)
     all_digests = {**digests, _RECORDS: hashlib.sha256(records).hexdigest()}
-    write_json_atomic(checkpoint.with_suffix(_MANIFEST), {"step": step, "sha256": all_digests})
+    write_json_atomic(checkpoint.with_suffix(_MANIFEST), {**_training(checkpoint, training_id), "step": step, "sha256": all_digests})
 
 
-def read(checkpoint: Path) -> tuple[int, dict[str, Tensor], bytes]:
+def read(checkpoint: Path, training_id: str) -> tuple[int, dict[str, Tensor], bytes]:
     """A committed checkpoint's step, tensors (on the CPU) and records.
 
-    Raises CorruptCheckpointError if a file can't be read or failed its SHA-256 check.
+    Raises CorruptCheckpointError if a file can't be read or failed its SHA-256 check, and if commit() wrote it for
+    another training than training_id or into another run directory: other weights would pass for this training's.
     """
     try:
         manifest = json.loads(checkpoint.with_suffix(_MANIFEST).read_text("utf-8"))
         step = int(manifest["step"])
         expected = dict(manifest["sha256"])
+        training = {key: manifest.get(key) for key in _TRAINING_KEYS}
         tensors = load_file(checkpoint.with_suffix(_TENSORS))
         records = checkpoint.with_suffix(_RECORDS).read_bytes()
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CorruptCheckpointError(f"{checkpoint.name} can't be read: {error!r}") from None
+    if training != (here := _training(checkpoint, training_id)):
+        key = next(key for key in _TRAINING_KEYS if training[key] != here[key])
+        raise CorruptCheckpointError(
+            f"{checkpoint.name} was saved by another training: {key} {training[key]}, not {here[key]}"
+        )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(_sha256, map(_bytes, tensors.values()))
         found = dict(zip(tensors, digests, strict=True))
@@ -122,6 +131,11 @@ def _header(tensors: Mapping[str, Tensor], begins: list[int], ends: list[int]) -
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def _training(checkpoint: Path, training_id: str) -> dict[str, str]:
+    """The training that a checkpoint belongs to, by _TRAINING_KEYS."""
+    return dict(zip(_TRAINING_KEYS, (training_id, checkpoint.parent.name), strict=True))
 
 
 def _step(checkpoint: Path) -> int:

@@ -45,6 +45,7 @@ class CheckpointedTraining:
     def __init__(self, training: Training, run_lock: RunLock | None) -> None:
         self._training = training
         self._run_dir = run_lock.run_dir if run_lock else None
+        self._training_id = run_lock.training_id if run_lock else ""
         self.records: list[StepRecord] = []
         self._lines = bytearray()  # the records as JSON lines: encoding them anew for each checkpoint takes longer
         self._committer = ThreadPoolExecutor(1)
@@ -134,7 +135,7 @@ class CheckpointedTraining:
 
     def _commit_checkpoint(self, checkpoint: Path, step: int, digests: dict[str, str], records: bytes) -> None:
         try:
-            checkpoint_io.commit(checkpoint, step, digests, records)
+            checkpoint_io.commit(checkpoint, step, digests, records, self._training_id)
             self._newest = checkpoint
         except OSError as error:
             _warn_not_saved(step, error)
@@ -154,12 +155,12 @@ class CheckpointedTraining:
             self._lines[:] = lines
 
     def _latest_valid(self) -> tuple[int, dict[str, Tensor], bytes] | None:
-        """Step, tensors and records of the latest valid checkpoint. A corrupt one is reported and removed."""
+        """Step, tensors and records of the latest valid checkpoint. One that is not valid is reported and removed."""
         if self._run_dir is None:
             return None
         for checkpoint in checkpoint_io.committed(self._run_dir):
             try:
-                found = checkpoint_io.read(checkpoint)
+                found = checkpoint_io.read(checkpoint, self._training_id)
             except checkpoint_io.CorruptCheckpointError as error:
                 _warn(f"a checkpoint is skipped: {error}")
                 checkpoint_io.remove(checkpoint)

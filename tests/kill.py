@@ -62,7 +62,7 @@ def kill_round(workspace: Workspace, reference: dict[str, Any], *, kills: int, c
     The kills aim at random stages, in the pipeline's order: one that is aimed at too early would be passed unhurt.
     """
     result = Round()
-    aims = chance.choices(list(STAGES), STAGES.values(), k=kills)
+    aims = chance.choices(list(STAGES), list(STAGES.values()), k=kills)
     for number, aim in enumerate(sorted(aims, key=list(STAGES).index)):
         log = workspace.path.parent / f"log-{number + 1}"  # one each: an orphan goes on writing to its own
         saved, killed = _has_checkpoint(workspace), _killed(workspace, log, aim, chance, result)

@@ -26,11 +26,11 @@ IDENTICAL = ["", "identical to the bit"]
 
 def run_b(**kinds: dict[str, Any]) -> TrackedRun:
     """A second run: A but for the entries given."""
-    changed = {kind: {**getattr(A, kind), **entries} for kind, entries in kinds.items()}
+    changed: Any = {kind: {**getattr(A, kind), **entries} for kind, entries in kinds.items()}
     return replace(A, id="b" * 32, name="second", **changed)
 
 
-def history(num_steps: int = 6, **values: dict[int, float]) -> dict[str, dict[int, float]]:
+def history(num_steps: Any = 6, **values: dict[int, float]) -> dict[str, dict[int, float]]:
     """Metric -> step -> value: every metric is step + 1 at each step, but for the values given."""
     return {key: {step: step + 1.0 for step in range(num_steps)} | values.get(key, {}) for key in STEP_METRICS}
 

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from reprogpt.cli.main import run
 from reprogpt.corpus.tokens import decode, load_encoding
 from reprogpt.errors import PipelineError
 from reprogpt.evaluation.samples import sample_text
+from reprogpt.model import generation
 from reprogpt.model.hf_directory import load_model, save_model
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
@@ -37,9 +39,10 @@ Generate = Callable[..., tuple[str, str]]
 
 @pytest.fixture(autouse=True)
 def matmul_precision_restored() -> Iterator[None]:
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    backend: Any = torch.backends.mkldnn
+    before = backend.matmul.fp32_precision
     yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
+    backend.matmul.fp32_precision = before
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,7 @@ def test_each_token_is_written_before_the_next_one_is_made(generate: Generate, m
             yield token
 
     buffer = SimpleNamespace(write=events.append, flush=lambda: events.append("flush"))
-    monkeypatch.setattr(command.generation, "generate", fake)
+    monkeypatch.setattr(generation, "generate", fake)
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=buffer, flush=lambda: None))
     monkeypatch.setattr(sys, "argv", ["reprogpt", "generate", "One"])
     assert run() == 0

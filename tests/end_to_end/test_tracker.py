@@ -9,6 +9,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import mlflow.pyfunc
@@ -77,7 +78,7 @@ class Tracker:
             return self._database.dump()
         return b"".join(path.read_bytes() for path in self._folder.glob("*.db*"))
 
-    def ask(self, clone: Workspace, *command: str, exit_code: int = 0, **credentials: str) -> str:
+    def ask(self, clone: Workspace, *command: str, exit_code: Any = 0, **credentials: str) -> str:
         """What a command prints in the clone, with these variables MLFLOW_TRACKING_… and no others; its exit code."""
         clone.env = {key: value for key, value in clone.env.items() if not key.startswith("MLFLOW_TRACKING_")}
         clone.env |= {f"MLFLOW_TRACKING_{key}": value for key, value in credentials.items()}

@@ -82,7 +82,7 @@ class Workspace:
         path = self.path / "params.yaml"
         text = path.read_text("utf-8")
         for key, value in values.items():
-            text, count = re.subn(rf"(?m)^{key}: .*?(?= #|$)", lambda _, k=key, v=value: f"{k}: {v}", text)
+            text, count = re.subn(rf"(?m)^{key}: .*?(?= #|$)", f"{key}: {value}".replace("\\", r"\\"), text)
             assert count == 1, key
         path.write_text(text, "utf-8")
 

@@ -133,7 +133,7 @@ def test_the_key_of_recorded_inputs_is_the_run_key_of_the_same_inputs(
         "a.txt": "text",
     }.items():
         Path(path).write_text(text, "utf-8")
-    entry = {
+    entry: dict[str, Any] = {
         "cmd": "fit é",
         "deps": [{"path": "a.txt", "hash": "md5", "md5": "1cb251ec0d568de6a929b520c4aed8d1", "size": 4}],
         "params": {"params.yaml": {"flag": False, "word": "Jede Mühe", "peak_lr": 1e-05}},

@@ -45,7 +45,7 @@ class GivenRevision(Revision):
         return self.digests.get(path)
 
 
-def revision(numbers: dict[str, float] = NUMBERS, **digests: str) -> GivenRevision:
+def revision(numbers: Any = NUMBERS, **digests: str) -> GivenRevision:
     texts = {"dvc.yaml": DVC, "dvc.lock": LOCK, "params.yaml": "peak_lr: 0.00001\n"}
     texts["data/metrics/eval.json"] = json.dumps(numbers)
     made = GivenRevision(texts, {"src/reprogpt/training/schedule_of_rates.py": "c", "data/model": "m.dir"} | digests)
@@ -53,7 +53,7 @@ def revision(numbers: dict[str, float] = NUMBERS, **digests: str) -> GivenRevisi
     return made
 
 
-def run(letter: str, *, key: str | None, weights: str = "m.dir", **metrics: float) -> TrackedRun:
+def run(letter: str, *, key: str | None, weights: Any = "m.dir", **metrics: float) -> TrackedRun:
     tags = {"run_key": key or "", "dvc.data/model.md5": weights, "corpus.url": "https://host/the-verdict.txt"}
     return TrackedRun(letter * 32, f"run-{letter}", "FINISHED", {}, tags, metrics)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ def git(*arguments: str, date: int = 0) -> str:
     return subprocess.run(["git", *arguments], env=environment, check=True, capture_output=True, text=True).stdout
 
 
-def commit(*, date: int = 0, **texts: str) -> str:
+def commit(*, date: Any = 0, **texts: str) -> str:
     for path, text in texts.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, "utf-8")

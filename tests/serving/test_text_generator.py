@@ -64,9 +64,10 @@ def files(root: Path) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def matmul_precision_restored() -> Iterator[None]:
-    before = torch.backends.mkldnn.matmul.fp32_precision
+    backend: Any = torch.backends.mkldnn
+    before = backend.matmul.fp32_precision
     yield
-    torch.backends.mkldnn.matmul.fp32_precision = before
+    backend.matmul.fp32_precision = before
 
 
 def load(folder: Path) -> PyFuncModel:
@@ -96,7 +97,8 @@ def generate(root: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.C
 
 
 def texts(model: PyFuncModel, *prompts: str, **params: Any) -> list[str]:
-    return list(model.predict(pd.DataFrame({"prompt": prompts}), params=params)["text"])
+    predicted: Any = model.predict(pd.DataFrame({"prompt": prompts}), params=params)
+    return list(predicted["text"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The description of a run: exact texts, of a run with all facts and of one with hardly any."""
 
 import dataclasses
+from typing import Any
 
 from reprogpt.tracking.description import describe_evaluation, describe_training, repeat_commands
 from reprogpt.tracking.runs import TrackedRun
@@ -43,7 +44,7 @@ python -m reprogpt lineage {ID}
 """
 
 
-def changed(run: TrackedRun = TRAINING, **tags: str) -> TrackedRun:
+def changed(run: Any = TRAINING, **tags: str) -> TrackedRun:
     return dataclasses.replace(run, tags={**run.tags, **tags})
 
 

@@ -79,7 +79,7 @@ def assert_one_complete_model(client: MlflowClient, root: Path) -> LoggedModel:
     assert model.status == LoggedModelStatus.READY
     assert files_in(model) == FILES
     assert len(list((root / "mlruns").rglob("*.safetensors"))) == 1
-    run = client.get_run(model.source_run_id)
+    run = client.get_run(str(model.source_run_id))
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     return model
 
@@ -162,7 +162,7 @@ def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, r
     for training_id in ("1" * 32, "2" * 32):
         upload(ended_training(training_id))
     found = models(client)
-    assert len({model.source_run_id for model in found}) == len(found) == 2
+    assert len({str(model.source_run_id) for model in found}) == len(found) == 2
 
 
 def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:
@@ -187,13 +187,13 @@ def test_a_model_that_lacks_a_file_is_never_complete(
     assert "model.safetensors is missing: the MLflow run has no model" in capsys.readouterr().err
     (model,) = models(client)
     assert model.status == LoggedModelStatus.FAILED
-    assert download_checkpoint(model.source_run_id, Path("copy")) is None
-    assert register_model(model.source_run_id, "gpt") is None
+    assert download_checkpoint(str(model.source_run_id), Path("copy")) is None
+    assert register_model(str(model.source_run_id), "gpt") is None
 
 
 def test_a_model_is_downloaded_bit_for_bit(client: MlflowClient, root: Path) -> None:
     upload(ended_training())
-    copy = download_checkpoint(models(client)[0].source_run_id, root / "copy")
+    copy = download_checkpoint(str(models(client)[0].source_run_id), root / "copy")
     assert copy is not None
     assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
         path.name: path.read_bytes() for path in (root / "data/model").iterdir()
@@ -203,12 +203,12 @@ def test_a_model_is_downloaded_bit_for_bit(client: MlflowClient, root: Path) -> 
 def test_a_model_is_registered_once_under_a_name(client: MlflowClient, root: Path) -> None:
     upload(ended_training())
     model = models(client)[0]
-    assert register_model(model.source_run_id, "gpt") == RegisteredModel("gpt", 1, new=True)
-    assert register_model(model.source_run_id, "gpt") == RegisteredModel("gpt", 1, new=False)
-    assert register_model(model.source_run_id, "other") == RegisteredModel("other", 1, new=True)
+    assert register_model(str(model.source_run_id), "gpt") == RegisteredModel("gpt", 1, new=True)
+    assert register_model(str(model.source_run_id), "gpt") == RegisteredModel("gpt", 1, new=False)
+    assert register_model(str(model.source_run_id), "other") == RegisteredModel("other", 1, new=True)
     upload(ended_training("2" * 32))
     second = next(found for found in models(client) if found.model_id != model.model_id)
-    assert register_model(second.source_run_id, "gpt") == RegisteredModel("gpt", 2, new=True)
+    assert register_model(str(second.source_run_id), "gpt") == RegisteredModel("gpt", 2, new=True)
     assert len(client.search_model_versions("name = 'gpt'")) == 2
     listed = client.get_logged_model(model.model_id).tags["mlflow.modelVersions"]
     assert listed == '[{"name": "gpt", "version": 1}, {"name": "other", "version": 1}]'

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.tracking import outbox as outbox_module
 from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes, open_outbox
 
 
@@ -161,7 +160,7 @@ def test_the_first_record_is_read_without_the_others(monkeypatch: pytest.MonkeyP
         outbox.append("metrics", step=number)
     parsed: list[bytes] = []
     loads = json.loads
-    monkeypatch.setattr(outbox_module.json, "loads", lambda line: parsed.append(line) or loads(line))
+    monkeypatch.setattr(json, "loads", lambda line: parsed.append(line) or loads(line))
     assert next(outbox.records())["step"] == 0
     assert len(parsed) == 1
     parsed.clear()

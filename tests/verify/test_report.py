@@ -148,7 +148,7 @@ def test_a_difference_begins_where_all_that_was_read_is_the_same() -> None:
     assert origins([same, OutComparison("plot", "png", "a", None)], STAGES) == ["plot"]
 
 
-def explained(*stages: str, pins: list[Change] | None = None, text: Change | None = None, **here: str) -> str:
+def explained(*stages: str, pins: Any = None, text: Any = None, **here: str) -> str:
     return "\n".join(explanation(stages, RunEnvironments(TAGS, {**TAGS, **here}, pins or [], text)))
 
 

@@ -1,4 +1,4 @@
-"""The README's pictures of MLflow, from two runs of this repository's store: python -m tests.browser.screenshots A B
+"""The documentation's pictures of MLflow, from two runs of this repository's store: python -m tests.browser.screenshots A B
 
 The runs are given by name; of several with one name the newest is taken.
 """
@@ -17,7 +17,7 @@ STYLE = "[data-assistant-ui] { display: none !important }"
 
 
 def take(mlflow: MlflowPage, name: str, height: int) -> None:
-    """Write one picture, of the upper part of the page. Raises SystemExit where the file is too large for a README."""
+    """Write one picture, of the upper part of the page. Raises SystemExit where the file is too large for a page."""
     path = FOLDER / f"{name}.png"
     width = mlflow.page.viewport_size["width"] if mlflow.page.viewport_size else 0
     mlflow.page.mouse.move(0, 0)

@@ -57,7 +57,7 @@ def test_two_workers_on_a_fresh_store_make_two_complete_runs(queued: Workspace) 
 
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: Workspace) -> None:
-    """As the README says to: what is compared here is what `mlflow ui` draws, point for point."""
+    """As docs/tutorial.md says to: what is compared here is what `mlflow ui` draws, point for point."""
     names = ["slower", "faster"]
     ids = {run.info.run_name: run.info.run_id for run in queued.runs()}
     assert BROWSER is not None
@@ -153,7 +153,7 @@ def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Works
 
 
 def test_tables_fit_a_terminal(queued: Workspace) -> None:
-    """80 columns for the README's table, beside a committed result, with nothing cut off; digests in no table."""
+    """80 columns for the table of docs/experiments.md, beside a committed result, with nothing cut off; digests in no table."""
     command = shlex.split(documented("dvc exp show --only-changed"))
     table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout
     assert "…" not in table

@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 from reprogpt.dvc_files import dvc_md5
 from reprogpt.model.hf_directory import load_model
 from tests.end_to_end.remotes import KEY_ID, SECRET, clone_of, remote
-from tests.end_to_end.workspace import README, STEPS, Workspace, points_drawn
+from tests.end_to_end.workspace import DOCS, STEPS, Workspace, points_drawn
 
 ARTIFACTS = {
     "params.yaml",
@@ -28,7 +28,7 @@ ARTIFACTS = {
     "samples/training.txt",
     *(f"plots/{name}.{kind}" for name in ("learning_rate", "losses", "gradients") for kind in ("png", "pdf")),
 }
-EXAMPLES = [line.partition("#")[0].strip() for line in README.splitlines() if line.startswith("python -m reprogpt ")]
+EXAMPLES = [line.partition("#")[0].strip() for line in DOCS.splitlines() if line.startswith("python -m reprogpt ")]
 ONE_OF_EACH = {line.split()[3]: line for line in EXAMPLES}.values()  # command -> its last example
 FINAL = {"final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
 
@@ -218,8 +218,8 @@ def test_another_project_gets_the_model_by_name(finished: Workspace, tmp_path: P
 
 
 @pytest.fixture(scope="module")
-def as_in_readme(finished: Workspace) -> Workspace:
-    """The clone with runs of two rates, by the names that README.md gives them, and the file that it reads."""
+def as_documented(finished: Workspace) -> Workspace:
+    """The clone with runs of two rates, by the names that the pages give them, and the file that it reads."""
     runs = [run for run in finished.runs() if "mlflow.parentRunId" not in run.data.tags]
     assert runs[0].data.params["peak_lr"] != runs[-1].data.params["peak_lr"]
     for run, name in ((runs[0], "book"), (runs[-1], "corrected")):
@@ -231,14 +231,14 @@ def as_in_readme(finished: Workspace) -> Workspace:
 @pytest.mark.parametrize(
     "line", [pytest.param(line, marks=() if line in ONE_OF_EACH else pytest.mark.slow) for line in EXAMPLES]
 )
-def test_an_example_of_the_readme_does_what_it_says(as_in_readme: Workspace, line: str) -> None:
+def test_an_example_of_the_documentation_does_what_it_says(as_documented: Workspace, line: str) -> None:
     """Of two different runs, compare's answer is no."""
-    before = as_in_readme.files()
-    done = as_in_readme.run("bash", "-o", "pipefail", "-c", line)
+    before = as_documented.files()
+    done = as_documented.run("bash", "-o", "pipefail", "-c", line)
     assert "Traceback" not in done.stderr
     assert done.returncode == (1 if " compare " in line else 0), done.stderr
     assert done.stdout.strip()
-    assert as_in_readme.files() == before
+    assert as_documented.files() == before
 
 
 def test_greedy_text_is_the_greedy_sample(finished: Workspace) -> None:

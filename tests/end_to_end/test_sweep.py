@@ -1,4 +1,4 @@
-"""The README's sweep: six experiments queued, run for real, and seen in both tools."""
+"""The sweep of docs/experiments.md: six experiments queued, run for real, and seen in both tools."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from tests.end_to_end.workspace import README, Workspace, documented, make_workspace
+from tests.end_to_end.workspace import DOCS, Workspace, documented, make_workspace
 
 # Two minutes, ten on a busy machine; test_experiments.py runs two from a queue.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -16,7 +16,7 @@ GRID = set(itertools.product(("0.0003", "0.001", "0.003"), ("0.1", "0.2")))
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A clone with a result that none of the six repeats, after the README's two commands."""
+    """A clone with a result that none of the six repeats, after the two commands of README.md."""
     made = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), peak_lr=0.0005)
     made.succeed("dvc", "repro")
     made.commit("result")
@@ -50,8 +50,8 @@ def test_the_table_has_all_of_them_the_best_first(swept: Workspace) -> None:
         assert (rate, ratio) == (runs[name].params["peak_lr"], runs[name].params["warmup_ratio"])
 
 
-def test_mlflow_finds_them_by_the_readmes_filter(swept: Workspace) -> None:
-    (line,) = re.findall(r"(?m)^tags\.`dvc\.baseline` = .*$", README)
+def test_mlflow_finds_them_by_the_documented_filter(swept: Workspace) -> None:
+    (line,) = re.findall(r"(?m)^tags\.`dvc\.baseline` = .*$", DOCS)
     commit = swept.succeed("git", "rev-parse", "HEAD").strip()
     words = line.replace("COMMIT", commit)
     assert commit in words

@@ -16,7 +16,8 @@ from mlflow.entities import LoggedModelStatus, Run
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = "\n".join(page.read_text("utf-8") for page in PAGES)
 BUNDLED = ROOT / "data/offline/an-error-of-the-press.txt"
 # 9 steps an epoch on the bundled text; the vocabulary is GPT-2's, so the model is not smaller on disk than 13 MB.
 TINY = {
@@ -160,8 +161,8 @@ def points_drawn(shown: str, plot: str) -> list[dict[str, str]]:
 
 
 def documented(command: str) -> str:
-    """The README's command line that begins so, without its comment."""
-    (line,) = {line.partition("  #")[0].strip() for line in README.splitlines() if line.startswith(command)}
+    """The command line of README.md or docs/ that begins so, without its comment."""
+    (line,) = {line.partition("  #")[0].strip() for line in DOCS.splitlines() if line.startswith(command)}
     return line
 
 

@@ -1,4 +1,4 @@
-"""The documentation's pictures of MLflow, from two runs of this repository's store: python -m tests.browser.screenshots A B
+"""The documentation's pictures of MLflow, of two runs in this store: python -m tests.browser.screenshots A B
 
 The runs are given by name; of several with one name the newest is taken.
 """

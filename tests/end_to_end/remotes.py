@@ -18,7 +18,9 @@ KEY_ID, SECRET = secrets.token_hex(10), secrets.token_hex(20)  # drawn, so that 
 
 @contextmanager
 def remote(kind: str, folder: Path, workspace: Workspace) -> Iterator[None]:
-    """Make a place and name it in the workspace's .dvc/config, as docs/storage-and-remotes.md says. kind: "local" or "s3".
+    """Make a remote and add it to the workspace's .dvc/config, as docs/storage-and-remotes.md says.
+
+    kind: "local" or "s3".
 
     An S3 remote's key is in .dvc/config.local while the block works.
     """

@@ -153,7 +153,7 @@ def test_a_result_from_the_cache_is_traced_to_the_run_that_made_it(queued: Works
 
 
 def test_tables_fit_a_terminal(queued: Workspace) -> None:
-    """80 columns for the table of docs/experiments.md, beside a committed result, with nothing cut off; digests in no table."""
+    """80 columns for the table of docs/experiments.md, with nothing cut off; digests in no table."""
     command = shlex.split(documented("dvc exp show --only-changed"))
     table = queued.run("env", "COLUMNS=80", *command, "--no-pager").stdout
     assert "…" not in table

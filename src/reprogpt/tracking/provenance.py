@@ -4,34 +4,25 @@ import json
 import os
 from typing import Any
 
-from reprogpt.dvc_files import LOCK_FILE, out_paths
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, read_mapping
 from reprogpt.paths import SOURCE
-from reprogpt.tracking.git import git, git_bytes
+from reprogpt.tracking.git import git
+from reprogpt.tracking.stage_code import code_patch
 
 
 def git_tags() -> dict[str, str]:
     """commit and dirty ("true" or "false"), {} outside a git repository.
 
-    dirty looks at tracked files other than params.yaml, dvc.lock and the pipeline's outs: those are
-    recorded by value, and every experiment changes them.
+    dirty is about the stages' code: parameters, results and texts are recorded by value.
     """
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    status = git("status", "--porcelain", "--untracked-files=no", *_code())
-    return {"commit": commit, "dirty": "true" if status else "false", "mlflow.source.git.commit": commit}
-
-
-def git_patch() -> bytes | None:
-    """What git_tags calls dirty, for `git apply` on the commit; empty where nothing is, None outside a repository."""
-    return git_bytes("diff", "--binary", "--no-color", "--no-ext-diff", "HEAD", *_code())
-
-
-def _code() -> list[str]:
-    stages = read_mapping(DVC_FILE)["stages"].values()
-    recorded = [str(PARAMS_FILE), str(LOCK_FILE), *(path for stage in stages for path in out_paths(stage))]
-    return ["--", ".", *(f":(exclude){path}" for path in recorded)]
+    patch = code_patch()
+    return {
+        "commit": commit,
+        "dirty": "true" if patch is None or patch.paths else "false",
+        "mlflow.source.git.commit": commit,
+    }
 
 
 def experiment_tags() -> dict[str, str]:

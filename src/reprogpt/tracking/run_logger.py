@@ -19,8 +19,9 @@ from reprogpt.progress import TrainingProgress
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
 from reprogpt.tracking.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.provenance import corpus_tags, experiment_tags, git_patch, git_tags, read_source
+from reprogpt.tracking.provenance import corpus_tags, experiment_tags, git_tags, read_source
 from reprogpt.tracking.results import record_evaluation, record_plots
+from reprogpt.tracking.stage_code import MAX_PATCH_BYTES, code_patch
 from reprogpt.tracking.store import store_name
 from reprogpt.tracking.system_metrics import SystemMetrics
 from reprogpt.tracking.uploader import uploading
@@ -197,10 +198,28 @@ def _queue_source_files(outbox: OutboxFile) -> None:
     queued = {Path(record["kept"]).name for record in outbox.records() if record["kind"] == "file"}
     if PARAMS_FILE.name not in queued:
         outbox.append_file(PARAMS_FILE, "")
-    patch = git_patch()
-    if patch and PATCH not in queued:
-        write_bytes_atomic(outbox.folder / PATCH, patch)
-        outbox.append_file(outbox.folder / PATCH, "")
+    if PATCH not in queued:
+        _queue_patch(outbox)
+
+
+def _queue_patch(outbox: OutboxFile) -> None:
+    """Queue what the stages' code has changed since the commit, and say so."""
+    patch = code_patch()
+    if patch is None and git_tags():
+        print(f"{PATCH} is not recorded: git could not compare the code with the commit", file=sys.stderr)
+    if patch is None or not patch.paths:
+        return
+    files = f"{', '.join(patch.paths[:5])}{' ...' if len(patch.paths) > 5 else ''} ({len(patch.paths)} in all)"
+    if len(patch.content) > MAX_PATCH_BYTES:
+        print(
+            f"{PATCH} is not recorded: the changes of {files} since the commit have {len(patch.content)} bytes, "
+            f"more than {MAX_PATCH_BYTES}. Commit the code, so that the run can be reproduced",
+            file=sys.stderr,
+        )
+        return
+    print(f"{PATCH} records the uncommitted code: {files}", file=sys.stderr)
+    write_bytes_atomic(outbox.folder / PATCH, patch.content)
+    outbox.append_file(outbox.folder / PATCH, "")
 
 
 def _warn_of_fallback(path: str) -> None:

@@ -11,6 +11,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.description import describe_evaluation, describe_training
@@ -43,9 +44,10 @@ def upload(outbox: OutboxFile) -> int:
         raise TrackingError(f"this run is in the MLflow store {first['store']}: set MLFLOW_TRACKING_URI to it")
     client, experiment_id = open_store()
     with store_errors():
-        run_id = _find_or_create_run(client, experiment_id, first)
+        run_id = _find_or_create_run(client, experiment_id, outbox)
     if run_id is None and pending[0].record == first:  # once for the whole outbox
-        print(f"No MLflow run has run_key {first['run_key']} (trained elsewhere?): results are written to files only.")
+        what = f"run_key {first['run_key']}" + (" and the weights of data/model" if first.get("made") else "")
+        print(f"No MLflow run has {what} (trained elsewhere?): results are written to files only.")
     for batch in _batches(pending):
         if run_id is not None:
             _write_batch(client, run_id, outbox, batch)
@@ -127,12 +129,13 @@ def _end(client: MlflowClient, run: Run, record: Record) -> None:
     client.set_terminated(run_id, record["status"], end_time=end_time)
 
 
-def _find_or_create_run(client: MlflowClient, experiment_id: str, first: Record) -> str | None:
+def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: OutboxFile) -> str | None:
     """The id of the run that an outbox is for, by its first record.
 
-    For a training: its run, created if it does not exist. For results: the training's run of the present DVC
-    experiment if there is one, else its newest run, else None.
+    For a training: its run, created if it does not exist. For results: a run of the training that made the weights;
+    of several, that of the present DVC experiment, else the newest; None if there is none.
     """
+    first = next(outbox.records())
     if first["kind"] == "training":
         tag = f"tags.training_id = '{first['tags']['training_id']}'"
         found = list(client.search_runs([experiment_id], tag))
@@ -140,12 +143,26 @@ def _find_or_create_run(client: MlflowClient, experiment_id: str, first: Record)
             return str(found[0].info.run_id)
         run = client.create_run(experiment_id, first["time"], first["tags"], first["name"])
         return str(run.info.run_id)
-    tag = f"tags.run_key = '{first['run_key']}'"
-    runs = client.search_runs([experiment_id], tag, order_by=["attributes.start_time DESC"])
+    query = f"tags.run_key = '{first['run_key']}'"
+    runs = client.search_runs([experiment_id], query, order_by=["attributes.start_time DESC"])
+    has_results = any(record["kind"] == "results" for record in outbox.records())
     trainings = [run for run in runs if not _is_child(run)]
+    trainings = _that_made(trainings, first.get("made", {}), has_results=has_results)
     of_experiment = [run for run in trainings if run.data.tags.get("dvc.experiment") == first["experiment"]]
     candidates = of_experiment or trainings
     return str(candidates[0].info.run_id) if candidates else None
+
+
+def _that_made(runs: list[Run], made: Mapping[str, str], *, has_results: bool) -> list[Run]:
+    """The runs of trainings that made these bits: the weights, else the history, by their tags.
+
+    All of them if nothing is known of the bits. Results are of the weights: they go to no run of other weights.
+    """
+    for tag, digest in made.items():
+        same = [run for run in runs if run.data.tags.get(tag) == digest]
+        if same or (has_results and tag == "weights.sha256"):
+            return same
+    return [] if made else runs
 
 
 def _run_of_results(client: MlflowClient, run_id: str, record: Record) -> str:
@@ -159,7 +176,7 @@ def _run_of_results(client: MlflowClient, run_id: str, record: Record) -> str:
         return run_id
     run = client.get_run(run_id)
     logged = run.data.params
-    if any(logged.get(key, str(value)) != str(value) for key, value in params.items()):
+    if any(key in logged and logged[key] != _as_stored(value) for key, value in params.items()):
         return _find_or_create_child(client, run, record)
     client.log_batch(run_id, params=_params({key: value for key, value in params.items() if key not in logged}))
     return run_id
@@ -230,7 +247,12 @@ def _dataset(facts: Mapping[str, str]) -> DatasetInput:
 
 
 def _params(values: Mapping[str, Any]) -> list[Param]:
-    return [Param(key, str(value)) for key, value in values.items()]
+    return [Param(key, _as_stored(value)) for key, value in values.items()]
+
+
+def _as_stored(value: Any) -> str:
+    """A parameter's value as MLflow returns it: the store keeps the beginning of a long text."""
+    return str(value)[:MAX_PARAM_VAL_LENGTH]
 
 
 def _points(record: Record) -> list[Metric]:

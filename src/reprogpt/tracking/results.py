@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from reprogpt.paths import EVAL_RESULTS, PLOTS, SAMPLES
+from reprogpt.dvc_files import dvc_md5
+from reprogpt.files import file_digest
+from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
 from reprogpt.tracking.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.provenance import experiment_tags, git_tags
 from reprogpt.tracking.store import store_name
@@ -17,13 +19,23 @@ from reprogpt.tracking.uploader import uploading
 def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
     """An outbox for the MLflow run of the training with this key, uploaded while the block adds to it.
 
+    Of the runs with this key, it is one of a training that made the weights in data/model now, or, where they are not
+    those of any run, the history: other machines make other bits from the same inputs.
     adds: the metric or artifact folder that tells whether the run already has this stage's results: then a repeated
     stage that is stopped leaves the run FINISHED.
     """
     outbox = open_outbox()
-    outbox.append("results of", run_key=run_key, experiment=os.environ.get("DVC_EXP_NAME"), store=store_name())
+    experiment = os.environ.get("DVC_EXP_NAME")
+    outbox.append("results of", run_key=run_key, experiment=experiment, store=store_name(), made=_made_by_train())
     with uploading(outbox, adds=adds):
         yield outbox
+
+
+def _made_by_train() -> dict[str, str]:
+    """Tags of the run of the training that made the present files, as RunLogger.finish sets them."""
+    weights = MODEL / "model.safetensors"
+    tags = {"weights.sha256": file_digest(weights)} if weights.exists() else {}
+    return tags | ({f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)} if HISTORY.exists() else {})
 
 
 def record_evaluation(outbox: OutboxFile, params: Mapping[str, Any], step: int) -> None:

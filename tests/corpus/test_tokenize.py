@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reprogpt.corpus import tokenize
-from reprogpt.corpus.split_points import MAX_STRETCH
 from reprogpt.corpus.tokenize import encode_in_order, tokenize_file
 from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.errors import DataError
@@ -89,12 +88,29 @@ def test_a_text_that_is_not_utf8_leaves_no_file(encoding: tiktoken.Encoding, tmp
     assert list(tokens.parent.iterdir()) == []
 
 
-def test_more_whitespace_than_tiktoken_can_encode_is_refused_with_a_message(
-    encoding: tiktoken.Encoding, tmp_path: Path
+@pytest.mark.parametrize("stretch", ["^", "ACGTTGCA", "漢字", "é", "\u200b"])
+def test_a_long_stretch_without_a_split_point_has_the_ids_of_tiktoken_alone(
+    encoding: tiktoken.Encoding, tmp_path: Path, stretch: str
 ) -> None:
-    text = write(tmp_path / "text", b"a" + b" " * (MAX_STRETCH - 10) + b"b")
-    with pytest.raises(DataError, match=f"tiktoken can't encode {MAX_STRETCH - 9} characters"):
-        tokenize_file(encoding, text, tmp_path / "ids.npy")
+    content = "before " + stretch * (1_200_000 // len(stretch)) + " after"
+    text = write(tmp_path / "text", content.encode())
+    counts = tokenize_file(encoding, text, tmp_path / "ids.npy")
+    assert counts.characters == len(content)
+    assert read_tokens(tmp_path / "ids.npy", vocab_size=50257).tolist() == encoding.encode_ordinary(content)
+
+
+@pytest.mark.parametrize(("blank", "token"), [(" ", 220), ("\n", None), ("\u3000", None)])
+def test_more_whitespace_than_tiktoken_can_encode_before_a_word_is_cut(
+    encoding: tiktoken.Encoding, tmp_path: Path, blank: str, token: int | None
+) -> None:
+    """GPT-2's regular expression takes all of it but the last character, which tiktoken can encode at a text's end."""
+    text = write(tmp_path / "text", f"a{blank * 1_200_000}b".encode())
+    tokenize_file(encoding, text, tmp_path / "ids.npy")
+    ids = read_tokens(tmp_path / "ids.npy", vocab_size=50257).tolist()
+    last = encoding.encode_ordinary(f"{blank}b")
+    assert ids == encoding.encode_ordinary(f"a{blank * 1_199_999}") + last
+    if token:
+        assert ids == [64, *[token] * 1_199_999, *last]
 
 
 def test_num_cpus_counts_the_processors_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import tiktoken
 import torch
 
 from reprogpt.cli.output import write_output
-from reprogpt.corpus.tokens import load_encoding
+from reprogpt.corpus.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
 from reprogpt.lineage.resolve_run import parent_run, require_run
 from reprogpt.model import generation
@@ -46,7 +46,7 @@ def generate(
     params = load_params(EvaluateParams)
     text = params.start_context if prompt is None else _read_prompt(prompt)
     encoding = load_encoding(params.encoding)
-    ids = encoding.encode_ordinary(text)
+    ids = encode(encoding, text).tolist()
     numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto")
     model = (_load_workspace_model() if run is None else _load_run_model(run)).to(numerics.device)
     _refuse_unknown_tokens(ids, encoding, model.config.vocab_size)

@@ -49,9 +49,9 @@ def tokenize_file(
 
     ends: the bytes where one document ends and the next begins. advance: told of each number of bytes read.
     workers: threads, one a core if None; tiktoken encodes outside Python's lock. Memory does not grow with the text:
-    10 MB a thread, some 10 bytes for each of the (3 * workers + 1) * part_characters characters in hand, and more only
-    for stretches without a split point, of up to MAX_STRETCH characters each.
-    Raises DataError where the text is not UTF-8 or has a longer stretch.
+    10 MB a thread, some 10 bytes for each of the (3 * workers + 1) * part_characters characters in hand, and up to
+    150 for each character of a longer stretch without a split point.
+    Raises DataError where the text is not UTF-8.
     """
     num_characters = 0
 
@@ -61,7 +61,7 @@ def tokenize_file(
             if start:
                 yield None
             pieces = read_pieces(text, start, end, name=str(text), advance=advance)
-            for part in split_text_at(pieces, size=part_characters, name=str(text)):
+            for part in split_text_at(pieces, size=part_characters):
                 num_characters += len(part)
                 yield part
 

@@ -49,12 +49,15 @@ def token_type(vocab_size: int) -> np.dtype:
 def encode(encoding: tiktoken.Encoding, text: str) -> np.ndarray:
     """Token ids of `text`, (n,) token_type. Special tokens in the text are encoded as plain text.
 
-    Raises DataError where tiktoken can't: at some million characters of white space in a row.
+    Raises DataError where tiktoken can't: at a million characters of white space in a row before another character.
     """
     try:
         ids = encoding.encode_to_numpy(text, disallowed_special=())
     except ValueError as error:  # its regular expressions have a bounded stack
-        raise DataError(f"tiktoken can't encode {len(text)} characters of text in one go: {error}") from None
+        raise DataError(
+            f"tiktoken can't encode {len(text)} characters of text in one go: {error}; "
+            "put other characters between its white space"
+        ) from None
     return ids.astype(token_type(encoding.n_vocab))
 
 

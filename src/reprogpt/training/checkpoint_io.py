@@ -82,7 +82,8 @@ def commit(checkpoint: Path, step: int, digests: Mapping[str, str], records: byt
         os.fsync(file.fileno())
     write_bytes_atomic(checkpoint.with_suffix(_RECORDS), records)
     all_digests = {**digests, _RECORDS: hashlib.sha256(records).hexdigest()}
-    write_json_atomic(checkpoint.with_suffix(_MANIFEST), {**_training(checkpoint, training_id), "step": step, "sha256": all_digests})
+    manifest = {**_training(checkpoint, training_id), "step": step, "sha256": all_digests}
+    write_json_atomic(checkpoint.with_suffix(_MANIFEST), manifest)
 
 
 def read(checkpoint: Path, training_id: str) -> tuple[int, dict[str, Tensor], bytes]:

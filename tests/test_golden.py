@@ -26,7 +26,7 @@ from reprogpt.params.train import TrainParams
 from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.loop import accumulate_gradients, train
 from reprogpt.training.schedule import Plan, plan_training
-from reprogpt.training.state import Batch, training_from_ids
+from reprogpt.training.state import training_from_ids
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
 
 ROOT = Path(__file__).parents[1]
@@ -164,7 +164,7 @@ def test_gradients_of_a_step_are_those_of_the_plain_model(cpu: Numerics, encodin
     fast = set_up_numerics(device="cpu", precision="fp32", matmul="auto")
     lengths = {"batch_size": 2, "stride": 256, "drop_rate": 0.0}
     training = training_from_ids(ids, ids, prompt=[1], params=TrainParams(**PARAMS | GPT_124M | lengths), numerics=fast)
-    loss = accumulate_gradients(training, Batch(inputs.numpy(), targets.numpy()))
+    loss = accumulate_gradients(training, inputs, targets)
     assert loss.item() == pytest.approx(plain_loss.item(), rel=1e-6)
     for one, other in zip(training.model.parameters(), plain.parameters(), strict=True):
         assert one.grad is not None and other.grad is not None

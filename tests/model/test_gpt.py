@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.model.gpt import GPTConfig, GPTModel, MultiHeadAttention
 from tests.tiny import CONFIG, tiny_model
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [60, 61, 62, 63, 0, 0, 0, 0]])
@@ -170,3 +170,55 @@ def test_output_head_has_weights_of_its_own() -> None:
 def test_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         CONFIG.n_heads = 8  # type: ignore[misc]
+
+
+# Branches for a GPU, whose operations run here on the CPU.
+
+
+class ElsewhereTensor(Tensor):
+    """A tensor of the CPU that says it is on CUDA."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda")
+
+    @property
+    def is_cuda(self) -> bool:  # type: ignore[override]
+        return True
+
+
+@pytest.mark.parametrize("qkv_bias", [False, True])
+def test_one_product_gives_query_key_and_value_as_three_do(qkv_bias: bool) -> None:
+    """Values and gradients, in float64, to rounding."""
+    model = perturbed_model(qkv_bias=qkv_bias)
+    attention = model.trf_blocks[0].att
+    assert isinstance(attention, MultiHeadAttention)
+    found = []
+    for is_elsewhere in (False, True):
+        attention.zero_grad()
+        x = torch.linspace(-1, 1, 2 * 8 * 32, dtype=torch.float64).sin().view(2, 8, 32).requires_grad_()
+        parts = attention._project(x.as_subclass(ElsewhereTensor) if is_elsewhere else x)
+        assert all(part.shape == (2, 4, 8, 8) for part in parts)
+        query, key, value = parts
+        # A weight of its own for each part, so that no two may be exchanged.
+        torch.autograd.backward((query * query + 2 * key * key + 3 * value * value).sum())
+        layers = (attention.W_query, attention.W_key, attention.W_value)
+        gradients = [parameter.grad for layer in layers for parameter in layer.parameters()]
+        assert len(gradients) == (6 if qkv_bias else 3)
+        found.append([*(part.detach().as_subclass(Tensor) for part in parts), x.grad, *gradients])
+    for separate, fused in zip(*found, strict=True):
+        assert separate is not None and fused is not None and separate.abs().max() > 0
+        torch.testing.assert_close(fused, separate, rtol=1e-12, atol=1e-12)
+
+
+def test_on_cuda_embeddings_have_the_same_values_and_gradients() -> None:
+    """Token 0 is read four times: its gradients are added."""
+    found = []
+    for ids in (IDS, IDS.as_subclass(ElsewhereTensor)):
+        model = tiny_model()
+        embeddings = model._token_embeddings(ids).as_subclass(Tensor)
+        torch.autograd.backward((embeddings * torch.arange(32)).sum())
+        found.append((embeddings.detach(), model.tok_emb.weight.grad))
+    for separate, indexed in zip(*found, strict=True):
+        assert separate is not None and indexed is not None
+        assert torch.equal(separate, indexed)

@@ -1,5 +1,6 @@
 """The two randomness policies."""
 
+import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -9,7 +10,12 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from reprogpt.training.randomness import BookRandomness, IndependentRandomness, RandomnessPolicy
+from reprogpt.training.randomness import (
+    BookRandomness,
+    IndependentRandomness,
+    RandomnessPolicy,
+    needs_recompute_context,
+)
 
 POLICIES = [IndependentRandomness, BookRandomness]
 ONES = torch.ones(1000)
@@ -231,3 +237,72 @@ def test_the_book_policy_continues_from_its_state() -> None:
     torch.manual_seed(999)
     later.load_state(state)
     assert run_until(later) == wanted
+
+
+# a GPU's generator
+
+
+class CountingGenerator:
+    """A device's module, as torch.mps, whose generator counts its draws. Its state is their number."""
+
+    def __init__(self) -> None:
+        self.state = 0
+
+    def manual_seed(self, seed: int) -> None:
+        self.state = seed
+
+    def get_rng_state(self) -> torch.Tensor:
+        return torch.tensor(self.state)
+
+    def set_rng_state(self, state: torch.Tensor) -> None:
+        self.state = int(state)
+
+    def draw(self) -> int:
+        self.state += 1
+        return self.state
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> CountingGenerator:
+    generator = CountingGenerator()
+    monkeypatch.setattr(torch, "get_device_module", lambda device: generator)
+    return generator
+
+
+@pytest.mark.parametrize(("device", "is_needed"), [("cuda", False), ("mps", True), ("cpu", True)])
+def test_only_cuda_needs_no_recompute_context(device: str, is_needed: bool) -> None:
+    """torch restores CUDA's generators itself, and torch.compile can't trace a context of ours."""
+    assert needs_recompute_context(torch.device(device)) is is_needed
+
+
+@pytest.mark.parametrize("policy", [IndependentRandomness, BookRandomness])
+@pytest.mark.parametrize("is_left_early", [False, True])
+def test_on_mps_a_recomputation_draws_from_the_devices_generator_as_the_forward_pass(
+    policy: type[IndependentRandomness] | type[BookRandomness], is_left_early: bool, generator: CountingGenerator
+) -> None:
+    randomness = policy(123, torch.device("mps"))
+    randomness.begin_step(3)
+    generator.draw()  # of an earlier block
+    forward, recomputation = randomness.recompute_context()
+    with forward:
+        drawn = [generator.draw(), generator.draw()]
+    generator.draw()  # of a later block
+    present = generator.state
+    again = []
+    with contextlib.suppress(StopIteration), recomputation:  # torch leaves it by an exception when it has enough
+        again = [generator.draw(), generator.draw()]
+        if is_left_early:
+            raise StopIteration
+    assert again == drawn
+    assert generator.state == present
+
+
+def test_the_book_policy_keeps_the_devices_generator(generator: CountingGenerator) -> None:
+    policy = BookRandomness(123, torch.device("mps"))
+    generator.draw()
+    state = policy.state()
+    wanted = [generator.draw(), generator.draw()]
+    generator.manual_seed(999)
+    policy.load_state(state)
+    assert [generator.draw(), generator.draw()] == wanted
+    assert "device" not in BookRandomness(123).state()

@@ -1,5 +1,6 @@
 """A training at step 0: its rows, schedule and initial weights, drawn from the seed or read from init_from."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from reprogpt.distributed.process_group import SINGLE_PROCESS
 from reprogpt.errors import DataError, DeviceError, ParamsError
 from reprogpt.model.hf_directory import load_model, save_model
+from reprogpt.numerics.device import Numerics
 from reprogpt.params.train import TrainParams
+from reprogpt.training import state
 from reprogpt.training.loop import train
 from reprogpt.training.randomness import BookRandomness, IndependentRandomness
 from reprogpt.training.run_dir import changes_since_interrupted, lock_run
 from reprogpt.training.schedule import Plan
-from reprogpt.training.state import Batch, Training, training_from_ids
+from reprogpt.training.state import Training, training_from_ids
 from tests.tiny import CPU, PARAMS, tiny_model, tiny_training, weights_of
 
 POLICIES = ("independent", "book")
@@ -34,13 +38,6 @@ def test_training_rows_start_every_stride_and_validation_rows_every_context_leng
     assert training.train_rows.inputs[:, 0].tolist() == [0, 4, 8, 12, 16, 20, 24]
     assert training.val_rows.inputs[:, 0].tolist() == [0, 8, 16]
     assert training.plan == Plan(steps_per_epoch=3, total_steps=6, warmup_steps=1)
-
-
-def test_take_gives_rows_with_their_targets() -> None:
-    rows = Batch(np.array([[1], [2], [3]]), np.array([[2], [3], [4]]))
-    for taken in (rows.take(np.array([2, 0])), rows.take(slice(0, 2))):
-        assert (taken.targets - taken.inputs == 1).all()
-    assert rows.take(np.array([2, 0])).inputs.tolist() == [[3], [1]]
 
 
 def test_a_training_starts_at_step_0_with_the_seeds_weights() -> None:
@@ -66,7 +63,7 @@ def test_the_model_uses_the_policys_dropout() -> None:
     for random_order in ("book", "independent"):
         training = tiny_training(random_order=random_order)
         assert training.model.dropout == training.randomness.dropout
-        assert training.model.trf_blocks[1].att.dropout == training.randomness.dropout  # type: ignore[union-attr]
+        assert training.model.trf_blocks[1].att.dropout == training.randomness.dropout
 
 
 def test_the_optimizer_decays_all_parameters() -> None:
@@ -101,6 +98,37 @@ def test_compile_is_refused_on_the_cpu() -> None:
 
 def test_on_the_cpu_metrics_are_copied_at_every_step() -> None:
     assert tiny_training().log_interval == 1
+
+
+@pytest.mark.parametrize(("device", "log_interval", "has_context"), [("cuda", 16, False), ("mps", 16, True)])
+@pytest.mark.parametrize("random_order", POLICIES)
+def test_on_a_gpu_metrics_are_copied_together_and_masks_are_restored_by_torch_where_it_can(
+    device: str, log_interval: int, has_context: bool, random_order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model stays on the CPU here. On the CPU and mps the policy restores the masks of recomputed blocks."""
+    monkeypatch.setattr(state, "shard_model", lambda *_: None)
+    params = TrainParams(**PARAMS | {"activation_checkpointing": True, "random_order": random_order})
+    ids = np.arange(33, dtype=np.uint16)
+    numerics = Numerics(torch.device(device), "fp32", "torch")
+    training = training_from_ids(ids, ids, prompt=[1], params=params, numerics=numerics)
+    assert training.log_interval == log_interval
+    assert training.model.activation_checkpointing
+    context = training.model.recompute_context
+    assert context == (training.randomness.recompute_context if has_context else None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_bound"),
+    [
+        ({"batch_size": 16, "context_length": 256}, True),
+        ({"batch_size": 17, "context_length": 256}, False),
+        ({"batch_size": 16, "context_length": 256, "accumulate": 2}, False),
+    ],
+)
+def test_cuda_graphs_are_for_small_batches_in_one_part(changes: dict[str, int], is_bound: bool) -> None:
+    assert state._is_launch_bound(TrainParams(**PARAMS | changes), SINGLE_PROCESS) is is_bound
+    two_processes = dataclasses.replace(SINGLE_PROCESS, size=2)
+    assert not state._is_launch_bound(TrainParams(**PARAMS | changes), two_processes)
 
 
 def test_size_is_the_plan_and_the_number_of_parameters() -> None:

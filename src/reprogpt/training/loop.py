@@ -120,7 +120,8 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    torch.compiler.cudagraph_mark_step_begin()  # CUDA graphs, where there are any, may reuse the gradients' memory
+    # CUDA graphs, where there are any, may reuse the gradients' memory.
+    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     num_micro_batches = training.params.accumulate
     micro_batch_size = len(inputs) // num_micro_batches
     losses = []

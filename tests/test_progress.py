@@ -113,3 +113,31 @@ def test_a_resumed_trainings_rate_counts_from_the_resumed_step(clock: Clock) -> 
         clock.now += 2
         training_progress.step(record(step))
     assert training_progress.tokens_per_second == 256
+
+
+@pytest.mark.parametrize("first_step", [0, 48])
+def test_the_rate_is_that_of_the_steps_not_of_their_arrival_in_groups_of_16(clock: Clock, first_step: int) -> None:
+    """As on a GPU: a step of 512 tokens a second, whose records arrive every 16 seconds; after a resume, too."""
+    training_progress = TrainingProgress(200)
+    training_progress.resume(first_step)
+    rates = []
+    for start in range(first_step, first_step + 64, 16):
+        clock.now += 16
+        for step in range(start, start + 16):
+            training_progress.step(record(step), is_latest=step == start + 15)
+            rates.append(training_progress.tokens_per_second)
+    assert rates == [None] * 31 + [512] * 33
+
+
+def test_lines_between_evaluations_are_of_a_groups_latest_step(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training_progress = TrainingProgress(100)
+    for start in range(0, 48, 16):
+        clock.now += 16
+        for step in range(start, start + 16):
+            training_progress.step(record(step), is_latest=step == start + 15)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step 16/100", "step 32/100", "step 48/100"]
+    assert lines[0].endswith(", … tok/s, … left")
+    assert lines[1].endswith(", 512 tok/s, 01:08 left")

@@ -57,7 +57,7 @@ class TrainingProgress:
     def step(self, record: StepRecord, *, is_latest: bool = True) -> None:
         """Show a step: always on the bar, as a line if it was evaluated.
 
-        is_latest: whether the step was just done. Others, which arrive late, say nothing of the speed.
+        is_latest: whether the step was just done. Others, which arrive late, say nothing of speed and time left.
         """
         if is_latest:
             self._measure(record)
@@ -72,7 +72,7 @@ class TrainingProgress:
                 f"Train loss {record.train_loss:.3f}, Val loss {record.val_loss:.3f}"
             )
             self.say(line if self._terminal else f"{line} | {status}")
-        elif not self._terminal and time.monotonic() - self._last_line > LINE_INTERVAL:
+        elif is_latest and not self._terminal and time.monotonic() - self._last_line > LINE_INTERVAL:
             self.say(status)
 
     def say(self, text: str) -> None:

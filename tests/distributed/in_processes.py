@@ -1,8 +1,8 @@
 """Tiny trainings in all processes of a torchrun; rank 0 prints the records and weights digest of each as JSON.
 
 Run as `torchrun ... -m tests.distributed.in_processes FOLDER TRAININGS`. TRAININGS: JSON, a list of changes to the
-parameters, with "name", a subfolder of FOLDER for checkpoints, and "stop_after", a step at which the last process is
-asked to stop.
+parameters, with "name", a subfolder of FOLDER for checkpoints, "stop_after", a step at which the last process is
+asked to stop, and "log_interval", the number of steps whose metrics are copied from the device together.
 """
 
 import hashlib
@@ -36,7 +36,9 @@ class StopAfter(StopRequest):
 def run(group: ProcessGroup, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """One training from its latest checkpoint on: how it ended, steps run, all records, digest of the weights."""
     name, stop_after = changes.pop("name"), changes.pop("stop_after", 0)
+    log_interval = changes.pop("log_interval", 1)
     training = tiny_training(num_rows=121, group=group, **changes)
+    training.log_interval = log_interval
     (folder / name).mkdir(exist_ok=True)
     run_lock = RunLock("0" * 32, folder / name, {"workspace": False}) if group.is_first else None
     checkpointed = CheckpointedTraining(training, run_lock)

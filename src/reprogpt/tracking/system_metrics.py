@@ -71,9 +71,9 @@ def _gpu_metrics() -> dict[str, float]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
-            values[f"gpu_{index}_utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
             values[f"gpu_{index}_memory_usage_megabytes"] = memory.used / 1e6
             values[f"gpu_{index}_memory_usage_percentage"] = 100 * memory.used / memory.total
+            values[f"gpu_{index}_utilization_percentage"] = pynvml.nvmlDeviceGetUtilizationRates(handle).gpu
     except pynvml.NVMLError:  # some virtual GPUs report no utilization
         return values
     finally:

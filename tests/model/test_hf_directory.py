@@ -175,3 +175,59 @@ def test_a_tensor_of_another_dtype_is_named(folder: Path) -> None:
 def test_a_config_of_another_size_does_not_fit_the_weights(folder: Path) -> None:
     change_config(folder, lambda config: config.update(n_layer=3))
     assert "lacks tensor transformer.h.2." in load_error(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_type", "llama", "model_type llama, not gpt2"),
+        ("activation_function", "gelu", "activation_function is gelu, but this model can only have gelu_new or"),
+        ("activation_function", ["gelu_new"], "activation_function is ['gelu_new'], but this"),
+        ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon is 1e-06, but this model can only have 1e-05"),
+        ("layer_norm_epsilon", "1e-05", "layer_norm_epsilon is 1e-05, but"),
+        ("scale_attn_weights", False, "scale_attn_weights is False, but this model can only have True"),
+        ("scale_attn_weights", 1, "scale_attn_weights is 1, but this model can only have True"),
+        ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx is True, but"),
+        ("add_cross_attention", True, "add_cross_attention is True, but"),
+        ("n_inner", 64, "n_inner is 64, but this model can only have 4 * n_embd"),
+        ("tie_word_embeddings", True, "tie_word_embeddings is not false"),
+        ("tie_word_embeddings", "no", "tie_word_embeddings is no, not true or false"),
+        ("n_head", 5, "n_head is 5, which does not divide n_embd = 32"),
+        ("resid_pdrop", "0.1", "resid_pdrop is 0.1, not a number"),
+        ("resid_pdrop", 1, "resid_pdrop is 1, not a number of at least 0 and below 1"),
+        ("resid_pdrop", True, "resid_pdrop is True, not a number"),
+        ("qkv_bias", 0, "qkv_bias is 0, not true or false"),
+        ("qkv_bias", None, "qkv_bias is None, not true or false"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(folder: Path, key: str, value: Any, message: str) -> None:
+    change_config(folder, lambda config: config.update({key: value}))
+    assert message in load_error(folder)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_head", "n_layer"])
+@pytest.mark.parametrize("value", ["4", 4.0, 2.5, True, None, 0, -4, [4], {}, "x" * 1000])
+def test_a_size_that_is_not_a_whole_number_is_refused(folder: Path, key: str, value: Any) -> None:
+    change_config(folder, lambda config: config.update({key: value}))
+    message = load_error(folder)
+    assert f"{key} is " in message and "not a whole number of at least 1" in message
+    assert len(message) < 1000
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "n_positions", "n_embd", "n_layer"])
+@pytest.mark.parametrize("value", [64_000, 2**31, 10**12, 10**30])
+def test_a_size_beyond_the_stored_tensors_is_refused_before_a_model_is_built(
+    folder: Path, key: str, value: int
+) -> None:
+    change_config(folder, lambda config: config.update({key: value}))
+    assert "tensor transformer." in load_error(folder)
+
+
+def test_deeply_nested_json_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a":' + "[" * 100_000, encoding="utf-8")
+    assert "config.json is missing or not readable: " in load_error(folder)
+
+
+def test_a_size_too_long_for_a_number_is_refused(folder: Path) -> None:
+    (folder / "config.json").write_text('{"n_head": ' + "9" * 10_000 + "}", encoding="utf-8")
+    assert "config.json is missing or not readable: " in load_error(folder)

@@ -60,6 +60,15 @@ _FIXED_CONFIG = {
     "eos_token_id": 50256,
     "dtype": "float32",
 }
+# Keys of GPT-2's config.json that this model fixes, and the values that match it; the first is GPT-2's default.
+FIXED: dict[str, tuple[Any, ...]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+}
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _REMEDY = "Restore it with `dvc checkout`, or train again with `dvc repro -f train`"
 
 
@@ -83,19 +92,65 @@ def load_model(folder: Path) -> GPTModel:
 
     Raises ModelError if a file is missing or damaged, is not of this project, or they don't fit each other.
     """
-    config = _read_config(folder / CONFIG)
+    config = _own_config(folder / CONFIG)
     try:
         stored = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{folder / WEIGHTS} is missing, cut short or not a safetensors file: {error}. {_REMEDY}"
         ) from None
+    _check_sizes(stored, config, folder / WEIGHTS)
     with torch.device("meta"):  # shapes only: the stored weights are assigned below
         model = GPTModel(config)
         wanted = to_gpt2(model.state_dict(), config)
     _check_shapes(stored, wanted, folder / WEIGHTS)
     model.load_state_dict(from_gpt2(stored, config), assign=True)
     return model.eval()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A GPT-2 directory's config.json. Raises ModelError if it is unreadable, or of another kind of model."""
+    try:
+        content = path.read_text("utf-8")
+        require_no_lfs_pointer(content.encode(), path)
+        stored = json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is missing or not readable: {error}") from None
+    if not isinstance(stored, dict):
+        raise ModelError(f"{path} holds {type(stored).__name__}, not GPT-2's keys")
+    if stored.get("model_type") != "gpt2":
+        raise ModelError(f"{path} has model_type {stored.get('model_type')}, not gpt2")
+    return stored
+
+
+def require_no_lfs_pointer(content: bytes, path: Path) -> None:
+    """Raise ModelError if Git left a pointer where the file should be."""
+    if content.startswith(_LFS_POINTER):
+        raise ModelError(
+            f"{path} is a Git LFS pointer of {len(content)} bytes, not the file; fetch it there with\n"
+            "  git lfs install && git lfs pull"
+        )
+
+
+def config_problems(stored: Mapping[str, Any]) -> list[str]:
+    """What in a GPT-2 directory's config.json is of a wrong type, or can't be in this model. Missing keys are none."""
+    problems = []
+    for key in SIZES.values():
+        if key in stored and not (type(stored[key]) is int and stored[key] >= 1):
+            problems.append(f"{key} is {_shown(stored[key])}, not a whole number of at least 1")
+    if not problems and stored.get("n_embd", 0) % stored.get("n_head", 1):
+        problems.append(f"n_head is {stored['n_head']}, which does not divide n_embd = {stored['n_embd']}")
+    for key, allowed in FIXED.items():
+        value = stored.get(key, allowed[0])
+        if type(value) is not type(allowed[0]) or value not in allowed:
+            choices = " or ".join(map(str, allowed))
+            problems.append(f"{key} is {_shown(value)}, but this model can only have {choices}")
+    width, num_features = stored.get("n_inner"), stored.get("n_embd")
+    if width is not None and not (type(width) is int and type(num_features) is int and width == 4 * num_features):
+        problems.append(f"n_inner is {_shown(width)}, but this model can only have 4 * n_embd or null")
+    if type(stored.get("tie_word_embeddings", True)) is not bool:
+        problems.append(f"tie_word_embeddings is {_shown(stored['tie_word_embeddings'])}, not true or false")
+    return problems
 
 
 def to_gpt2(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -129,18 +184,53 @@ def from_gpt2(stored: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tens
 
 
 def _block_prefixes(config: GPTConfig) -> list[tuple[str, str]]:
-    return [(f"trf_blocks.{i}.", f"transformer.h.{i}.") for i in range(config.n_layers)]
+    return [(f"trf_blocks.{i}.", _block_prefix(i)) for i in range(config.n_layers)]
 
 
-def _read_config(path: Path) -> GPTConfig:
+def _block_prefix(layer: int) -> str:
+    return f"transformer.h.{layer}."
+
+
+def _own_config(path: Path) -> GPTConfig:
+    """The config of a directory that save_model wrote."""
     try:
-        stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        fields = {ours: stored[gpt2] for ours, gpt2 in _CONFIG_KEYS.items()}
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{path} is missing or not readable: {error}. {_REMEDY}") from None
-    except KeyError as error:
-        raise ModelError(f"{path} has no {error}: not a model of this project. {_REMEDY}") from None
-    return GPTConfig(**fields)
+        stored = read_config(path)
+    except ModelError as error:
+        raise ModelError(f"{error}. {_REMEDY}") from None
+    for key in _CONFIG_KEYS.values():
+        if key not in stored:
+            raise ModelError(f"{path} has no {key!r}: not a model of this project. {_REMEDY}")
+    problems = config_problems(stored)
+    drop_rate = stored["resid_pdrop"]
+    if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:
+        problems.append(f"resid_pdrop is {_shown(drop_rate)}, not a number of at least 0 and below 1")
+    if type(stored["qkv_bias"]) is not bool:
+        problems.append(f"qkv_bias is {_shown(stored['qkv_bias'])}, not true or false")
+    if stored.get("tie_word_embeddings", True) is not False:
+        problems.append("tie_word_embeddings is not false, but this model's head is not tied")
+    if problems:
+        listing = "\n".join(f"  {problem}" for problem in problems)
+        raise ModelError(f"{path} does not describe a model of this project:\n{listing}\n{_REMEDY}")
+    return GPTConfig(**{ours: stored[gpt2] for ours, gpt2 in _CONFIG_KEYS.items()})
+
+
+def _shown(value: object) -> str:
+    """A value as in a message; of a long one the beginning."""
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def _check_sizes(stored: Mapping[str, Tensor], config: GPTConfig, path: Path) -> None:
+    """Compare the sizes with the stored shapes: a model of a wrong size may be too large to build, even unfilled."""
+    sizes = {"tok_emb.weight": config.vocab_size, "pos_emb.weight": config.context_length}
+    for ours, rows in sizes.items():
+        name, shape = _OUTER_NAMES[ours], [rows, config.emb_dim]
+        if name not in stored:
+            raise ModelError(f"{path} lacks tensor {name}. {_REMEDY}")
+        _check_tensor(stored[name], name, shape, path)
+    last = f"{_block_prefix(config.n_layers - 1)}ln_1.weight"
+    if last not in stored:
+        raise ModelError(f"{path} lacks tensor {last}, of the last of n_layer = {config.n_layers} blocks. {_REMEDY}")
 
 
 def _check_shapes(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
@@ -148,8 +238,10 @@ def _check_shapes(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Pa
         fault = "lacks tensor" if name in wanted else "has an unknown tensor"
         raise ModelError(f"{path} {fault} {name}. {_REMEDY}")
     for name, tensor in wanted.items():
-        if stored[name].shape != tensor.shape or stored[name].dtype != torch.float32:
-            found = f"{stored[name].dtype} {list(stored[name].shape)}"
-            raise ModelError(
-                f"{path}: tensor {name} is {found}, but {CONFIG} asks for float32 {list(tensor.shape)}. {_REMEDY}"
-            )
+        _check_tensor(stored[name], name, list(tensor.shape), path)
+
+
+def _check_tensor(tensor: Tensor, name: str, shape: list[int], path: Path) -> None:
+    if list(tensor.shape) != shape or tensor.dtype != torch.float32:
+        found = f"{tensor.dtype} {list(tensor.shape)}"
+        raise ModelError(f"{path}: tensor {name} is {found}, but {CONFIG} asks for float32 {shape}. {_REMEDY}")

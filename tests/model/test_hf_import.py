@@ -203,11 +203,67 @@ def test_all_sizes_that_differ_are_named_at_once(tmp_path: Path) -> None:
             {"scale_attn_by_inverse_layer_idx": True},
             "scale_attn_by_inverse_layer_idx is True, but this model can only have False",
         ),
-        ({"n_inner": 64}, "n_inner is 64, but this model can only have 4 * emb_dim = 128"),
+        ({"activation_function": "gelu"}, "activation_function is gelu, but this model can only have gelu_new"),
+        ({"n_inner": 64}, "n_inner is 64, but this model can only have 4 * n_embd or null"),
     ],
 )
 def test_what_this_model_cannot_represent_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    assert message in import_error(saved(tmp_path, **changes))
+    found = import_error(saved(tmp_path, **changes))
+    assert message in found
+    assert found.endswith(
+        "No key of params.yaml changes what this model can only have: start from another model's weights"
+    )
+
+
+def test_sizes_are_set_in_params_yaml_and_no_other_fault_is(tmp_path: Path) -> None:
+    saved(tmp_path, activation_function="gelu")
+    message = import_error(tmp_path, replace(BIASED, n_layers=3))
+    assert "No key of params.yaml changes" in message
+    assert message.endswith("Set the keys of params.yaml that are named to its values")
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 548105171\n"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_git_lfs_pointer_is_named(tmp_path: Path, name: str) -> None:
+    (saved(tmp_path) / name).write_bytes(POINTER)
+    message = import_error(tmp_path)
+    assert f"{tmp_path / name} is a Git LFS pointer of 78 bytes, not the file" in message
+    assert "git lfs pull" in message
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", ["lm_head.weight", "transformer.wte.weight", "transformer.h.1.ln_2.bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float, name: str, dtype: torch.dtype) -> None:
+    def spoil(weights: dict[str, Tensor]) -> None:
+        weights[name] = weights[name].to(dtype)
+        weights[name].view(-1)[3] = value
+
+    change_weights(saved(tmp_path), spoil)
+    assert f"tensor {name} has 1 of " in import_error(tmp_path)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("inner", ["transformer.", ""])
+def test_a_wrappers_prefix_is_named_with_a_way_to_remove_it(tmp_path: Path, prefix: str, inner: str) -> None:
+    theirs = load_file(saved(tmp_path) / "model.safetensors")
+    renamed = {prefix + name.replace("transformer.", inner): tensor for name, tensor in theirs.items()}
+    save_file(renamed, tmp_path / "model.safetensors")
+    message = import_error(tmp_path)
+    assert f"its names begin with {prefix!r}" in message
+    assert f'removeprefix("{prefix}")' in message
+
+
+def test_the_digest_to_pin_is_advised_for_usable_weights_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_weights(saved(tmp_path), lambda weights: weights.pop("transformer.h.1.ln_2.bias"))
+    import_error(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    import_error(tmp_path)
+    assert "init_from_sha256" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{"activation_function": "gelu_pytorch_tanh"}, {"n_inner": 128}])
@@ -263,7 +319,11 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     message = import_error(tmp_path)
     assert "pytorch_model.bin is a pickle, which can run code when it is loaded" in message
-    assert "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other)" in message
+    assert "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, " in message
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin.index.json")
+    message = import_error(tmp_path)
+    assert "pytorch_model.bin.index.json names pickles, which can run code" in message
+    assert "GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, " in message
 
 
 def test_sharded_weights_are_refused_with_a_way_to_join_them(tmp_path: Path) -> None:

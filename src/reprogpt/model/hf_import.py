@@ -5,7 +5,6 @@ refused. Only safetensors files are read: a pickle can run code.
 """
 
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -19,23 +18,27 @@ from safetensors.torch import load
 from torch import Tensor
 
 from reprogpt.dvc_files import repository_root
-from reprogpt.errors import ParamsError
+from reprogpt.errors import ModelError, ParamsError
 from reprogpt.model.gpt import GPTConfig, GPTModel
-from reprogpt.model.hf_directory import CONFIG, SIZES, WEIGHTS, from_gpt2, to_gpt2
+from reprogpt.model.hf_directory import (
+    CONFIG,
+    SIZES,
+    WEIGHTS,
+    config_problems,
+    from_gpt2,
+    read_config,
+    require_no_lfs_pointer,
+    to_gpt2,
+)
 from reprogpt.paths import MODEL
 
-# Keys of GPT-2's config.json that this model fixes, and the values that match it; the first is GPT-2's default.
-REQUIRED_CONFIG: dict[str, tuple[Any, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "layer_norm_epsilon": (1e-5,),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "add_cross_attention": (False,),
-}
 INDEX, PICKLE = f"{WEIGHTS}.index.json", "pytorch_model.bin"
+PICKLE_INDEX = f"{PICKLE}.index.json"
 HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
 _PREFIX = "transformer."  # written by GPT2LMHeadModel, not by GPT2Model or the first published files
 _PREFIXED = re.compile(r"(wte|wpe|h|ln_f)\.")
+# A name of GPT-2 after a prefix of a wrapper, such as DistributedDataParallel's `module.`
+_WRAPPED = re.compile(r"(?P<prefix>.+?\.)(transformer\.(wte|wpe|h|ln_f)\.|(wte|wpe|ln_f)\.|h\.\d+\.|lm_head\.).*")
 _MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks, which old files hold as tensors
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -60,7 +63,7 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
     A tied output head becomes a copy of the token embeddings. Query, key and value biases that are not stored are
     zeros; nonzero ones need qkv_bias.
     Raises ParamsError if the folder is missing or not a GPT-2 directory, has other sizes or settings than this model,
-    or another digest.
+    another digest, or weights that are not finite.
     """
     folder = repository_root() / init_from
     try:
@@ -68,8 +71,9 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
         _require_same_model(foreign, config)
         content = _read_weights(folder)
         sha256 = hashlib.sha256(content).hexdigest()
-        _check_digest(init_from, init_from_sha256, sha256)
+        _require_digest(init_from_sha256, sha256)
         stored = _normalize_names(_parse(content))
+        _require_finite(stored)
         _complete(stored, config, tied=bool(foreign.get("tie_word_embeddings", True)))
         _require_shapes(stored, config)
     except _UnusableError as fault:
@@ -77,6 +81,12 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror or error}"
         raise ParamsError(f"init_from={init_from} can't be read: {reason}") from None
+    if not init_from_sha256:
+        print(
+            f'warning: init_from_sha256 is "": any weights in {init_from} are accepted, and are read again when train\n'
+            f"runs (`dvc repro -f train`); to pin these, set init_from_sha256 to\n{sha256}",
+            file=sys.stderr,
+        )
     return InitialWeights(from_gpt2(stored, config), sha256)
 
 
@@ -89,61 +99,58 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise _UnusableError(f"{folder} has no {CONFIG}, so it is not a GPT-2 directory")
     try:
-        foreign = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _UnusableError(f"{path} is not readable: {error}") from None
-    model_type = foreign.get("model_type") if isinstance(foreign, dict) else None
-    if model_type != "gpt2":
-        raise _UnusableError(f"{path} has model_type {model_type}, not gpt2")
-    return dict(foreign)
+        return read_config(path)
+    except ModelError as error:
+        raise _UnusableError(str(error)) from None
 
 
 def _require_same_model(foreign: Mapping[str, Any], config: GPTConfig) -> None:
     """Raise with every difference between the stored configuration and this model's."""
-    problems = []
-    for ours, theirs in SIZES.items():
-        found = foreign.get(theirs, "missing")
-        if found != getattr(config, ours):
-            problems.append(f"{ours}: {getattr(config, ours)} in params.yaml, but {theirs} is {found}")
-    for key, allowed in REQUIRED_CONFIG.items():
-        if foreign.get(key, allowed[0]) not in allowed:
-            problems.append(f"{key} is {foreign[key]}, but this model can only have {' or '.join(map(str, allowed))}")
-    width = foreign.get("n_inner")
-    if width not in (None, 4 * config.emb_dim):
-        problems.append(f"n_inner is {width}, but this model can only have 4 * emb_dim = {4 * config.emb_dim}")
-    if problems:
-        listing = "\n".join(f"  {problem}" for problem in problems)
-        raise _UnusableError(
-            f"its {CONFIG} describes another model\n{listing}\nSet the keys of params.yaml to its values"
-        )
+    other_sizes = [
+        f"{ours}: {getattr(config, ours)} in params.yaml, but {theirs} is {foreign.get(theirs, 'missing')}"
+        for ours, theirs in SIZES.items()
+        if foreign.get(theirs) != getattr(config, ours)
+    ]
+    other_model = config_problems(foreign)
+    if not (other_sizes or other_model):
+        return
+    listing = "\n".join(f"  {problem}" for problem in other_model + other_sizes)
+    advice = []
+    if other_model:
+        advice.append("No key of params.yaml changes what this model can only have: start from another model's weights")
+    if other_sizes:
+        advice.append("Set the keys of params.yaml that are named to its values")
+    raise _UnusableError(f"its {CONFIG} describes another model\n{listing}\n" + "\n".join(advice))
 
 
 def _read_weights(folder: Path) -> bytes:
     """The whole file, read once, so that the digest is that of the weights that are used."""
     path = folder / WEIGHTS
     if path.is_file():
-        return path.read_bytes()
+        content = path.read_bytes()
+        try:
+            require_no_lfs_pointer(content, path)
+        except ModelError as error:
+            raise _UnusableError(str(error)) from None
+        return content
     if (folder / INDEX).is_file():
         raise _UnusableError(
             f"its weights are sharded ({INDEX}); join them in Python:\n"
             '  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
         )
-    if (folder / PICKLE).is_file():
-        raise _UnusableError(
-            f"{PICKLE} is a pickle, which can run code when it is loaded, and there is no {WEIGHTS};\n"
-            "if you trust it, write one in Python:  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other)"
-        )
+    pickles = {PICKLE: f"{PICKLE} is a pickle", PICKLE_INDEX: f"{PICKLE_INDEX} names pickles"}
+    for name, what in pickles.items():
+        if (folder / name).is_file():
+            raise _UnusableError(
+                f"{what}, which can run code when it is loaded, and there is no {WEIGHTS};\n"
+                "if you trust it, write one in Python:  "
+                'GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
+            )
     raise _UnusableError(f"{folder} has no {WEIGHTS}")
 
 
-def _check_digest(init_from: str, wanted: str, found: str) -> None:
-    if not wanted:
-        print(
-            f'warning: init_from_sha256 is "": any weights in {init_from} are accepted, and are read again when train\n'
-            f"runs (`dvc repro -f train`); to pin these, set init_from_sha256 to\n{found}",
-            file=sys.stderr,
-        )
-    elif wanted != found:
+def _require_digest(wanted: str, found: str) -> None:
+    if wanted not in ("", found):
         raise _UnusableError(
             f"its {WEIGHTS} is another file than expected\n"
             f"  expected  init_from_sha256={wanted}\n"
@@ -200,10 +207,35 @@ def _require_shapes(stored: Mapping[str, Tensor], config: GPTConfig) -> None:
         wanted = to_gpt2(GPTModel(config).state_dict(), config)
     for name in sorted(wanted.keys() ^ stored.keys()):
         fault = "lacks tensor" if name in wanted else "has an unknown tensor"
-        raise _UnusableError(f"its {WEIGHTS} {fault} {name}")
+        raise _UnusableError(f"its {WEIGHTS} {fault} {name}{_prefix_advice(stored)}")
     for name, tensor in wanted.items():
         found = stored[name]
         if found.shape != tensor.shape:
             raise _UnusableError(
                 f"tensor {name} is {list(found.shape)}, but {CONFIG} and params.yaml ask for {list(tensor.shape)}"
+            )
+
+
+def _prefix_advice(stored: Mapping[str, Tensor]) -> str:
+    """What to do about names that a wrapper has put a prefix before, "" if there are none."""
+    prefixes = {
+        match["prefix"] for name in stored if (match := _WRAPPED.fullmatch(name)) and not name.startswith(_PREFIX)
+    }
+    if len(prefixes) != 1:
+        return ""
+    (prefix,) = prefixes
+    return (
+        f";\nits names begin with {prefix!r}, as of a model inside another (DistributedDataParallel, torch.compile):\n"
+        f"save the inner one, or rename the tensors in Python:\n"
+        f'  save_file({{name.removeprefix("{prefix}"): t for name, t in load_file(path).items()}}, path)'
+    )
+
+
+def _require_finite(stored: Mapping[str, Tensor]) -> None:
+    for name, tensor in stored.items():
+        num_bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if num_bad:
+            raise _UnusableError(
+                f"tensor {name} has {num_bad} of {tensor.numel()} values that are NaN or infinite, and so would every\n"
+                "loss be; the training that made these weights failed: take weights from before that"
             )

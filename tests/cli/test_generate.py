@@ -274,8 +274,8 @@ def test_a_model_that_can_not_answer_is_refused(
 @pytest.mark.parametrize(
     ("option", "values", "bound"),
     [
-        ("--length", ["0", "-1", "x", "1.5", ""], "is not a whole number of at least 1"),
-        ("--top-k", ["0", "x"], "is not a whole number of at least 1"),
+        ("--length", ["0", "-1", "x", "1.5", ""], "is not a whole number from 1 to 2147483647"),
+        ("--top-k", ["0", "x"], "is not a whole number from 1 to 2147483647"),
         ("--temperature", ["-0.1", "nan", "inf", "x", "1e-30", "1e30"], "is not 0 or a number from 0.001 to 1000"),
         ("--seed", ["-1", "9223372036854775808"], "is not a whole number from 0 to 9223372036854775807"),
     ],

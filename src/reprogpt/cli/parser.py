@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from textwrap import dedent, indent
 
-from reprogpt.params.sampling_limits import MAX_SEED, MAX_TEMPERATURE, TEMPERATURE_RANGE, is_valid_temperature
+from reprogpt.params.sampling_limits import (
+    MAX_NEW_TOKENS,
+    MAX_SEED,
+    MAX_TEMPERATURE,
+    MAX_TOP_K,
+    TEMPERATURE_RANGE,
+    is_valid_temperature,
+)
 
 DESCRIPTION = """\
 `dvc repro` trains the model. These commands generate text with it, and compare, verify and trace its
@@ -49,17 +56,16 @@ def _model_name(text: str) -> str:
     return text
 
 
-def _whole_number(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+def _whole_number(minimum: int, maximum: int) -> Callable[[str], int]:
     """A parser of whole numbers within these bounds."""
-    bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if value < minimum or (maximum is not None and value > maximum):
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number {bounds}")
+        if not minimum <= value <= maximum:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {minimum} to {maximum}")
         return value
 
     return parse
@@ -105,13 +111,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     words = "the text to continue; - reads it from standard input; start_context of params.yaml if left out"
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help=words)
     words = "tokens to add, at least 1 (max_new_tokens of params.yaml)"
-    parser.add_argument("--length", metavar="N", type=_whole_number(1), help=words)
+    parser.add_argument("--length", metavar="N", type=_whole_number(1, MAX_NEW_TOKENS), help=words)
     words = (
         f"0 takes the likeliest token each time; up to {MAX_TEMPERATURE:g}, more varied (temperature of params.yaml)"
     )
     parser.add_argument("--temperature", metavar="T", type=_temperature, help=words)
     words = "draw from the K likeliest tokens, at least 1 (top_k of params.yaml)"
-    parser.add_argument("--top-k", metavar="K", type=_whole_number(1), help=words)
+    parser.add_argument("--top-k", metavar="K", type=_whole_number(1, MAX_TOP_K), help=words)
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
     parser.add_argument("--seed", metavar="S", type=_whole_number(0, MAX_SEED), help=words)
     parser.add_argument("--run", metavar="RUN", help=f"use its model instead of data/model. {RUN}")

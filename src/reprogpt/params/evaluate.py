@@ -2,7 +2,7 @@
 
 from pydantic import Field, field_validator
 
-from reprogpt.params.sampling_limits import TEMPERATURE_RANGE, is_valid_temperature
+from reprogpt.params.sampling_limits import MAX_TOP_K, TEMPERATURE_RANGE, is_valid_temperature
 from reprogpt.params.shared import SharedParams
 
 
@@ -10,7 +10,7 @@ class EvaluateParams(SharedParams):
     """How the extra samples are drawn; the model's shape comes from its config.json."""
 
     temperature: float = Field(description=TEMPERATURE_RANGE)
-    top_k: int = Field(ge=1)
+    top_k: int = Field(ge=1, le=MAX_TOP_K)
 
     @field_validator("temperature")
     @classmethod

@@ -4,6 +4,7 @@ Values are written in params.yaml only, so parameter classes have no defaults. E
 own, in a file of its own: a new key of one stage reruns no other.
 """
 
+import reprlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -17,6 +18,11 @@ from reprogpt.errors import ParamsError
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+# Raised by ruamel.yaml's constructors for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
+_CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+_SHOWN = 200  # characters of a value in a message
 _BOUND_NAMES = (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most"))
 
 
@@ -66,8 +72,10 @@ def read_mapping(path: Path) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(path)
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ParamsError(f"{path} is not readable YAML: it is nested too deeply; its values are single ones") from None
+    except (YAMLError, *_CONSTRUCTOR_ERRORS) as error:
+        raise ParamsError(f"{path} is not readable YAML: {shortened(' '.join(str(error).split()))}") from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
     return values
@@ -90,7 +98,11 @@ def known_keys() -> set[str]:
 def unknown_keys(values: dict[str, Any]) -> list[str]:
     """A problem for each key of `values` that no stage knows."""
     known = known_keys()
-    return [f"{key}: unknown key; no stage in {DVC_FILE} reads it" for key in values if key not in known]
+    return [
+        f"{shown(key) if isinstance(key, tuple) else shortened(str(key))}: unknown key; no stage in {DVC_FILE} reads it"
+        for key in values
+        if key not in known
+    ]
 
 
 def problems_of(cls: type[Params], values: dict[str, Any]) -> list[str]:
@@ -114,8 +126,20 @@ def _describe(cls: type[Params], problem: Any) -> str:
     if problem["type"] == "secret":  # the value is never printed
         return f"{key}: {problem['msg']}"
     if problem["type"] == "value_error":  # from a field validator of ours, which states the bound
-        return f"{key}: {problem['input']!r} {problem['ctx']['error']}"
-    return f"{key}: {problem['input']!r} is not allowed; allowed: {allowed}"
+        return f"{key}: {shown(problem['input'])} {problem['ctx']['error']}"
+    return f"{key}: {shown(problem['input'])} is not allowed; allowed: {allowed}"
+
+
+def shown(value: object) -> str:
+    """A value as in a message, the beginning of a long one: aliases of aliases in YAML can make it endless."""
+    if isinstance(value, int) and value.bit_length() > _SHOWN:  # Python refuses to print numbers of 5000 digits
+        return f"a number of {value.bit_length()} bits"
+    return shortened(repr(value) if isinstance(value, str) else _REPR.repr(value))
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning if it is long."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _allowed(field: FieldInfo) -> str:

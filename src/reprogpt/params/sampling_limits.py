@@ -4,6 +4,8 @@ MIN_TEMPERATURE = 0.001  # besides 0; beyond these bounds logits / temperature l
 MAX_TEMPERATURE = 1000.0
 TEMPERATURE_RANGE = f"0 or a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}"
 MAX_SEED = 2**63 - 1
+MAX_NEW_TOKENS = 2**31 - 1
+MAX_TOP_K = 2**31 - 1
 
 
 def is_valid_temperature(value: float) -> bool:

@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from reprogpt.params.loader import Params, require_divisor
-from reprogpt.params.sampling_limits import MAX_SEED
+from reprogpt.params.sampling_limits import MAX_NEW_TOKENS, MAX_SEED
+
+MAX_COUNT = 2**31 - 1  # of what is counted in steps, epochs or rows
 
 
 class SharedParams(Params):
@@ -14,15 +16,15 @@ class SharedParams(Params):
     # The one encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
     encoding: Literal["gpt2"]
     seed: int = Field(ge=0, le=MAX_SEED)
-    batch_size: int = Field(ge=1)
-    accumulate: int = Field(ge=1)
-    nproc_per_node: int = Field(ge=1)
+    batch_size: int = Field(ge=1, le=MAX_COUNT)
+    accumulate: int = Field(ge=1, le=MAX_COUNT)
+    nproc_per_node: int = Field(ge=1, le=MAX_COUNT)
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "tf32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
     numerics: Literal["native", "portable"]
     start_context: str = Field(min_length=1, description="text of at least one character")
-    max_new_tokens: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=1, le=MAX_NEW_TOKENS)
 
     @property
     def rows_per_forward(self) -> int:

@@ -6,7 +6,13 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from reprogpt.params.loader import require_divisor
-from reprogpt.params.shared import SharedParams
+from reprogpt.params.shared import MAX_COUNT, SharedParams
+
+# Sizes that no machine trains yet. Beyond them, a tensor's number of bytes would not fit 64 bits.
+MAX_VOCAB_SIZE = 1 << 24
+MAX_CONTEXT_LENGTH = 1 << 24
+MAX_EMB_DIM = 1 << 18
+MAX_LAYERS = 1 << 14
 
 
 class TrainParams(SharedParams):
@@ -16,19 +22,19 @@ class TrainParams(SharedParams):
     bounds first, then what they bound.
     """
 
-    vocab_size: int = Field(ge=1)
-    context_length: int = Field(ge=1)
-    emb_dim: int = Field(ge=1)
-    n_heads: int = Field(ge=1)
-    n_layers: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, le=MAX_VOCAB_SIZE)
+    context_length: int = Field(ge=1, le=MAX_CONTEXT_LENGTH)
+    emb_dim: int = Field(ge=1, le=MAX_EMB_DIM)
+    n_heads: int = Field(ge=1, le=MAX_EMB_DIM)
+    n_layers: int = Field(ge=1, le=MAX_LAYERS)
     drop_rate: float = Field(ge=0, lt=1)
     qkv_bias: bool
     init_from: str = Field(description='a folder with GPT-2 weights, or "" for weights drawn from the seed')
     init_from_sha256: str = Field(
         pattern=r"^([0-9a-f]{64})?$", description='64 hexadecimal digits in lower case, or "" to accept any weights'
     )
-    stride: int = Field(ge=1)
-    n_epochs: int = Field(ge=1)
+    stride: int = Field(ge=1, le=MAX_CONTEXT_LENGTH)
+    n_epochs: int = Field(ge=1, le=MAX_COUNT)
     initial_lr: float = Field(ge=0)
     min_lr: float = Field(ge=0)
     peak_lr: float = Field(gt=0)
@@ -37,9 +43,9 @@ class TrainParams(SharedParams):
     weight_decay: float = Field(ge=0)
     max_norm: float = Field(gt=0)
     orig_book_version: bool
-    eval_freq: int = Field(ge=0)
-    eval_iter: int = Field(ge=1)
-    sample_freq: int = Field(ge=0)
+    eval_freq: int = Field(ge=0, le=MAX_COUNT)
+    eval_iter: int = Field(ge=1, le=MAX_COUNT)
+    sample_freq: int = Field(ge=0, le=MAX_COUNT)
     save_seconds: float = Field(ge=0)
     activation_checkpointing: bool
     compile: bool

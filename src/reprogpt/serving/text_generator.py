@@ -24,7 +24,13 @@ from reprogpt.corpus.tokens import VOCABULARY_FILES, decode
 from reprogpt.model.generation import generate
 from reprogpt.model.hf_directory import load_model
 from reprogpt.numerics.device import temporary_numerics
-from reprogpt.params.sampling_limits import MAX_SEED, TEMPERATURE_RANGE, is_valid_temperature
+from reprogpt.params.sampling_limits import (
+    MAX_NEW_TOKENS,
+    MAX_SEED,
+    MAX_TOP_K,
+    TEMPERATURE_RANGE,
+    is_valid_temperature,
+)
 from reprogpt.paths import CHECKPOINT_ARTIFACT
 
 ARITHMETIC = {"device": "auto", "precision": "fp32", "matmul": "auto"}  # as `reprogpt generate`
@@ -98,9 +104,9 @@ def read_encoding(folder: Path) -> tiktoken.Encoding:
 
 
 def _check(params: Mapping[str, Any]) -> None:
-    for name in ("max_new_tokens", "top_k"):
-        if params[name] < 1:
-            raise _invalid_parameter(f"{name} is {params[name]}, but must be at least 1")
+    for name, maximum in {"max_new_tokens": MAX_NEW_TOKENS, "top_k": MAX_TOP_K}.items():
+        if not 1 <= params[name] <= maximum:
+            raise _invalid_parameter(f"{name} is {params[name]}, but must be from 1 to {maximum}")
     if not is_valid_temperature(params["temperature"]):
         raise _invalid_parameter(f"temperature is {params['temperature']}, but must be {TEMPERATURE_RANGE}")
     if not 0 <= params["seed"] <= MAX_SEED:

@@ -9,6 +9,7 @@ import pytest
 from reprogpt.corpus import download
 from reprogpt.corpus.fetch import Source
 from reprogpt.errors import PipelineError, UnreachableError
+from reprogpt.urls import redact
 from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, RAW, Server, closed_port, fails, obtain
 
 SECRET = "s3cret"
@@ -274,4 +275,57 @@ def test_password_that_breaks_the_url_is_never_shown(password: str) -> None:
 
 @pytest.mark.parametrize("url", ["https://host:8080/@you/text", "https://host/a:b@c", "file:///home/me@work/text"])
 def test_address_without_a_user_is_shown_whole(url: str) -> None:
-    assert download.redact(url) == url
+    assert redact(url) == url
+
+
+@pytest.mark.parametrize("query", [f"X-Amz-Signature={SECRET}&X-Amz-Date=1", f"?sig={SECRET}", SECRET])
+def test_the_environments_query_is_sent_and_never_shown_or_recorded(
+    query: str, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REPROGPT_CORPUS_URL_QUERY", query)
+    path = f"/text?{query.lstrip('?')}"
+    server.gives(CONTENT, path=path)
+    source = obtain(server.url())
+    assert server.requests == [path]
+    assert source.record()["url"] == server.url()
+    RAW.unlink()
+    shown = [repr(source)]
+    server.answers.clear()
+    server.says(404, path=path)
+    server.redirects(f"ftp://host/{query}?token={SECRET}", path=path)
+    server.resets()
+    server.answers[path].append(server.answers["/text"][0])
+    for _ in range(3):
+        with pytest.raises(PipelineError, match=server.url()) as error:
+            obtain(server.url(), sha256="")
+        shown.append(str(error.value))
+    captured = capsys.readouterr()
+    assert SECRET not in " ".join([*shown, captured.out, captured.err])
+
+
+def test_the_environments_query_is_added_to_the_urls_own_and_to_no_redirect(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REPROGPT_CORPUS_URL_QUERY", f"sig={SECRET}")
+    server.redirects("/other", path=f"/text?raw=1&sig={SECRET}")
+    server.gives(CONTENT, path="/other")
+    assert obtain(server.url("/text?raw=1")).url == server.url("/text?raw=1")
+    assert server.requests == [f"/text?raw=1&sig={SECRET}", "/other"]
+    obtain(Path("offline.txt").absolute().as_uri(), sha256="")  # a file has no query
+
+
+def test_an_address_that_redirects_with_a_credential_does_not_show_it(server: Server) -> None:
+    server.redirects(f"/other?X-Amz-Signature={SECRET}")
+    server.says(404, path=f"/other?X-Amz-Signature={SECRET}")
+    assert SECRET not in fails(server.url(), "answered 404")
+
+
+@pytest.mark.parametrize("name", ["C#/my text?.txt", "a?b.txt", "#.txt", "100%.txt"])
+def test_a_file_url_may_have_every_character(name: str) -> None:
+    path = Path(name).absolute()
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(CONTENT)
+    for url in (path.as_uri(), f"file://{path}".replace("%", "%25")):
+        assert obtain(url).how == "downloaded"
+        shutil.rmtree(Path("../cache"))
+        RAW.unlink()

@@ -1,16 +1,20 @@
 """params.yaml: what is refused, and with which message."""
 
+import itertools
 import math
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from reprogpt.cli.check import STAGES, check
 from reprogpt.errors import ParamsError
+from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import (
     DVC_FILE,
@@ -23,7 +27,7 @@ from reprogpt.params.loader import (
     read_mapping,
 )
 from reprogpt.params.split import SplitParams
-from reprogpt.params.train import TrainParams
+from reprogpt.params.train import MAX_CONTEXT_LENGTH, MAX_EMB_DIM, MAX_VOCAB_SIZE, TrainParams
 
 ROOT = Path(__file__).parents[2]
 # Valid, and independent of the values in the repository's params.yaml.
@@ -265,7 +269,9 @@ def test_an_unknown_key_is_refused_by_every_stage(folder: Path) -> None:
 
 def test_a_missing_key_is_named_with_what_is_allowed(folder: Path) -> None:
     replace(("batch_size:", "# batch_size:"))
-    assert "  batch_size: missing; allowed: a whole number at least 1" in load_error().splitlines()
+    assert (
+        "  batch_size: missing; allowed: a whole number at least 1 and at most 2147483647" in load_error().splitlines()
+    )
 
 
 def test_all_problems_of_a_stage_come_in_one_message(folder: Path) -> None:
@@ -407,3 +413,101 @@ def test_portable_numerics_are_refused_with_other_arithmetic(values: Values, cha
     assert problems_of(TrainParams, portable) == []
     [found] = problems_of(TrainParams, portable | changes)
     assert found.startswith(problem)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("seed: " + "[" * 500, "params.yaml is not readable YAML: it is nested too deeply"),
+        ("seed: " + "{a: " * 500, "params.yaml is not readable YAML: it is nested too deeply"),
+        ("- " * 500 + "1", "params.yaml is not readable YAML: "),
+        ("seed: " + "9" * 5000, "params.yaml is not readable YAML: "),
+        ("seed: 0x" + "f" * 5000, "seed: a number of 20000 bits is not allowed"),
+        ("seed: 2001-99-99", "params.yaml is not readable YAML: "),
+        ("seed: !!timestamp x", "params.yaml is not readable YAML: "),
+        ("seed: !!bool x", "params.yaml is not readable YAML: "),
+        ("seed: !!int x", "params.yaml is not readable YAML: "),
+        (f"seed: {'x' * 100_000}", "seed: 'xxx"),
+        (f"{'x' * 900}: 1", "xxx"),
+        ("? [a, b]\n: 1", "('a', 'b'): unknown key"),
+        (
+            "vocab_size: 1000000000000",
+            "vocab_size: 1000000000000 is not allowed; allowed: a whole number at least 1 and",
+        ),
+    ],
+)
+def test_a_hostile_file_is_refused_with_a_short_message(folder: Path, line: str, problem: str) -> None:
+    key = line.split(":")[0]
+    PARAMS_FILE.write_text("".join(kept for kept in TEXT.splitlines(True) if not kept.startswith(f"{key}:")) + line)
+    with pytest.raises(ParamsError) as error:
+        check()
+    assert problem in str(error.value)
+    assert len(str(error.value)) < 2000
+
+
+def test_aliases_of_aliases_are_refused_with_a_short_message(folder: Path) -> None:
+    PARAMS_FILE.write_text(BOMB + TEXT.replace("seed: 123", "seed: *i"))
+    message = load_error()
+    assert "seed: [[[...], " in message
+    assert len(message) < 4000
+
+
+@pytest.mark.parametrize(
+    "key", ["vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "batch_size", "n_epochs"]
+)
+def test_a_size_that_no_tensor_has_is_refused_with_its_bound(values: Values, key: str) -> None:
+    problems = problems_of(TrainParams, values | {key: 10**12})
+    assert f"{key}: 1000000000000 is not allowed; allowed: a whole number at least 1 and at most " in problems[0]
+
+
+def test_the_largest_model_can_be_described(values: Values) -> None:
+    """Its tensors' numbers of bytes fit 64 bits: torch then says that there is no memory."""
+    largest = {"vocab_size": MAX_VOCAB_SIZE, "context_length": MAX_CONTEXT_LENGTH, "emb_dim": MAX_EMB_DIM}
+    own = {key: values[key] for key in TrainParams.model_fields}
+    params = TrainParams(**own | largest | {"n_heads": 8, "n_layers": 1})
+    with torch.device("meta"):
+        model = GPTModel(GPTConfig(**{field.name: getattr(params, field.name) for field in fields(GPTConfig)}))
+    assert max(parameter.nbytes for parameter in model.parameters()) < 2**63
+
+
+def test_check_has_no_traceback_for_a_hostile_file(folder: Path) -> None:
+    PARAMS_FILE.write_text("seed: " + "[" * 500)
+    done = run_check(folder)
+    assert done.returncode == 2
+    assert "nested too deeply" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        *("X-Amz-Signature", "x-amz-security-token", "X-Amz-Credential", "X-Goog-Signature", "AWSAccessKeyId"),
+        *("sig", "token", "access_token", "private_token", "accessToken", "key", "api_key", "apikey", "x-api-key"),
+        *("password", "passwd", "pwd", "secret", "client_secret", "auth", "authkey", "jwt", "%73ig", "resourcekey"),
+    ],
+)
+@pytest.mark.parametrize("before", ["?", "?raw=1&", "?raw=1;", "#", "?raw=1#a&"])
+def test_a_credential_in_a_urls_query_or_fragment_is_refused_and_not_printed(parameter: str, before: str) -> None:
+    for scheme in ("https", "HTTP"):
+        url = f"{scheme}://host/text.txt{before}{parameter}=hush&b=1"
+        (problem,) = [line for line in problems_of(FetchParams, {"corpus_url": url}) if line.startswith("corpus_url")]
+        assert f"({parameter}), which dvc.lock would record" in problem
+        assert "REPROGPT_CORPUS_URL_QUERY" in problem
+        assert "hush" not in problem
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://host/text?raw=1&X-Amz-Date=20260101&monkey=2&keyword=x&author=me&design=3&token=",
+        "https://host/token=x/text",
+        "file:///home/me/a?token=b#key=c/text",
+    ],
+)
+def test_a_query_without_a_credential_is_allowed(values: Values, url: str) -> None:
+    own = {key: values[key] for key in FetchParams.model_fields}
+    assert problems_of(FetchParams, own | {"corpus_url": url}) == []

@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 from reprogpt.errors import FetchError, UnreachableError
+from reprogpt.urls import path_of_url, redact
 
 if TYPE_CHECKING:
     import requests
@@ -25,21 +26,12 @@ PIECE_BYTES = 1 << 16
 WEB_SCHEMES = ("http", "https")
 FILE_PREFIX = "file://"
 
-# The user and password of a URL. The second form is a password with an unescaped slash: such a URL can't be used, but
-# the message that says so must not show the password either.
-_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
-
 
 class _TransientError(Exception):
     """An attempt failed in a way that a retry may fix; `error` is raised if none does."""
 
     def __init__(self, error: FetchError) -> None:
         self.error = error
-
-
-def redact(text: str) -> str:
-    """`text`, a URL or a message with URLs in it, without every `user:password@`."""
-    return _USER_INFO.sub("", text)
 
 
 def download(
@@ -59,7 +51,7 @@ def download(
     advance: called with each number of bytes received. After an error, `to` may hold a part of the bytes.
     Raises UnreachableError if the host can't be reached; FetchError for a status other than 200, another redirect, a
     TLS error, more than max_bytes, and a file: URL that names no file of this machine; OSError if `to` can't be
-    written. No message shows the user or password in `url`.
+    written. No message shows a credential in `url`.
     """
     name = name or f"{place}={redact(url)}"
     if url.lower().startswith(FILE_PREFIX):
@@ -164,7 +156,7 @@ def _check_redirect(response: "requests.Response", **_: Any) -> None:
     allowed = ("https",) if urlsplit(response.url).scheme == "https" else WEB_SCHEMES  # never from https to http
     if scheme not in allowed:
         raise FetchError(
-            f"{redact(response.url)} redirects to a {scheme}: address; only {' and '.join(allowed)} "
+            f"{redact(path_of_url(response.url))} redirects to a {scheme}: address; only {' and '.join(allowed)} "
             f"{'is' if len(allowed) == 1 else 'are'} followed from there.\n"
             "Put the address of the text itself into corpus_url"
         )

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reprogpt.corpus.download import copy_file, download, redact, require_file
+from reprogpt.corpus.download import copy_file, download, require_file
 from reprogpt.corpus.download_cache import (
     WRITABLE_CACHE,
     cached_file,
@@ -18,6 +18,7 @@ from reprogpt.corpus.manifest import MAX_MANIFEST_BYTES, is_manifest, join_docum
 from reprogpt.corpus.text import count_characters
 from reprogpt.errors import FetchError, UnreachableError
 from reprogpt.files import file_digest
+from reprogpt.urls import redact, with_secret_query
 
 FRAME = "=" * 78
 WRITABLE_TEXT = "make room or set its permissions"
@@ -117,7 +118,8 @@ def _fetch(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Call
         copy_file(cached, to, name="the download cache", max_bytes=max_bytes)
         how = "download cache"
     else:
-        download(corpus_url, to, max_bytes=max_bytes, advance=advance)
+        name = f"corpus_url={redact(corpus_url)}"
+        download(with_secret_query(corpus_url), to, max_bytes=max_bytes, name=name, advance=advance)
         how = "downloaded"
     found = file_digest(to)
     if wanted not in ("", found):

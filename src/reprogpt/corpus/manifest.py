@@ -13,15 +13,16 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 from reprogpt.corpus.decompress import decompress
-from reprogpt.corpus.download import download, path_of, redact, require_file
+from reprogpt.corpus.download import download, path_of, require_file
 from reprogpt.corpus.download_cache import WRITABLE_CACHE, cached_file, corpora_folder, digest_of, file_errors, replaced
 from reprogpt.corpus.text import count_characters
 from reprogpt.errors import FetchError
+from reprogpt.urls import is_web, path_of_url, redact
 
 SUFFIX = ".manifest"
 MAX_MANIFEST_BYTES = 1 << 26
 _SHOWN = 5  # problems of a manifest in one message
-_IS_WEB, _HAS_SCHEME = re.compile(r"(?i)https?://."), re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Document:
 
 def is_manifest(url: str) -> bool:
     """Whether the URL's path ends in .manifest."""
-    return re.split("[?#]", url, maxsplit=1)[0].endswith(SUFFIX)
+    return path_of_url(url).endswith(SUFFIX)
 
 
 def parse_manifest(content: bytes, url: str) -> list[Document]:
     """The documents that the manifest at `url` names. Raises FetchError with each line that does not, up to a few."""
-    title = re.split("[?#]", redact(url), maxsplit=1)[0].rsplit("/", 1)[-1]
+    title = redact(path_of_url(url)).rsplit("/", 1)[-1]
     documents, problems = [], []
     try:
         lines = content.decode().split("\n")
@@ -81,7 +82,7 @@ def join_documents(
         for document in documents:
             begin = position
             path = _fetch_document(document, max_bytes, advance)
-            for piece in decompress(path, kind=document.address.lower(), name=document.name):
+            for piece in decompress(path, kind=path_of_url(document.address).lower(), name=document.name):
                 position += len(piece)
                 if position > max_bytes:
                     raise FetchError(
@@ -111,11 +112,11 @@ def _parse_line(line: str, name: str, url: str) -> Document:
 
 def _full_address(address: str, name: str, url: str) -> str:
     """The full address. A manifest from the web can't name a file of this machine."""
-    if _IS_WEB.match(url):
+    if is_web(url):
         address = urljoin(url, address)
-        if not _IS_WEB.match(address):
+        if not is_web(address):
             raise FetchError(f"  {name}: {address} is not allowed: from the web, only https and http are followed")
-    elif not _IS_WEB.match(address):
+    elif not is_web(address):
         if _HAS_SCHEME.match(address):
             raise FetchError(f"  {name}: {address} is not allowed; allowed: an https or http URL, or a path")
         address = str(path_of(url, name).parent / address)
@@ -124,7 +125,7 @@ def _full_address(address: str, name: str, url: str) -> str:
 
 def _fetch_document(document: Document, max_bytes: int, advance: Callable[[int], object]) -> Path:
     """A verified file with the document's bytes: a local one, or one in the download cache."""
-    if not _IS_WEB.match(document.address):
+    if not is_web(document.address):
         path = Path(document.address)
         require_file(path, name=document.name, max_bytes=max_bytes)
         _verify(document, path)

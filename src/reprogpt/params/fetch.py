@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from reprogpt.params.loader import Params
+from reprogpt.urls import QUERY_VARIABLE, credentials_in
 
 
 class FetchParams(Params):
@@ -16,17 +17,24 @@ class FetchParams(Params):
         pattern=r"^([0-9a-f]{64})?$", description='64 hexadecimal digits in lower case, or "" to accept any text'
     )
     offline_corpus: str = Field(description='the path of a text in the repository, or "" for no fallback')
-    max_corpus_bytes: int = Field(ge=1)
+    max_corpus_bytes: int = Field(ge=1, le=2**63 - 1)
 
     @field_validator("corpus_url")
     @classmethod
-    def _is_a_url_without_a_password(cls, url: str) -> str:
+    def _is_a_url_without_credentials(cls, url: str) -> str:
         # Looked for first and anywhere before the path ends: even a malformed URL must not be printed with it.
         if re.search(r"://[^?#\s]*@", url):
             raise PydanticCustomError(
                 "secret",
                 "holds a user name or password (something before an @), which dvc.lock would record; "
                 "put it into ~/.netrc, and write an @ that belongs to the path as %40",
+            )
+        if names := credentials_in(url):
+            raise PydanticCustomError(
+                "secret",
+                "holds a credential in its query ({names}), which dvc.lock would record; leave out what follows the ? "
+                f"and set the environment variable {QUERY_VARIABLE} to it: fetch sends it and records it nowhere",
+                {"names": ", ".join(dict.fromkeys(names))},
             )
         if not re.match(r"(?i:https?|file)://.", url):
             raise ValueError("is not allowed; allowed: an https, http or file URL")

@@ -223,3 +223,21 @@ def test_the_stages_put_an_end_of_text_between_the_documents_of_each_part() -> N
         ids = [i for text in documents for i in [*encoding.encode_ordinary(text.decode()), 50256]][:-1]
         assert np.load(f"data/tokens/{part}.npy").tolist() == ids
         assert Path(f"data/corpus/{part}.txt").read_bytes() == b"".join(documents)
+
+
+@pytest.mark.parametrize("folder", ["C#", "what?", "a#b?c=d"])
+@pytest.mark.parametrize("is_escaped", [True, False])
+def test_a_folder_may_have_a_hash_or_a_question_mark_in_its_name(folder: str, is_escaped: bool) -> None:
+    local_manifest({"text #1?.txt": TEXTS[1]})
+    Path("my corpus").rename(folder)
+    path = Path(folder, "all.manifest").absolute()
+    source = obtain(path.as_uri() if is_escaped else f"file://{path}", sha256="")
+    assert source.documents == 1
+    assert RAW.read_bytes() == TEXTS[1]
+
+
+def test_a_document_on_the_web_is_unpacked_whatever_its_query(server: Server) -> None:
+    packed = gzip.compress(TEXTS[1])
+    url = server.gives(packed, path="/text.gz?raw=1")
+    obtain(local_manifest({}, lines=line(url, packed)), sha256="")
+    assert RAW.read_bytes() == TEXTS[1]

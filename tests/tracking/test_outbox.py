@@ -39,7 +39,7 @@ def test_records_come_back_in_order_with_the_time_they_were_made() -> None:
     assert 0 <= second["time"] - first["time"] < 10_000
 
 
-@pytest.mark.parametrize("tail", [b'{"kind": "b', b'{"kind": "b"}', b"\0" * 30, b'7\n{"kind": "b"}\n'])
+@pytest.mark.parametrize("tail", [b'{"kind": "b', b'{"kind": "b"}', b"\0" * 30])
 def test_a_truncated_end_is_dropped_and_later_records_are_valid(tail: bytes) -> None:
     outbox = open_outbox("a")
     outbox.append("first")
@@ -70,8 +70,69 @@ def test_a_file_is_kept_as_it_was_until_it_is_uploaded(folder: Path) -> None:
     assert (record["folder"], record["note"], outbox.kept_file(record).name) == ("checkpoint", 1, "model")
     assert outbox.kept_file(record).read_bytes() == b"old"
     outbox.mark_uploaded(outbox.pending()[0].end)
-    assert not outbox.kept_file(record).exists()
+    assert outbox.kept_file(record).exists()  # for a run that is deleted before it ends
     assert path.read_bytes() == b"new"
+    outbox.release()
+    assert not outbox.folder.exists()
+
+
+def test_a_file_of_the_model_is_removed_once_it_is_uploaded(folder: Path) -> None:
+    (folder / "model").write_bytes(b"large")
+    outbox = open_outbox("a")
+    outbox.append_file(folder / "model", "checkpoint", kind="model file")
+    (record,) = outbox.records()
+    outbox.mark_uploaded(outbox.pending()[0].end)
+    assert not outbox.kept_file(record).exists()
+
+
+@pytest.mark.parametrize("line", [b"7", b'{"kind": "b', b"\xff", b"{}", b'{"kind": 1}', b"", b"[]"])
+def test_a_damaged_line_in_the_middle_hides_no_later_record(line: bytes) -> None:
+    outbox = open_outbox("a")
+    outbox.append("first")
+    with (outbox.folder / "records.jsonl").open("ab") as file:
+        file.write(line + b'\n{"kind": "second"}\n')
+    outbox = reopened(outbox)
+    outbox.append("third")
+    assert kinds(outbox) == ["first", "second", "third"]
+    pending = outbox.pending()
+    assert [item.record["kind"] for item in pending] == ["first", "damaged line", "second", "third"]
+    assert outbox.line_number(pending[1]) == 2
+
+
+@pytest.mark.parametrize("mark", ["999999", "3", "-1", "x", ""])
+def test_a_mark_that_is_no_end_of_a_record_counts_as_nothing_uploaded(mark: str) -> None:
+    outbox = open_outbox("a")
+    outbox.append("first")
+    (outbox.folder / "delivered").write_text(mark)
+    assert [item.record["kind"] for item in reopened(outbox).pending()] == ["first"]
+
+
+def test_what_is_set_aside_keeps_the_outbox_and_its_files(folder: Path) -> None:
+    (folder / "model").write_bytes(b"large")
+    outbox = open_outbox("a")
+    outbox.append("first")
+    outbox.append_file(folder / "model", "checkpoint", kind="model file")
+    second = outbox.pending()[1]
+    outbox.put_aside(second, "too large")
+    outbox.mark_uploaded(second.end)
+    outbox.release()
+    outbox = open_outbox("a")
+    assert outbox.set_aside() == [(second, "too large")] and outbox.pending() == []
+    assert outbox.kept_file(second.record).exists()
+    outbox.take_back(second)
+    outbox.release()
+    assert not outbox.folder.exists()
+
+
+def test_an_outbox_whose_first_record_is_damaged_is_kept_beside_a_new_one(capsys: pytest.CaptureFixture[str]) -> None:
+    outbox = open_outbox("a")
+    (outbox.folder / "records.jsonl").write_bytes(b'x\n{"kind": "second"}\n')
+    outbox = reopened(outbox)
+    assert kinds(outbox) == [] and outbox.folder.name == "a"
+    assert "line 1 of" in capsys.readouterr().err
+    outbox.append("first")
+    outbox.release()
+    assert [kinds(found) for found in abandoned_outboxes()] == [["second"], ["first"]]
 
 
 def test_an_uploaded_outbox_is_removed_once_its_run_directory_is_gone(folder: Path) -> None:

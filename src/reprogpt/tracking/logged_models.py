@@ -5,7 +5,6 @@ files are uploaded, then READY and no longer written to.
 """
 
 import json
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from mlflow.utils.uri import append_to_uri_path
 
 from reprogpt.paths import CHECKPOINT_ARTIFACT
+from reprogpt.tracking.outbox import RecordError
 from reprogpt.tracking.store import download_artifacts, open_store, store_errors, store_uri
 
 NAME = "gpt"
@@ -36,15 +36,18 @@ class RegisteredModel:
 
 
 def upload_model_file(client: MlflowClient, run_id: str, path: Path, folder: str) -> None:
-    """Upload a file into `folder` of the run's model ("" for its root), unless the model is complete."""
+    """Upload a file into `folder` of the run's model ("" for its root), unless the model is complete.
+
+    Raises RecordError if the file is gone.
+    """
     model = _find_or_create_model(client, run_id)
-    if model.status != LoggedModelStatus.PENDING:
+    if model.status == LoggedModelStatus.READY or (model.status != LoggedModelStatus.PENDING and path.exists()):
         return
     if path.exists():
         client.log_model_artifact(model.model_id, str(path), folder or None)
     else:
-        print(f"{path} is missing: the MLflow run has no model", file=sys.stderr)
         client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise RecordError(f"{path} is missing: the MLflow run has no model")
 
 
 def finalize_model(client: MlflowClient, run_id: str, description: Mapping[str, Any]) -> None:

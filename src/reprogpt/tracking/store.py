@@ -19,6 +19,8 @@ from reprogpt.tracking.runs import TrackedRun
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the uploader retries, and says so
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
+# A connection that is kept open would write on to a database file that was removed or replaced.
+os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
 os.environ.setdefault(
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
 )  # it counts files, and one file is nearly all of the bytes
@@ -92,6 +94,11 @@ def _move_credentials_to_env() -> None:
 def _experiment(client: MlflowClient) -> str:
     """The experiment's id, created if it does not exist."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None and not experiment.experiment_id:
+        raise TrackingError(
+            f"{store_name()} does not answer as an MLflow server does: it names no experiment. "
+            "Check MLFLOW_TRACKING_URI, and what is between here and the server"
+        )
     if experiment is not None:
         return str(experiment.experiment_id)
     # MLflow would resolve the default against the current folder and store that path.

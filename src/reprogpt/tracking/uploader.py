@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
-from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes
-from reprogpt.tracking.store import AuthenticationError, redact
+from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
+from reprogpt.tracking.store import AuthenticationError, open_store, redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
 CLOSE_TIMEOUT = 10.0  # seconds to keep trying at the end if the store does not answer
@@ -19,10 +19,16 @@ MAX_RETRY_INTERVAL = 60.0  # seconds
 
 @dataclass(frozen=True)
 class AbandonedUploads:
-    """num_uploaded: records. other_stores: those that further records are waiting for."""
+    """num_uploaded: records. other_stores: those that further records are waiting for.
+
+    set_aside: of each outbox with records that can't be uploaded, what and why. failures: of the outboxes that could
+    not be uploaded, why; they wait.
+    """
 
     num_uploaded: int
     other_stores: list[str]
+    set_aside: list[str]
+    failures: list[str]
 
 
 class Uploader:
@@ -34,6 +40,7 @@ class Uploader:
         self._closing = False
         self._failure: str | None = None
         self._is_auth_failure = False  # of the latest attempt: retrying won't help
+        self._reported: set[str] = set()  # why earlier runs' records wait
         self._thread = threading.Thread(target=self._run, name="mlflow-uploader", daemon=True)
         self._thread.start()
 
@@ -51,6 +58,13 @@ class Uploader:
             print(
                 f"\nThe last {num_left} records of this run are not in MLflow: {self._failure}\n"
                 "They are kept. Upload them when the store is available:  python -m reprogpt sync\n",
+                file=sys.stderr,
+            )
+        num_set_aside = len(self._outbox.set_aside())
+        if num_set_aside:
+            print(
+                f"\n{num_set_aside} records of this run were refused and are kept in {self._outbox.folder}.\n"
+                "Once their cause is gone, upload them:  python -m reprogpt sync\n",
                 file=sys.stderr,
             )
         self._outbox.release()
@@ -79,7 +93,7 @@ class Uploader:
         """Upload once; report the first failure of a series, and its end."""
         try:
             self._outbox.flush()
-            upload_abandoned()
+            self._report(upload_abandoned().failures)
             upload(self._outbox)
         except Exception as error:  # training must not stop, whatever a tracking server does
             message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
@@ -96,23 +110,38 @@ class Uploader:
         self._failure = None
         return True
 
+    def _report(self, failures: list[str]) -> None:
+        """Say once what keeps other runs' records waiting."""
+        for failure in failures:
+            if failure not in self._reported:
+                self._reported.add(failure)
+                print(f"\nrecords of an earlier run wait: {failure}", file=sys.stderr)
 
-def upload_abandoned() -> AbandonedUploads:
-    """Upload the outboxes of processes that have ended, the oldest first.
 
-    Raises TrackingError if the store can't be used.
+def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
+    """Upload the outboxes of processes that have ended, the oldest first. One that fails does not stop the others.
+
+    retry: whether to try again what was set aside. Raises TrackingError if the store can't be opened.
     """
     num_uploaded = 0
     other_stores = set()
+    set_aside = []
+    failures = []
     for outbox in abandoned_outboxes():
         try:
             if belongs_to_store(outbox):
-                num_uploaded += upload(outbox)
+                num_uploaded += upload(outbox, retry=retry)
             else:
                 other_stores.add(str(next(outbox.records())["store"]))
+        except (TrackingError, RecordError) as error:
+            open_store()  # if that fails, no outbox can be uploaded
+            failures.append(str(error))
         finally:
+            refused = outbox.set_aside()
+            if refused:
+                set_aside.append(f"{len(refused)} records of {outbox.folder}, the first since: {refused[0][1]}")
             outbox.release()
-    return AbandonedUploads(num_uploaded, sorted(other_stores))
+    return AbandonedUploads(num_uploaded, sorted(other_stores), set_aside, failures)
 
 
 @contextmanager

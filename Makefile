@@ -44,8 +44,8 @@ large: .venv/installed  ## the pipeline on a gigabyte of text: memory, rates, ti
 screenshots: .venv/installed-dev  ## docs/images, with Chromium: make screenshots RUNS="NAME NAME"
 	python -m tests.browser.screenshots $(RUNS)
 
-test: .venv/installed-dev  ## the tests, about eight minutes on two cores
-	$(PYTEST) -m "not slow"
+test: .venv/installed-dev  ## the tests, with a floor for their coverage: about ten minutes on two cores
+	$(PYTEST) -m "not slow" --cov --cov-report=term
 
 test-full: .venv/installed-dev  ## all tests
 	$(PYTEST)

@@ -14,6 +14,8 @@ head: kernels of which there is a choice, each alone: products, softmax, attenti
 import argparse
 import collections
 import hashlib
+import importlib
+import itertools
 import json
 import os
 import shutil
@@ -25,7 +27,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -37,8 +40,11 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_baseline import BaselineTraining
+from benchmarks.products import flops_of_a_step
 from benchmarks.report import ROOT, TEXT, table
 from reprogpt.corpus.tokens import encode, load_encoding
+from reprogpt.evaluation.evaluate import evaluate
+from reprogpt.model.generation import generate
 from reprogpt.model.hf_directory import load_model, save_model
 from reprogpt.model.output_head import head_loss
 from reprogpt.numerics.device import Numerics, describe_device, set_up_numerics
@@ -46,6 +52,7 @@ from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
 from reprogpt.signals import StopRequest
 from reprogpt.training import loop, state
+from reprogpt.training.batches import BatchLoader
 from reprogpt.training.checkpointing import CheckpointedTraining
 from reprogpt.training.run_dir import RunLock
 from reprogpt.training.state import Training, training_from_ids
@@ -65,7 +72,6 @@ TINY = {
 LONG = {"context_length": 1024, "stride": 1024}
 STEPS = 30
 WARMUP_STEPS = 6  # compiling, and the allocator's first steps
-STARTED = time.monotonic()
 
 
 def main() -> None:
@@ -99,6 +105,7 @@ class Trial:
         self.device = device
         self.tiny = tiny
         self._file = out / f"gpu-{part}.json"
+        self._started = time.monotonic()
         self.results: dict[str, Result] = {}
         out.mkdir(parents=True, exist_ok=True)
         print(f"{part}: {describe_device(torch.device(device))}, torch {torch.__version__}", flush=True)
@@ -109,7 +116,7 @@ class Trial:
 
     def run(self, name: str, params: dict[str, Any], shown: tuple[str, ...], **spec: Any) -> Result:
         """Run a spec in a process of its own; {} if there is no time left or it fails, which is printed."""
-        left = PART_SECONDS - (time.monotonic() - STARTED)
+        left = PART_SECONDS - (time.monotonic() - self._started)
         if left < 20:
             print(f"{name:48} not run: no time left", flush=True)
             return {}
@@ -155,12 +162,21 @@ def token_ids(params: TrainParams, *, is_text: bool) -> np.ndarray:
     return np.tile(ids, -(-num_ids // len(ids)))[:num_ids]
 
 
-def make_training(params: TrainParams, *, is_text: bool) -> Training:
-    """A training whose clipping begins after a few steps."""
+def make_training(params: TrainParams, *, is_text: bool, total_steps: int | None = None) -> Training:
+    """A training whose clipping begins after a few steps. total_steps: instead of those of its epochs."""
     numerics = set_up_numerics(**params.arithmetic())
     ids = token_ids(params, is_text=is_text)
     training = training_from_ids(ids, ids, prompt=[1, 2, 3], params=params, numerics=numerics)
-    training.plan = replace(training.plan, warmup_steps=5)
+    plan = replace(training.plan, warmup_steps=5, total_steps=total_steps or training.plan.total_steps)
+    training.plan = plan
+    training.loader = BatchLoader(
+        training.train_rows,
+        training.randomness,
+        plan,
+        batch_size=params.batch_size,
+        shard=training.group.shard,
+        device=numerics.device,
+    )
     return training
 
 
@@ -183,7 +199,7 @@ def run_steps(spec: Result) -> Result:
             synchronize(device)
             started = time.perf_counter()
         step_started = time.perf_counter()
-        with record_waits(waits) if spec.get("waits") and index >= num_steps - 2 else NO_RECORDING:
+        with record_waits(waits) if spec.get("waits") and index >= num_steps - 2 else nullcontext():
             pending.append(loop._run_step(training))
         host_seconds.append(time.perf_counter() - step_started)
         training.step += 1
@@ -231,18 +247,11 @@ def timings(params: TrainParams, seconds: float, device: torch.device) -> Result
     result: Result = {
         "step_ms": round(1000 * seconds, 3),
         "tokens_per_second": round(tokens / seconds),
-        "tflops": round(flops_per_token(params) * tokens / seconds / 1e12, 1),
+        "tflops": round(flops_of_a_step(params) / seconds / 1e12, 1),
     }
     if device.type == "cuda":
         result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     return result
-
-
-def flops_per_token(params: TrainParams) -> int:
-    """Model FLOPs of a training step: 6 a parameter of a matrix, the head's too, and attention over the whole square."""
-    width = params.emb_dim
-    in_matrices = 12 * params.n_layers * width * width + width * params.vocab_size
-    return 6 * in_matrices + 12 * params.n_layers * width * params.context_length
 
 
 def weights_digest(training: Training) -> str:
@@ -257,36 +266,27 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-class record_waits:  # noqa: N801 - a context manager
+@contextmanager
+def record_waits(waits: collections.Counter[str]) -> Iterator[None]:
     """Count the places of the package where the host waits for the GPU."""
 
-    def __init__(self, waits: collections.Counter[str]) -> None:
-        self._waits = waits
-        self._show = warnings.showwarning
+    def note(message: Warning | str, *_: object, **__: object) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            frames = [frame for frame in traceback.extract_stack() if "reprogpt" in frame.filename]
+            waits["; ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-2:])] += 1
 
-    def __enter__(self) -> None:
-        def note(message: Warning | str, *_: object, **__: object) -> None:
-            if "synchronizing CUDA operation" in str(message):
-                frames = [frame for frame in traceback.extract_stack() if "reprogpt" in frame.filename]
-                self._waits["; ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-2:])] += 1
-
-        if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("warn")
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = note
-
-    def __exit__(self, *_: object) -> None:
         if torch.cuda.is_available():
-            torch.cuda.set_sync_debug_mode("default")
-        warnings.showwarning = self._show
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.set_sync_debug_mode("default")
 
 
-class _NoRecording:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-NO_RECORDING = _NoRecording()
 KINDS = {
     "copies": ("memcpy", "memset"),
     "attention": ("flash", "fmha", "attention", "cudnn_generated"),
@@ -329,15 +329,17 @@ def profile(training: Training) -> Result:
 
 def finish(training: Training) -> Result:
     """Evaluate, sample, save and load on the device; the loss there and on the CPU."""
-    losses = loop._evaluation_losses(training, 0)
-    result: Result = {"evaluated": list(losses), "sample": loop._greedy_sample(training)[:8]}
+    numerics = training.numerics
+    with numerics.autocast():
+        sample = list(generate(training.model, training.prompt, 8))
+    result: Result = {"sample": sample}
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), training.model)
         model = load_model(Path(folder))
     rows = training.val_rows.take(slice(2))
     cpu = Numerics(torch.device("cpu"), "fp32", "torch")
-    on_device = loop.evaluate(training.model, rows.inputs, rows.targets, batch_size=2, numerics=training.numerics)
-    on_cpu = loop.evaluate(model, rows.inputs, rows.targets, batch_size=2, numerics=cpu)
+    on_device = evaluate(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
+    on_cpu = evaluate(model, rows.inputs, rows.targets, batch_size=2, numerics=cpu)
     return result | {"loss_on_device": on_device.loss, "loss_on_cpu": on_cpu.loss}
 
 
@@ -349,7 +351,13 @@ def check(trial: Trial) -> None:
     check_head(trial)
     small = {"emb_dim": 256, "n_heads": 4, "n_layers": 4, "context_length": 128, "stride": 128, "batch_size": 8}
     base = trial.params(**({} if trial.tiny else small), drop_rate=0.0)
-    on_cpu = trial.run("fp32 on the CPU", base | {"device": "cpu", "matmul": "torch"}, ("step_ms",), steps=10)
+    cpu = base | {"device": "cpu", "matmul": "torch"}
+    on_cpu = {
+        random_order: trial.run(
+            f"fp32 on the CPU, {random_order}", cpu | {"random_order": random_order}, ("step_ms",), steps=10
+        )
+        for random_order in ("independent", "book")  # each reads its rows in an order of its own
+    }
     variants: dict[str, dict[str, Any]] = {
         "fp32": {},
         "tf32": {"precision": "tf32"},
@@ -369,25 +377,18 @@ def check(trial: Trial) -> None:
     for name, more in variants.items():
         shown = ("step_ms", "loss_on_device", "loss_on_cpu", "waits_in_2_steps")
         found = trial.run(name, base | more, shown, steps=10, finish=True, waits=True)
-        if found and on_cpu:
-            difference = max(abs(a - b) for a, b in zip(found["losses"], on_cpu["losses"], strict=True))
+        wanted = on_cpu[more.get("random_order", "independent")]
+        if found and wanted:
+            difference = max(abs(a - b) for a, b in zip(found["losses"], wanted["losses"], strict=True))
             found["largest_difference"] = difference
             trial.keep(name, found)
             print(f"    largest difference of a loss from the CPU's: {difference:.1e}", flush=True)
-    for name, more in {
-        "fp32": {},
-        "bf16": {"precision": "bf16"},
-        "bf16, compile": {"precision": "bf16", "compile": True},
-    }.items():
-        if trial.device != "cpu":
-            trial.run(f"waits: {name}", base | more, ("waits_in_2_steps", "host_ms", "step_ms"), steps=10, waits=True)
-    check_head(trial)
 
 
 def check_head(trial: Trial) -> None:
     """Loss and gradients of the fused head against float64 on the CPU: the largest relative errors."""
     rows = []
-    for vocab_size in (1000, 50257):
+    for vocab_size in (1000, 5003 if trial.tiny else 50257):
         torch.manual_seed(0)
         hidden, weight = torch.randn(300, 64), torch.randn(vocab_size, 64) / 8
         targets = torch.randint(0, vocab_size, (300,))
@@ -395,12 +396,13 @@ def check_head(trial: Trial) -> None:
         wanted = functional.cross_entropy(exact[0] @ exact[1].T, targets)
         torch.autograd.backward(wanted)
         for in_bf16 in (False, True):
-            ours = [tensor.to(trial.device).requires_grad_() for tensor in (hidden.clone(), weight.clone())]
+            our_hidden = hidden.clone().to(trial.device).requires_grad_()
+            our_weight = weight.clone().to(trial.device).requires_grad_()
             with torch.autocast(torch.device(trial.device).type, torch.bfloat16, enabled=in_bf16):
-                loss = head_loss(*ours, targets.to(trial.device))
+                loss = head_loss(our_hidden, our_weight, targets.to(trial.device))
             torch.autograd.backward(loss)
             errors = [abs(loss.item() - wanted.item()) / wanted.item()]
-            for got, want in zip(ours, exact, strict=True):
+            for got, want in zip((our_hidden, our_weight), exact, strict=True):
                 assert got.grad is not None and want.grad is not None
                 difference = got.grad.cpu().double() - want.grad
                 errors.append(float(difference.norm() / want.grad.norm()))
@@ -471,9 +473,7 @@ def kill_and_resume(params: dict[str, Any]) -> bool:
 
 def train_with_checkpoints(spec: Result) -> None:
     """Train 48 steps with a checkpoint after nearly every step; print each step, and the weights at the end."""
-    training = make_training(read_params(spec["params"]), is_text=True)
-    training.plan = replace(training.plan, total_steps=48)
-    training.loader._plan = training.plan
+    training = make_training(read_params(spec["params"]), is_text=True, total_steps=48)
     training.log_interval = 4
     run_lock = RunLock("0" * 32, Path(spec["folder"]), {"workspace": False})
     checkpointed = CheckpointedTraining(training, run_lock)
@@ -547,74 +547,120 @@ def time_of(work: Callable[[], object], device: torch.device, rounds: int = 10) 
 def head(trial: Trial) -> None:
     """Kernels of which there is a choice, each alone."""
     device = set_up_numerics(device=trial.device, precision="fp32", matmul="auto").device
-    num_tokens, width, vocab_size = (512, 64, 1009) if trial.tiny else (32768, 768, 50257)
-    rows: list[list[object]] = []
+    kernels = Kernels(device)
+    measure_products(kernels, tiny=trial.tiny)
+    measure_heads(kernels, tiny=trial.tiny)
+    measure_attention(kernels, tiny=trial.tiny)
+    trial.keep("kernels", {"rows": kernels.rows})
+    print(table(["kernel", "ms", "TFLOP/s", "peak memory"], kernels.rows), flush=True)
 
-    def measure(name: str, work: Callable[[], object], flops: float = 0.0, num_bytes: float = 0.0) -> None:
-        try:
-            seconds = time_of(work, device)
-            rows.append([name, 1000 * seconds, flops / seconds / 1e12, num_bytes / seconds / 1e12])
-        except RuntimeError as error:
-            rows.append([name, str(error).splitlines()[0][:70], "", ""])
 
-    hidden = torch.randn(num_tokens, width, device=device, dtype=torch.bfloat16)
-    for name, size in (("odd vocabulary", vocab_size), ("padded vocabulary", -(-vocab_size // 128) * 128)):
-        weight = torch.randn(size, width, device=device, dtype=torch.bfloat16)
-        grad = torch.randn(num_tokens, size, device=device, dtype=torch.bfloat16)
-        flops = 2.0 * num_tokens * size * width
-        measure(f"{name}: logits", partial(torch.mm, hidden, weight.T), flops)
-        measure(f"{name}: gradient of hidden", partial(torch.mm, grad, weight), flops)
-        measure(f"{name}: gradient of weight", partial(torch.mm, grad.T, hidden), flops)
-    targets = torch.randint(0, vocab_size, (num_tokens,), device=device)
-    full_weight = torch.randn(vocab_size, width, device=device, requires_grad=True)
-    full_hidden = hidden.float().requires_grad_()
+class Kernels:
+    """A table of kernels: name, milliseconds, TFLOP/s, peak memory on a GPU."""
 
-    def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(functional.linear(hidden, weight), targets)
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.rows: list[list[object]] = []
 
-    heads: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy(linear)": plain, "head_loss": head_loss}
-    if device.type == "cuda":
-        heads["head_loss, compiled"] = partial(head_loss, compiled=True)
-        heads["cross_entropy(linear), compiled"] = torch.compile(plain)
-        try:
-            from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
-
-            heads["Liger kernel"] = lambda hidden, weight, targets: Liger.apply(
-                hidden.bfloat16(), weight.bfloat16(), targets
-            )[0]
-        except ImportError:
-            print("(without liger_kernel, which is not installed)")
-    for name, function in heads.items():
-
-        def forward_and_backward(function: Callable[..., torch.Tensor] = function) -> None:
-            full_hidden.grad = full_weight.grad = None
-            with torch.autocast(device.type, torch.bfloat16):
-                loss = function(full_hidden, full_weight, targets)
-            torch.autograd.backward(loss)
-
-        if device.type == "cuda":
+    def measure(self, name: str, work: Callable[[], object], flops: float) -> None:
+        """Add a row; of a kernel that this device does not have, with the message instead."""
+        if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        measure(f"head, forward and backward: {name}", forward_and_backward, 6.0 * num_tokens * vocab_size * width)
-        if device.type == "cuda":
-            rows[-1].append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-    batch, heads_, length = (2, 2, 64) if trial.tiny else (32, 12, 1024)
-    shape = (batch, length, heads_, 64)
-    qkv = [torch.randn(shape, device=device, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
-    flops = 3.5 * 4.0 * batch * heads_ * length * length * 64 / 2
-    for is_deterministic in (True, False):
+        try:
+            seconds = time_of(work, self.device)
+        except RuntimeError as error:
+            self.rows.append([name, str(error).splitlines()[0][:70], "", ""])
+            return
+        peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if self.device.type == "cuda" else ""
+        self.rows.append([name, 1000 * seconds, flops / seconds / 1e12, peak])
+
+    def random(self, *shape: int) -> torch.Tensor:
+        """Random numbers in bf16."""
+        return torch.randn(shape, device=self.device, dtype=torch.bfloat16)
+
+
+def head_shape(*, tiny: bool) -> tuple[int, int, int]:
+    """Tokens of a batch, width of the model, size of the vocabulary."""
+    return (512, 64, 1009) if tiny else (32768, 768, 50257)
+
+
+def measure_products(kernels: Kernels, *, tiny: bool) -> None:
+    """The head's three products, with GPT-2's odd vocabulary and with a padded one."""
+    num_tokens, width, vocab_size = head_shape(tiny=tiny)
+    hidden = kernels.random(num_tokens, width)
+    for name, size in (("odd vocabulary", vocab_size), ("padded vocabulary", -(-vocab_size // 128) * 128)):
+        weight = kernels.random(size, width)
+        grad = kernels.random(num_tokens, size)
+        flops = 2.0 * num_tokens * size * width
+        kernels.measure(f"{name}: logits", partial(torch.mm, hidden, weight.T), flops)
+        kernels.measure(f"{name}: gradient of hidden", partial(torch.mm, grad, weight), flops)
+        kernels.measure(f"{name}: gradient of weight", partial(torch.mm, grad.T, hidden), flops)
+
+
+def separate_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What head_loss computes, as separate operations."""
+    return functional.cross_entropy(functional.linear(hidden, weight), targets)
+
+
+def heads(device: torch.device) -> dict[str, Callable[..., torch.Tensor]]:
+    """Functions that compute the same loss, by name."""
+    found: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy(linear)": separate_loss, "head_loss": head_loss}
+    if device.type != "cuda":
+        return found
+    found["head_loss, compiled"] = partial(head_loss, compiled=True)
+    found["cross_entropy(linear), compiled"] = torch.compile(separate_loss)
+    try:
+        liger = importlib.import_module("liger_kernel.ops.fused_linear_cross_entropy")
+    except ImportError:
+        print("(without liger_kernel, which is not installed)")
+        return found
+
+    def liger_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        function = liger.LigerFusedLinearCrossEntropyFunction
+        loss: torch.Tensor = function.apply(hidden.bfloat16(), weight.bfloat16(), targets)[0]
+        return loss
+
+    return found | {"Liger kernel": liger_loss}
+
+
+def measure_heads(kernels: Kernels, *, tiny: bool) -> None:
+    """Output head and cross-entropy, forward and backward."""
+    num_tokens, width, vocab_size = head_shape(tiny=tiny)
+    device = kernels.device
+    hidden = torch.randn(num_tokens, width, device=device, requires_grad=True)
+    weight = torch.randn(vocab_size, width, device=device, requires_grad=True)
+    targets = torch.randint(0, vocab_size, (num_tokens,), device=device)
+
+    def forward_and_backward(loss_of: Callable[..., torch.Tensor]) -> None:
+        hidden.grad = weight.grad = None
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = loss_of(hidden, weight, targets)
+        torch.autograd.backward(loss)
+
+    flops = 6.0 * num_tokens * vocab_size * width
+    for name, loss_of in heads(device).items():
+        kernels.measure(f"head, forward and backward: {name}", partial(forward_and_backward, loss_of), flops)
+
+
+def measure_attention(kernels: Kernels, *, tiny: bool) -> None:
+    """Each of torch's attention kernels, forward and backward, with and without dropout."""
+    batch, num_heads, length = (2, 2, 64) if tiny else (32, 12, 1024)
+    shape = (batch, length, num_heads, 64)
+    query, key, value = (kernels.random(*shape).transpose(1, 2).requires_grad_() for _ in range(3))
+    flops = 3.5 * 4.0 * batch * num_heads * length * length * 64 / 2
+
+    def attend(backend: SDPBackend, rate: float) -> None:
+        with sdpa_kernel(backend):
+            out = functional.scaled_dot_product_attention(query, key, value, dropout_p=rate, is_causal=True)
+        torch.autograd.backward(out, torch.ones_like(out))
+
+    backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+    for is_deterministic, backend, rate in itertools.product((True, False), backends, (0.0, 0.1)):
         torch.use_deterministic_algorithms(is_deterministic)
-        for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-            for rate in (0.0, 0.1):
-
-                def attend(rate: float = rate, backend: SDPBackend = backend) -> None:
-                    with sdpa_kernel(backend):
-                        out = functional.scaled_dot_product_attention(*qkv, dropout_p=rate, is_causal=True)
-                    torch.autograd.backward(out, torch.ones_like(out))
-
-                label = "deterministic" if is_deterministic else "not deterministic"
-                measure(f"attention {backend.name}, dropout {rate}, {label}", attend, flops)
-    trial.keep("kernels", {"rows": rows})
-    print(table(["kernel", "ms", "TFLOP/s", "TB/s", "peak memory"], [[*row, *[""] * (5 - len(row))] for row in rows]))
+        label = "deterministic" if is_deterministic else "not deterministic"
+        name = f"attention {backend.name}, dropout {rate}, {label}"
+        kernels.measure(name, partial(attend, backend, rate), flops)
+    torch.use_deterministic_algorithms(True)
 
 
 if __name__ == "__main__":

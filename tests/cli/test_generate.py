@@ -237,6 +237,11 @@ def test_a_run_without_a_complete_model_is_refused(recorded: dict[str, Run], gen
         generate("A", "--run", "unknown")
 
 
+@pytest.mark.parametrize("stdin", ["\ufeffOne\r\ntwo\r\n", "One\rtwo\r", "\ufeffOne\ntwo\n"])
+def test_standard_input_is_read_as_a_corpus_is(generate: Generate, stdin: str) -> None:
+    assert generate("-", *SHORT, stdin=stdin.encode())[0] == generate("One\ntwo", *SHORT)[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [

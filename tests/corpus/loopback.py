@@ -16,7 +16,7 @@ from reprogpt.corpus.fetch import Source, fetch_corpus
 from reprogpt.errors import FetchError, UnreachableError
 
 RAW = Path("data/corpus/raw.txt")
-CONTENT = "“Low tide,” said Ann.\r\nIt was.\n".encode()  # 35 bytes, 31 characters
+CONTENT = "“Low tide,” said Ann. \nIt was.\n".encode()  # 35 bytes, 31 characters
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 OFFLINE = Path("offline.txt")
 OFFLINE_CONTENT = b"Another text.\n"

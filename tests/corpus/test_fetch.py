@@ -1,16 +1,20 @@
 """Where the corpus is fetched from, and what is accepted."""
 
+import gzip
 import hashlib
 import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from reprogpt.corpus.download_cache import corpora_folder
 from reprogpt.corpus.fetch import Source
+from reprogpt.corpus.tokens import load_encoding
 from reprogpt.errors import DataError, FetchError, UnreachableError
 from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
 
@@ -227,6 +231,116 @@ def test_text_of_any_origin_that_is_empty_is_refused(origin: str, content: bytes
     with pytest.raises(DataError, match="is empty"):
         obtain_from(origin, content, server)
     assert RAW.exists() == (origin == "kept")
+
+
+WINDOWS, BOOK = b"\xef\xbb\xbfOne\r\ntwo\rthree\n\xef\xbb\xbf\r\n", b"One\ntwo\nthree\n\xef\xbb\xbf\n"
+
+
+def test_text_of_any_origin_has_lf_line_ends_and_no_mark_at_its_start(
+    origin: str, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = obtain_from(origin, WINDOWS, server)
+    assert RAW.read_bytes() == BOOK
+    assert list(RAW.parent.iterdir()) == [RAW]
+    record = source.record()
+    assert record["sha256"] == digest(WINDOWS)
+    assert (record["bytes"], record["characters"]) == (len(BOOK), len(BOOK.decode()))
+    assert (record["line_ends_normalized"], record["byte_order_marks_dropped"]) == (3, 1)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fetch: ")]
+    assert said == [
+        "fetch: line ends CRLF or CR became LF (3), byte order marks were dropped (1), as where Python reads a text"
+    ]
+
+
+def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) -> None:
+    first = obtain(server.gives(WINDOWS), sha256=digest(WINDOWS))
+    server.stop()
+    assert (corpora_folder() / digest(WINDOWS)).read_bytes() == WINDOWS
+    for _ in range(2):
+        again = obtain(server.url(), sha256=digest(WINDOWS))
+        assert (again, again.how) == (first, "download cache")
+    assert RAW.read_bytes() == BOOK
+
+
+def test_a_pinned_text_from_before_normalisation_is_normalised_and_its_file_cached(server: Server) -> None:
+    write(RAW, WINDOWS)
+    server.stop()
+    for _ in range(2):
+        assert obtain(server.url(), sha256=digest(WINDOWS)).record()["line_ends_normalized"] == 3
+        assert RAW.read_bytes() == BOOK
+
+
+def test_a_text_that_is_normal_has_no_word_of_it_in_its_record(server: Server) -> None:
+    assert list(obtain(server.gives(CONTENT)).record()) == ["url", "sha256", "bytes", "characters"]
+
+
+def test_the_offset_of_a_fault_is_that_in_the_file_as_it_came(server: Server) -> None:
+    content = b"\xef\xbb\xbfa\r\nb\r\n\xff"
+    with pytest.raises(DataError, match="0xff at offset 9"):
+        obtain(server.gives(content), sha256=digest(content))
+
+
+def test_a_text_of_a_mark_and_line_ends_is_empty(server: Server) -> None:
+    content = b"\xef\xbb\xbf\r\n"
+    with pytest.raises(DataError, match="is empty"):
+        obtain(server.gives(content), sha256=digest(content))
+
+
+PACKED = {".gz": gzip.compress(WINDOWS, mtime=0), ".zst": zstandard.ZstdCompressor().compress(WINDOWS)}
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+@pytest.mark.parametrize("query", ["", "?raw=1"])
+def test_a_packed_text_is_unpacked_and_cached_packed(server: Server, suffix: str, query: str) -> None:
+    packed, path = PACKED[suffix], f"/text{suffix.upper()}{query}"
+    url = server.gives(packed, path=path)
+    for how in ("downloaded", "download cache"):
+        source = obtain(url, sha256=digest(packed))
+        assert source.how == how
+        assert RAW.read_bytes() == BOOK
+        assert source.record()["sha256"] == digest(packed)
+        assert source.bytes == len(BOOK)
+    assert [path.read_bytes() for path in cached_files()] == [packed]
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_packed_text_that_is_cut_or_too_large_once_unpacked_is_refused(server: Server, suffix: str) -> None:
+    cut = PACKED[suffix][:-3]
+    with pytest.raises(FetchError, match="can't be decompressed as"):
+        obtain(server.gives(cut, path=f"/cut{suffix}"), sha256=digest(cut))
+    large = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[suffix](b"a" * 1001)
+    with pytest.raises(FetchError, match="more than max_corpus_bytes=1000 once unpacked"):
+        obtain(server.gives(large, path=f"/large{suffix}"), sha256=digest(large))
+    assert not RAW.exists() and list(RAW.parent.iterdir()) == [] and cached_files() == []
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_memory_does_not_grow_with_a_text_that_is_normalised(suffix: str) -> None:
+    text = b"\xef\xbb\xbf" + b"Low tide, said Ann.\r\n" * 2_000_000  # 42 MB, in pieces of 1 MiB
+    path = write(Path(f"book{suffix}"), gzip.compress(text, 1) if suffix else text)
+    sha256, num_bytes = digest(path.read_bytes()), len(text)
+    del text
+    tracemalloc.start()
+    try:
+        assert obtain(path.absolute().as_uri(), sha256=sha256, max_bytes=num_bytes).bytes == num_bytes - 2_000_003
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_end_of_text_in_a_text_of_any_origin_is_counted_in_a_warning(
+    origin: str, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    obtain_from(origin, b"One.\n<|endoftext|>\nTwo. <|endoftext|> Three.\n", server)
+    warning = capsys.readouterr().err
+    assert "has <|endoftext|> in its text, 2 times" in warning
+    assert "manifest" in warning and "docs/corpus.md" in warning
+
+
+def test_end_of_text_becomes_seven_plain_tokens() -> None:
+    """As the warning says."""
+    encoding = load_encoding("gpt2")
+    assert len(encoding.encode_ordinary("<|endoftext|>")) == 7
 
 
 def test_cache_that_cannot_be_written_is_named(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from reprogpt.errors import DataError, FetchError, UnreachableError
 from tests.corpus.loopback import OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
 from tests.corpus.run_stage import run_stage, write_pipeline
 
-TEXTS = [b"One <|endoftext|> two.\r\n", "Zwölf\n\n".encode(), b"  Low tide, said Ann."]
+TEXTS = [b"One <|endoftext|> two. \n", "Zwölf\n\n".encode(), b"  Low tide, said Ann."]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     ".txt": bytes,
     ".gz": gzip.compress,
@@ -39,7 +39,7 @@ def local_manifest(files: dict[str, bytes], *, lines: str | None = None) -> str:
     for name, content in files.items():
         (folder / "texts" / name).write_bytes(content)
     listing = lines or "".join(line(f"texts/{name}", content) for name, content in files.items())
-    (folder / "all.manifest").write_text(listing, "utf-8")
+    (folder / "all.manifest").write_bytes(listing.encode())
     return (folder / "all.manifest").as_uri()
 
 
@@ -241,3 +241,28 @@ def test_a_document_on_the_web_is_unpacked_whatever_its_query(server: Server) ->
     url = server.gives(packed, path="/text.gz?raw=1")
     obtain(local_manifest({}, lines=line(url, packed)), sha256="")
     assert RAW.read_bytes() == TEXTS[1]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_line_ends_and_marks_of_each_document_are_normalised(suffix: str) -> None:
+    texts = [b"\xef\xbb\xbfOne\r\n", b"\xef\xbb\xbftwo\rthree\r", b"four\n"]
+    source = obtain(local_manifest({f"{i}{suffix}": COMPRESS[suffix](text) for i, text in enumerate(texts)}), sha256="")
+    assert RAW.read_bytes() == b"One\ntwo\nthree\nfour\n"
+    assert source.ends == [4, 14]
+    assert source.record()["line_ends_normalized"] == 3
+    assert source.record()["byte_order_marks_dropped"] == 2
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_manifest_may_be_saved_on_windows(end: str, mark: str) -> None:
+    lines = "".join(line(f"texts/{i}", text) for i, text in enumerate(TEXTS))
+    files = {str(i): text for i, text in enumerate(TEXTS)}
+    source = obtain(local_manifest(files, lines=mark + lines.replace("\n", end)), sha256="")
+    assert source.documents == 3
+    assert RAW.read_bytes() == b"".join(TEXTS)
+
+
+def test_the_offset_of_a_fault_is_that_in_the_document(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"line 2 of all\.manifest: .* 0xff at offset 6"):
+        obtain(local_manifest({"a": TEXTS[1], "b": b"\xef\xbb\xbfa\r\n\xff"}), sha256="")

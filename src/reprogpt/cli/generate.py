@@ -10,6 +10,7 @@ import tiktoken
 import torch
 
 from reprogpt.cli.output import write_output
+from reprogpt.corpus.normalize import normalize_text
 from reprogpt.corpus.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
 from reprogpt.lineage.resolve_run import parent_run, require_run
@@ -81,7 +82,10 @@ def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
 
 
 def _read_prompt(prompt: str) -> str:
-    """The prompt, or the contents of standard input without one newline at the end, which echo adds."""
+    """The prompt, or the contents of standard input as a corpus is read: LF line ends, no byte order mark.
+
+    One newline at its end, which echo adds, is dropped.
+    """
     if prompt == STANDARD_INPUT:
         if sys.stdin is None:
             raise PipelineError("standard input is closed; give the prompt as an argument")
@@ -96,7 +100,7 @@ def _read_prompt(prompt: str) -> str:
         fault = f"byte 0x{content[error.start]:02x} at offset {error.start}"
         raise PipelineError(f"the prompt is not UTF-8 text: {fault}; convert it to UTF-8") from None
     if prompt == STANDARD_INPUT:
-        text = text.removesuffix("\n")
+        text = normalize_text(text).removesuffix("\n")
     if not text:
         raise PipelineError(
             "the prompt is empty; give a text of at least one character, or leave PROMPT out for start_context of\n"

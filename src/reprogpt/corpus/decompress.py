@@ -12,6 +12,11 @@ PIECE_BYTES = 1 << 20  # read of what is not packed, or come out of gzip, at a t
 COMPRESSED_BYTES = 1 << 10
 
 
+def is_compressed(kind: str) -> bool:
+    """Whether decompress would change what is in a file of this name."""
+    return kind.endswith((".gz", ".zst"))
+
+
 def decompress(path: Path, *, kind: str, name: str) -> Iterator[bytes]:
     """The bytes in `path`, in pieces of at most 32 MiB, however small what they are packed in.
 

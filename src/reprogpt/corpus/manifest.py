@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin
 
-from reprogpt.corpus.decompress import decompress
 from reprogpt.corpus.download import download, path_of, require_file
 from reprogpt.corpus.download_cache import WRITABLE_CACHE, cached_file, corpora_folder, digest_of, file_errors, replaced
+from reprogpt.corpus.normalize import Changes, normalize_text, read_document
 from reprogpt.corpus.text import count_characters
 from reprogpt.errors import FetchError
 from reprogpt.urls import is_web, path_of_url, redact
@@ -45,7 +45,7 @@ def parse_manifest(content: bytes, url: str) -> list[Document]:
     title = redact(path_of_url(url)).rsplit("/", 1)[-1]
     documents, problems = [], []
     try:
-        lines = content.decode().split("\n")
+        lines = normalize_text(content.decode()).split("\n")
     except UnicodeDecodeError as error:
         raise FetchError(f"{title} is no manifest: not UTF-8 at offset {error.start}") from None
     for number, line in enumerate(lines, 1):
@@ -66,11 +66,11 @@ def parse_manifest(content: bytes, url: str) -> list[Document]:
 
 
 def join_documents(
-    documents: list[Document], to: Path, *, max_bytes: int, advance: Callable[[int], object]
+    documents: list[Document], to: Path, *, max_bytes: int, changes: Changes, advance: Callable[[int], object]
 ) -> tuple[list[int], int]:
-    """Write the texts of all documents to `to`, one after the other, with nothing in between.
+    """Write the texts of all documents to `to`, normalised, one after the other, with nothing in between.
 
-    advance: told of each number of bytes that came or were unpacked.
+    changes: counts what was changed. advance: told of each number of bytes that came or were unpacked.
     Returns the bytes at which one ends and the next begins, and the number of characters in all. What was downloaded
     is kept in the download cache, packed as it was.
     Raises UnreachableError if a host can't be reached; FetchError if a document can't be had, is another than the
@@ -82,7 +82,7 @@ def join_documents(
         for document in documents:
             begin = position
             path = _fetch_document(document, max_bytes, advance)
-            for piece in decompress(path, kind=path_of_url(document.address).lower(), name=document.name):
+            for piece in read_document(path, changes, kind=path_of_url(document.address).lower(), name=document.name):
                 position += len(piece)
                 if position > max_bytes:
                     raise FetchError(

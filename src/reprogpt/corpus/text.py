@@ -1,7 +1,8 @@
 """The corpus as text: reads, checks and splits a file of any size, a chunk at a time."""
 
 import codecs
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -24,21 +25,33 @@ def read_pieces(
     name: what messages call the file, its path if None. advance: told of each number of bytes read.
     Raises DataError where the file can't be read and at the first byte that is not UTF-8, with its offset from start.
     """
+    for content, piece in _decoded(_contents(path, start, end), name or str(path)):
+        advance(len(content))
+        if piece:
+            yield piece
+
+
+def require_utf8(contents: Iterable[bytes], *, name: str) -> Iterator[bytes]:
+    """Pass the bytes of one text on, in pieces; raises DataError as read_pieces does."""
+    for content, _ in _decoded(chain(contents, [b""]), name):
+        yield content
+
+
+def _decoded(contents: Iterable[bytes], name: str) -> Iterator[tuple[bytes, str]]:
+    """Each piece of a text's bytes, the last of them b"", and the characters that end in it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
-    for content in _contents(path, start, end):
+    for content in contents:
         held = len(decoder.getstate()[0])  # of a character whose end is still to come
         try:
             piece = decoder.decode(content, final=not content)
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{name or path} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset "
+                f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset "
                 f"{offset - held + error.start}; convert it to UTF-8"
             ) from None
         offset += len(content)
-        advance(len(content))
-        if piece:
-            yield piece
+        yield content, piece
 
 
 def count_characters(path: Path, start: int = 0, end: int | None = None, *, name: str | None = None) -> int:

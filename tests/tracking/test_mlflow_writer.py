@@ -52,7 +52,7 @@ def results_outbox(*, status: str = "FINISHED", sampling: dict[str, Any] | None 
     if sampling:
         samples = Path("samples.txt")
         samples.write_text("text")
-        origin = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
+        origin: Any = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
         outbox.append("results", values={"final_val_loss": 6.5}, step=9, **origin)
         outbox.append_file(samples, "samples", **origin)
         outbox.append("description", **origin)
@@ -257,7 +257,7 @@ def test_for_a_store_of_another_version_the_message_has_the_command(
     database.close()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///old.db")
     with pytest.raises(
-        TrackingError, match=r"written by another version of MLflow; .*mlflow db upgrade sqlite:///.*old\.db"
+        TrackingError, match=r"written by an older version of MLflow; .*mlflow db upgrade sqlite:///.*old\.db"
     ):
         upload(training_outbox())
 

@@ -25,6 +25,7 @@ os.environ.setdefault(
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
 )  # it counts files, and one file is nearly all of the bytes
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
@@ -36,6 +37,15 @@ SQLITE = "sqlite:///"
 # but the message that says so must not show the password either.
 _USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
 _AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_AUTH_ERROR")
+
+# Words of a database's error -> what to do.
+_DATABASE_ADVICE = {
+    "is full": ": free space on its disk",
+    "readonly": ": make the file and its folder writable for this user",
+    "unable to open": ": check that its folder exists and is writable for this user",
+    "malformed": ": restore a copy of it, or move it away, and a new one is made",
+    "not a database": ": restore a copy of it, or move it away, and a new one is made",
+}
 
 
 class AuthenticationError(TrackingError):
@@ -63,8 +73,10 @@ def open_store() -> tuple[MlflowClient, str]:
 
     Raises TrackingError if the store can't be used.
     """
-    for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent"):
+    for noisy in ("alembic", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs each error with its traceback and the whole statement; the exception has what a person needs.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     _move_credentials_to_env()
     state_dir().mkdir(exist_ok=True)
     # Two processes that create the tables of the same new SQLite file make each other crash.
@@ -190,10 +202,28 @@ def _auth_advice(status: str | None) -> str:
 
 def _reason(error: Exception) -> str:
     text = str(error)
-    if "mlflow db upgrade" in text:
-        return f"it was written by another version of MLflow; copy it, then run: mlflow db upgrade {store_name()}"
+    revision = re.search(r"found version (\w+), but expected", text)
+    if revision or "mlflow db upgrade" in text:
+        return _version_advice(revision[1] if revision else "")
+    database = re.search(r"\((?:sqlite3|psycopg2?)\.[\w.]+\) ([^\n]+)", text)
+    if database:
+        advice = next((advice for words, advice in _DATABASE_ADVICE.items() if words in database[1]), "")
+        return redact(database[1]) + advice
     root = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)  # the last of a chain of causes
     return root[1] if root else redact(text.splitlines()[0] if text else repr(error))
+
+
+def _version_advice(revision: str) -> str:
+    """What to do about a database with another schema than that of this MLflow, by the schema's revision."""
+    migrations = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    if any(migrations.glob(f"{revision}_*.py")):
+        return f"it was written by an older version of MLflow; copy it, then run: mlflow db upgrade {store_name()}"
+    return (
+        f"a newer version of MLflow than the {mlflow.__version__} of this environment has opened it and changed its "
+        f"tables (revision {revision or 'unknown'}), which can't be undone. Read it with that version's `mlflow ui` "
+        "(`mlflow --version` in the other environment), and either go back to a copy from before, or set "
+        "MLFLOW_TRACKING_URI to another store, such as sqlite:///mlflow-here.db"
+    )
 
 
 def redact(text: str) -> str:

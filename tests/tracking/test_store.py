@@ -1,0 +1,105 @@
+"""The store's errors, as one message each."""
+
+import shutil
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from reprogpt.errors import TrackingError
+from reprogpt.tracking import uploader
+from reprogpt.tracking.mlflow_writer import upload
+from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes, open_outbox
+from reprogpt.tracking.store import open_store, store_name
+
+
+def training_outbox() -> OutboxFile:
+    outbox = open_outbox("1" * 32)
+    tags = {"training_id": "1" * 32, "run_key": "k"}
+    outbox.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+    outbox.append("tags", values={f"tag{number}": "x" * 4000 for number in range(50)})
+    return outbox
+
+
+def with_schema(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store whose tables are of another version of MLflow; at a path that this process has not opened."""
+    shutil.copy("mlflow.db", "other.db")
+    with sqlite3.connect("other.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", (revision,))
+    database.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+
+
+def test_a_store_of_a_newer_mlflow_is_named_as_such_and_training_goes_on(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 0.2)
+    with_schema("f" * 12, monkeypatch)
+    outbox = training_outbox()
+    with uploader.uploading(outbox):
+        outbox.append("metrics", step=0, values={"loss": 1.0})
+    printed = capsys.readouterr().err
+    assert f"a newer version of MLflow than the {mlflow.__version__}" in printed and "f" * 12 in printed
+    assert "mlflow db upgrade" not in printed and "MLFLOW_TRACKING_URI" in printed
+    (waiting,) = abandoned_outboxes()
+    assert len(waiting.pending()) == 4
+
+
+def test_a_store_of_an_older_mlflow_can_be_upgraded(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_schema("0584bdc529eb", monkeypatch)
+    with pytest.raises(TrackingError, match=r"by an older version of MLflow; .* mlflow db upgrade sqlite:///.*other"):
+        open_store()
+
+
+@pytest.fixture
+def pragma() -> Any:
+    """Run a PRAGMA on each new connection of MLflow's."""
+    listeners: list[Callable[..., None]] = []
+
+    def add(statement: Callable[[sqlite3.Cursor], str]) -> None:
+        def run(connection: sqlite3.Connection, _: object) -> None:
+            cursor = connection.cursor()
+            cursor.execute(statement(cursor))
+            cursor.close()
+
+        listeners.append(run)
+        event.listen(Engine, "connect", run)
+
+    yield add
+    for listener in listeners:
+        event.remove(Engine, "connect", listener)
+
+
+def no_room(cursor: sqlite3.Cursor) -> str:
+    return f"PRAGMA max_page_count = {cursor.execute('PRAGMA page_count').fetchone()[0]}"
+
+
+def read_only(_: sqlite3.Cursor) -> str:
+    return "PRAGMA query_only = 1"
+
+
+@pytest.mark.parametrize(
+    ("statement", "words"),
+    [(no_room, "is full: free space on its disk"), (read_only, "readonly database: make the file and its folder")],
+)
+def test_a_database_that_is_full_or_read_only_gives_one_message(
+    client: MlflowClient,
+    pragma: Callable[..., None],
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    statement: Callable[[sqlite3.Cursor], str],
+    words: str,
+) -> None:
+    pragma(statement)
+    outbox = training_outbox()
+    with pytest.raises(TrackingError) as caught:
+        upload(outbox)
+    assert words in str(caught.value) and len(str(caught.value).splitlines()) == 1
+    printed = "".join(capfd.readouterr())
+    assert "Traceback" not in printed and printed.count("\n") <= 1 and caplog.records == []
+    assert outbox.pending()

@@ -485,9 +485,10 @@ def train_with_checkpoints(spec: Result) -> None:
 
 def speed(trial: Trial, only: list[str]) -> None:
     """Tokens per second and model FLOPs, beside the baseline's and the measured peak."""
-    peak = measure_peak(torch.device(trial.device), 512 if trial.tiny else 8192)
+    matrix_size = 512 if trial.tiny else 8192
+    peak = measure_peak(torch.device(trial.device), matrix_size)
     trial.keep("peak", {"tflops": peak})
-    print(f"a product of 8192 x 8192 x 8192 in bf16: {peak:.0f} TFLOP/s", flush=True)
+    print(f"a product of {matrix_size} x {matrix_size} x {matrix_size} in bf16: {peak:.3g} TFLOP/s", flush=True)
     long = trial.params(**({} if trial.tiny else LONG), precision="bf16", compile=trial.device != "cpu")
     size = 4 if trial.tiny else 32
     shown = ("step_ms", "host_ms", "tokens_per_second", "tflops", "peak_gib")

@@ -172,6 +172,21 @@ def test_config_cannot_be_changed() -> None:
         CONFIG.n_heads = 8  # type: ignore[misc]
 
 
+def test_torch_compile_traces_activation_checkpointing_as_one_graph() -> None:
+    """As on CUDA, where there is no recompute_context: torch.compile can't trace one that is a bound method."""
+    torch.manual_seed(0)
+    model = GPTModel(dataclasses.replace(CONFIG, drop_rate=0.0), activation_checkpointing=True)
+    found = []
+    for hidden_states in (model.hidden_states, torch.compile(model.hidden_states, backend="eager", fullgraph=True)):
+        model.zero_grad()
+        hidden = hidden_states(IDS)
+        torch.autograd.backward(hidden.square().sum())
+        found.append([hidden.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(found[0]) == len(list(model.parameters()))  # the output head has no gradient, hidden is one more
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
 # Branches for a GPU, whose operations run here on the CPU.
 
 

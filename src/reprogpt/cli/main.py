@@ -71,7 +71,7 @@ def _dispatch(arguments: argparse.Namespace) -> int | None:
         case "sync":
             from reprogpt.cli.sync import sync
 
-            return sync()
+            return sync(to=arguments.to, drop=arguments.drop, yes=arguments.yes)
         case unknown:  # the parser accepts no other
             raise AssertionError(unknown)
 

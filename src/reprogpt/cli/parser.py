@@ -254,19 +254,31 @@ VERIFY = Command(
     """,
     _add_verify,
 )
+
+
+def _add_sync_arguments(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--to", metavar="URI", help="upload all to this store, records for other stores too")
+    choice.add_argument("--drop", action="store_true", help="delete the records that wait for other stores")
+    parser.add_argument("--yes", action="store_true", help="don't ask before --to and --drop")
+
+
 SYNC = Command(
     "sync",
     "upload the records that wait for MLflow",
     """\
     Upload to MLflow the records that wait in .reprogpt/outbox because the store was not available when
-    they were made. The next stage that runs does the same.""",
+    they were made. The next stage that runs does the same; here, records that the store refused are
+    tried again, too.""",
     """\
-    0 if nothing waits any longer, 1 if records wait for another store, 2 if the store can't be used
+    0 if nothing waits any longer, 1 if any record is not uploaded, 2 if the store can't be used
     """,
     """\
     reprogpt sync
+    reprogpt sync --to http://127.0.0.1:5000
+    reprogpt sync --drop
     """,
-    _add_no_arguments,
+    _add_sync_arguments,
 )
 COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)
 

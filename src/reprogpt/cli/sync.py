@@ -1,20 +1,45 @@
 """`reprogpt sync`: upload the records that wait in the outbox."""
 
+import os
+
 from reprogpt.tracking.store import store_name
-from reprogpt.tracking.uploader import upload_abandoned
+from reprogpt.tracking.uploader import drop_records_for_other_stores, upload_abandoned, waiting_for_other_stores
 
 
-def sync() -> int:
+def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int:
     """Upload what waits, refused records too, and print the result: 0, or 1 if any record is not uploaded.
 
-    Raises TrackingError if the store can't be used.
+    to: a store's URI, to which records for other stores are uploaded, too. drop: delete those for other stores
+    instead. Both ask on the terminal, unless `yes`. Raises TrackingError if the store can't be used.
     """
-    found = upload_abandoned(retry=True)
+    if to:
+        os.environ["MLFLOW_TRACKING_URI"] = to
+    if to or drop:
+        others = waiting_for_other_stores()
+        for store, count in others.items():
+            print(f"{count} records wait for {store}")
+        what = f"Upload them to {store_name()}?" if to else "Delete them for good?"
+        if others and not (yes or _confirmed(what)):
+            print("nothing is changed")
+            return 1
+        if drop:
+            drop_records_for_other_stores()
+    found = upload_abandoned(retry=True, any_store=bool(to))
     print(f"{found.num_uploaded or 'no'} records uploaded to {store_name()}")
     for store in found.other_stores:
-        print(f"others wait for {store}: run this again with MLFLOW_TRACKING_URI set to it")
+        print(
+            f"others wait for {store}: run this again with MLFLOW_TRACKING_URI set to it, "
+            "or with --to URI to upload them to another store, or with --drop to delete them"
+        )
     for failure in found.failures:
         print(f"not uploaded: {failure}")
     for what in found.set_aside:
         print(f"refused: {what}")
     return 1 if found.other_stores or found.failures or found.set_aside else 0
+
+
+def _confirmed(question: str) -> bool:
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # no terminal: --yes is needed
+        return False

@@ -21,7 +21,7 @@ from reprogpt.errors import TrackingError
 from reprogpt.tracking.description import describe_evaluation, describe_training
 from reprogpt.tracking.logged_models import finalize_model, upload_model_file
 from reprogpt.tracking.outbox import DAMAGED, RECORDS, OutboxFile, Pending, Record, RecordError
-from reprogpt.tracking.store import open_store, redact, store_errors, store_name, to_tracked_run
+from reprogpt.tracking.store import is_present_store, open_store, redact, store_errors, store_name, to_tracked_run
 
 MAX_METRICS = 1000  # MLflow's limit for one batch
 MAX_STARTS = 3  # times that a run is uploaded from its first record, before the store is not trusted
@@ -39,13 +39,13 @@ class _IncompleteError(Exception):
 
 def belongs_to_store(outbox: OutboxFile) -> bool:
     """Whether the outbox's records were made for the present store; true of an empty outbox."""
-    return bool(next(outbox.records(), {}).get("store", store_name()) == store_name())
+    return is_present_store(str(next(outbox.records(), {}).get("store", store_name())))
 
 
-def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
+def upload(outbox: OutboxFile, *, retry: bool = False, any_store: bool = False) -> int:
     """Write all pending records of the outbox to the store, in order; returns the number of those written.
 
-    retry: whether to try again what was set aside.
+    retry: whether to try again what was set aside. any_store: whether to upload what was made for another store, too.
     A record that the store refuses for good is reported and set aside. A run that is not in the store, as it was
     deleted there, is made again from the first record. A training's run is FINISHED only if the store has all of it.
     Raises TrackingError if the store can't be used, RecordError if the outbox does not say which run it is for: records
@@ -59,7 +59,7 @@ def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
             f"{outbox.folder} does not say which run its records are for: its first record is missing or damaged. "
             "They are not uploaded; delete the folder if you don't need them"
         )
-    if not belongs_to_store(outbox):
+    if not any_store and not belongs_to_store(outbox):
         raise TrackingError(f"this run is in the MLflow store {first['store']}: set MLFLOW_TRACKING_URI to it")
     for _ in range(MAX_STARTS):
         try:

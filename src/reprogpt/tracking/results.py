@@ -11,7 +11,7 @@ from reprogpt.files import file_digest
 from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
 from reprogpt.tracking.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.provenance import experiment_tags, git_tags
-from reprogpt.tracking.store import store_name
+from reprogpt.tracking.store import recorded_store
 from reprogpt.tracking.uploader import uploading
 
 
@@ -26,7 +26,7 @@ def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
     """
     outbox = open_outbox()
     experiment = os.environ.get("DVC_EXP_NAME")
-    outbox.append("results of", run_key=run_key, experiment=experiment, store=store_name(), made=_made_by_train())
+    outbox.append("results of", run_key=run_key, experiment=experiment, store=recorded_store(), made=_made_by_train())
     with uploading(outbox, adds=adds):
         yield outbox
 

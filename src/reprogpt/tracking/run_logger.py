@@ -22,7 +22,7 @@ from reprogpt.tracking.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.provenance import corpus_tags, experiment_tags, git_tags, read_source
 from reprogpt.tracking.results import record_evaluation, record_plots
 from reprogpt.tracking.stage_code import MAX_PATCH_BYTES, code_patch
-from reprogpt.tracking.store import store_name
+from reprogpt.tracking.store import recorded_store
 from reprogpt.tracking.system_metrics import SystemMetrics
 from reprogpt.tracking.uploader import uploading
 
@@ -164,7 +164,7 @@ def start_run(
         run = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
         if identity.run_dir:
             run["kept_for"] = str(identity.run_dir)
-        outbox.append("training", store=store_name(), **run)
+        outbox.append("training", store=recorded_store(), **run)
     else:
         outbox.append("tags", values=experiment)
     _queue_source_files(outbox)

@@ -68,6 +68,33 @@ def store_name() -> str:
     return redact(store_uri())
 
 
+def recorded_store() -> str:
+    """The present store as records name it: store_name(), but the default one of a repository is relative to it.
+
+    So records still belong to it once the repository's folder is moved.
+    """
+    default = f"{SQLITE}{repository_root() / 'mlflow.db'}"
+    return f"{SQLITE}mlflow.db" if store_name() == default else store_name()
+
+
+def is_present_store(recorded: str) -> bool:
+    """Whether a store that a record names is the present one, however its URI is spelled."""
+    return _canonical(recorded) == _canonical(store_name())
+
+
+def _canonical(uri: str) -> str:
+    if uri.startswith(SQLITE):
+        return f"{SQLITE}{os.path.normpath(repository_root() / uri.removeprefix(SQLITE))}"
+    try:
+        parts = urlsplit(uri)
+        port = parts.port
+    except ValueError:
+        return uri
+    host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
+    port = port or {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}" if host else uri.rstrip("/")
+
+
 def open_store() -> tuple[MlflowClient, str]:
     """A client of the store, and the id of the experiment EXPERIMENT; both are created if they don't exist.
 

@@ -1,5 +1,6 @@
 """Uploads queued records to MLflow in a background thread, which the stage never waits for."""
 
+import shutil
 import sys
 import threading
 import time
@@ -118,10 +119,31 @@ class Uploader:
                 print(f"\nrecords of an earlier run wait: {failure}", file=sys.stderr)
 
 
-def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
+def waiting_for_other_stores() -> dict[str, int]:
+    """The stores, other than the present one, that records of ended processes wait for -> the number of records."""
+    waiting: dict[str, int] = {}
+    for outbox in abandoned_outboxes():
+        if not belongs_to_store(outbox):
+            store = str(next(outbox.records())["store"])
+            waiting[store] = waiting.get(store, 0) + len(outbox.pending())
+        outbox.release()
+    return waiting
+
+
+def drop_records_for_other_stores() -> None:
+    """Delete the outboxes of ended processes whose records are for another store than the present one."""
+    for outbox in abandoned_outboxes():
+        is_dropped = not belongs_to_store(outbox)
+        outbox.release()
+        if is_dropped:
+            shutil.rmtree(outbox.folder)
+
+
+def upload_abandoned(*, retry: bool = False, any_store: bool = False) -> AbandonedUploads:
     """Upload the outboxes of processes that have ended, the oldest first. One that fails does not stop the others.
 
-    retry: whether to try again what was set aside. Raises TrackingError if the store can't be opened.
+    retry: whether to try again what was set aside. any_store: whether to upload what was made for another store, too.
+    Raises TrackingError if the store can't be opened.
     """
     num_uploaded = 0
     other_stores = set()
@@ -129,8 +151,8 @@ def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
     failures = []
     for outbox in abandoned_outboxes():
         try:
-            if belongs_to_store(outbox):
-                num_uploaded += upload(outbox, retry=retry)
+            if any_store or belongs_to_store(outbox):
+                num_uploaded += upload(outbox, retry=retry, any_store=any_store)
             else:
                 other_stores.add(str(next(outbox.records())["store"]))
         except (TrackingError, RecordError) as error:

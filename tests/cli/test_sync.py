@@ -1,0 +1,84 @@
+"""`reprogpt sync`, and which store waiting records belong to."""
+
+from pathlib import Path
+
+import pytest
+
+from reprogpt.cli import sync as sync_module
+from reprogpt.cli.sync import sync
+from reprogpt.tracking.outbox import abandoned_outboxes, open_outbox
+from reprogpt.tracking.store import is_present_store, recorded_store, search_runs
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "clone").mkdir()
+    monkeypatch.chdir(tmp_path / "clone")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    return tmp_path
+
+
+def training(store: str) -> None:
+    outbox = open_outbox("a")
+    tags = {"training_id": "a", "run_key": "k"}
+    outbox.append("training", name="a", tags=tags, params={}, datasets=[], store=store)
+    outbox.release()
+
+
+def num_waiting() -> int:
+    outboxes = list(abandoned_outboxes())
+    for outbox in outboxes:
+        outbox._file.close()
+        outbox._lock.release()
+    return len(outboxes)
+
+
+@pytest.mark.parametrize(
+    ("uri", "recorded", "same"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/", True),
+        ("http://127.0.0.1:5000/", "http://localhost:5000", True),
+        ("https://H.example", "https://h.example:443/", True),
+        ("https://h.example/mlflow/", "https://h.example/mlflow", True),
+        ("https://h.example/a", "https://h.example/b", False),
+        ("http://h.example", "https://h.example", False),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5001", False),
+        ("sqlite:///mlflow.db", "sqlite:///./mlflow.db", True),
+        ("", "sqlite:///mlflow.db", True),
+        ("sqlite:///other.db", "sqlite:///mlflow.db", False),
+        ("postgresql://h/one", "postgresql://h/two", False),
+    ],
+)
+def test_a_store_is_the_same_however_its_uri_is_spelled(
+    monkeypatch: pytest.MonkeyPatch, uri: str, recorded: str, same: bool
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert is_present_store(recorded) == same
+
+
+def test_records_for_the_default_store_belong_to_it_after_a_move(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    training(recorded_store())
+    (root / "clone").rename(root / "moved")
+    monkeypatch.chdir(root / "moved")
+    assert sync() == 0
+    assert [run.name for run in search_runs()] == ["a"] and not (root / "clone").exists()
+
+
+def test_records_for_a_store_that_is_gone_are_uploaded_to_another(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training("http://misspelt:5000")
+    assert sync() == 1
+    assert "--to URI" in capsys.readouterr().out
+    monkeypatch.setattr(sync_module, "_confirmed", lambda _: False)
+    assert sync(to="sqlite:///mlflow.db") == 1 and num_waiting() == 1
+    assert sync(to="sqlite:///mlflow.db", yes=True) == 0 and num_waiting() == 0
+    assert [run.name for run in search_runs()] == ["a"]
+
+
+def test_records_for_other_stores_are_deleted_only_when_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
+    training("http://retired:5000")
+    monkeypatch.setattr(sync_module, "_confirmed", lambda _: False)
+    assert sync(drop=True) == 1 and num_waiting() == 1
+    monkeypatch.setattr(sync_module, "_confirmed", lambda _: True)
+    assert sync(drop=True) == 0 and num_waiting() == 0

@@ -103,3 +103,27 @@ def test_a_database_that_is_full_or_read_only_gives_one_message(
     printed = "".join(capfd.readouterr())
     assert "Traceback" not in printed and printed.count("\n") <= 1 and caplog.records == []
     assert outbox.pending()
+
+
+def test_a_deleted_experiment_gives_the_command_that_restores_it(client: MlflowClient) -> None:
+    _, experiment_id = open_store()
+    client.delete_experiment(experiment_id)
+    with pytest.raises(TrackingError, match=f"mlflow experiments restore --experiment-id {experiment_id}\n"):
+        upload(training_outbox())
+    client.restore_experiment(experiment_id)
+    assert open_store()[1] == experiment_id
+
+
+def test_the_experiment_may_be_chosen_as_mlflow_users_do(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, default = open_store()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    upload(training_outbox())
+    mine = client.get_experiment_by_name("mine").experiment_id
+    assert len(client.search_runs([mine])) == 1 and client.search_runs([default]) == []
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", mine)
+    client.rename_experiment(mine, "renamed")
+    assert open_store()[1] == mine
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
+    with pytest.raises(TrackingError, match="12345"):
+        open_store()

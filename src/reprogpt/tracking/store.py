@@ -96,7 +96,7 @@ def _canonical(uri: str) -> str:
 
 
 def open_store() -> tuple[MlflowClient, str]:
-    """A client of the store, and the id of the experiment EXPERIMENT; both are created if they don't exist.
+    """A client of the store, and the id of the experiment; both are created if they don't exist.
 
     Raises TrackingError if the store can't be used.
     """
@@ -130,19 +130,32 @@ def _move_credentials_to_env() -> None:
         os.environ["MLFLOW_TRACKING_URI"] = uri._replace(netloc=uri.netloc.rpartition("@")[2]).geturl()
 
 
+def experiment_name() -> str:
+    """MLFLOW_EXPERIMENT_NAME, else EXPERIMENT."""
+    return os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+
+
 def _experiment(client: MlflowClient) -> str:
-    """The experiment's id, created if it does not exist."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    if experiment is not None and not experiment.experiment_id:
+    """The experiment's id: MLFLOW_EXPERIMENT_ID, else that of experiment_name(), created if it does not exist."""
+    chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(experiment_name())
+    if experiment is None:
+        # MLflow would resolve the default against the current folder and store that path.
+        location = (repository_root() / "mlruns").as_uri() if store_uri().startswith("sqlite:") else None
+        return str(client.create_experiment(experiment_name(), artifact_location=location))
+    experiment_id = str(experiment.experiment_id)
+    if not experiment_id:
         raise TrackingError(
             f"{store_name()} does not answer as an MLflow server does: it names no experiment. "
             "Check MLFLOW_TRACKING_URI, and what is between here and the server"
         )
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    # MLflow would resolve the default against the current folder and store that path.
-    location = (repository_root() / "mlruns").as_uri() if store_uri().startswith("sqlite:") else None
-    return str(client.create_experiment(EXPERIMENT, artifact_location=location))
+    if experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"the experiment {experiment.name} of the MLflow store {store_name()} was deleted. Restore it:\n"
+            f"MLFLOW_TRACKING_URI={store_name()} mlflow experiments restore --experiment-id {experiment_id}\n"
+            "or set MLFLOW_EXPERIMENT_NAME to another name"
+        )
+    return experiment_id
 
 
 def _sqlite_file() -> Path | None:
@@ -224,7 +237,7 @@ def _auth_advice(status: str | None) -> str:
             "authentication failed (401). Set\n"
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
         )
-    return f"permission denied (403); the server's administrator can grant EDIT on the experiment {EXPERIMENT}"
+    return f"permission denied (403); the server's administrator can grant EDIT on the experiment {experiment_name()}"
 
 
 def _reason(error: Exception) -> str:

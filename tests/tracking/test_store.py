@@ -8,6 +8,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -15,7 +16,7 @@ from reprogpt.errors import TrackingError
 from reprogpt.tracking import uploader
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes, open_outbox
-from reprogpt.tracking.store import open_store, store_name
+from reprogpt.tracking.store import AuthenticationError, open_store, store_errors, store_name
 
 
 def training_outbox() -> OutboxFile:
@@ -127,3 +128,17 @@ def test_the_experiment_may_be_chosen_as_mlflow_users_do(client: MlflowClient, m
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "12345")
     with pytest.raises(TrackingError, match="12345"):
         open_store()
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        ("API request failed with error code 401 != 200", r"authentication failed \(401\)"),
+        ("API request failed with error code 403 != 200", r"permission denied \(403\)"),
+        ("PERMISSION_DENIED: not allowed", r"permission denied \(403\)"),
+    ],
+)
+def test_a_refused_user_is_told_from_a_server_that_fails(error: str, advice: str) -> None:
+    """Retrying won't help: the uploader gives up at once."""
+    with pytest.raises(AuthenticationError, match=advice), store_errors():
+        raise MlflowException(error)

@@ -21,7 +21,8 @@ from reprogpt.errors import TrackingError
 from reprogpt.tracking.description import describe_evaluation, describe_training
 from reprogpt.tracking.logged_models import finalize_model, upload_model_file
 from reprogpt.tracking.outbox import DAMAGED, RECORDS, OutboxFile, Pending, Record, RecordError
-from reprogpt.tracking.store import is_present_store, open_store, redact, store_errors, store_name, to_tracked_run
+from reprogpt.tracking.store import is_present_store, open_store, store_errors, store_name, to_tracked_run
+from reprogpt.urls import redact
 
 MAX_METRICS = 1000  # MLflow's limit for one batch
 MAX_STARTS = 3  # times that a run is uploaded from its first record, before the store is not trusted

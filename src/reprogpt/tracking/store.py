@@ -14,6 +14,7 @@ from reprogpt.dvc_files import repository_root, state_dir
 from reprogpt.errors import TrackingError
 from reprogpt.files import atomic_path
 from reprogpt.tracking.runs import TrackedRun
+from reprogpt.urls import redact
 
 # Set before mlflow is imported; a user's own choice stays.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,10 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "reprogpt"
 SQLITE = "sqlite:///"
-# The user and password of a URI. The second form is a password with an unescaped slash: such a URI can't be used,
-# but the message that says so must not show the password either.
-_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
-_AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_AUTH_ERROR")
+_AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_DENIED")
 
 # Words of a database's error -> what to do.
 _DATABASE_ADVICE = {
@@ -264,8 +262,3 @@ def _version_advice(revision: str) -> str:
         "(`mlflow --version` in the other environment), and either go back to a copy from before, or set "
         "MLFLOW_TRACKING_URI to another store, such as sqlite:///mlflow-here.db"
     )
-
-
-def redact(text: str) -> str:
-    """`text`, a URI or a message with URIs in it, without every `user:password@`."""
-    return _USER_INFO.sub("", text)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
 from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
-from reprogpt.tracking.store import AuthenticationError, open_store, redact
+from reprogpt.tracking.store import AuthenticationError, open_store
+from reprogpt.urls import redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
 CLOSE_TIMEOUT = 10.0  # seconds to keep trying at the end if the store does not answer

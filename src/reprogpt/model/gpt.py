@@ -92,8 +92,8 @@ class GPTModel(nn.Module):
     def _token_embeddings(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)."""
         if ids.is_cuda:
-            # The same values and gradients. nn.Embedding's deterministic backward pass makes the host wait for the
-            # GPU, which then is idle for 4 ms of a step of 69; that of indexing does not.
+            # The same values. Under deterministic algorithms the backward pass of nn.Embedding counts its segments on
+            # the host, which waits for the GPU; that of indexing sorts on the GPU (`benchmarks.gpu check` finds no wait).
             return self.tok_emb.weight[ids]
         embeddings: Tensor = self.tok_emb(ids)
         return embeddings

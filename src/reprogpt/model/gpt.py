@@ -93,7 +93,7 @@ class GPTModel(nn.Module):
         """(B, T) -> (B, T, D)."""
         if ids.is_cuda:
             # The same values. Under deterministic algorithms the backward pass of nn.Embedding counts its segments on
-            # the host, which waits for the GPU; that of indexing sorts on the GPU (`benchmarks.gpu check` finds no wait).
+            # the host, which waits for the GPU; that of indexing does not (`benchmarks.gpu check` finds no wait).
             return self.tok_emb.weight[ids]
         embeddings: Tensor = self.tok_emb(ids)
         return embeddings

@@ -73,7 +73,9 @@ def test_an_error_that_all_processes_meet_is_one_message(clone: Workspace) -> No
     clone.set_params(vocab_size=50257)
     assert done.returncode == 2
     assert done.stderr.count("vocab_size=300 allows 0 to 299") == 1
-    assert done.stderr.startswith("\nerror: ") and "Traceback" not in done.stderr
+    device, _, message = done.stderr.partition("\n")
+    assert device.startswith("device: cpu")
+    assert message.startswith("\nerror: ") and "Traceback" not in message
 
 
 @pytest.mark.slow

@@ -87,7 +87,6 @@ def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
     """A batch's inputs and targets on the device; on the CPU without a copy, to CUDA without waiting."""
     inputs = torch.from_numpy(batch.inputs)
     targets = torch.from_numpy(batch.targets)
-    if device.type == "cuda":
-        inputs = inputs.pin_memory()
-        targets = targets.pin_memory()
-    return inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    if device.type != "cuda":  # elsewhere a copy from pageable memory may outlive the array that it reads
+        return inputs.to(device), targets.to(device)
+    return inputs.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)

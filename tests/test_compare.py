@@ -11,7 +11,14 @@ from reprogpt.compare import Change, diff_runs, first_divergence, same_bits
 from reprogpt.step_record import STEP_METRICS
 from reprogpt.tracking.runs import TrackedRun
 
-LATEST = {"train_loss": 5.0, "val_loss": 6.0, "final_val_loss": 5.5, "val_perplexity": 244.7, "tokens_per_second": 9.0}
+LATEST = {
+    "train_loss": 5.0,
+    "val_loss": 6.0,
+    "best_val_loss": 5.4,
+    "final_val_loss": 5.5,
+    "val_perplexity": 244.7,
+    "tokens_per_second": 9.0,
+}
 A = TrackedRun(
     id="a" * 32,
     name="first",
@@ -134,7 +141,7 @@ def test_results_are_last_losses_final_numbers_and_weights_and_no_speed() -> Non
     other = run_b(metrics={key: next_float(value) for key, value in LATEST.items()}, tags={"weights.sha256": "x"})
     found = diff_runs(A, other, history(), history())
     keys = [change.key for change in found.sections["results"]]
-    assert keys == ["train_loss", "val_loss", "final_val_loss", "val_perplexity", "weights.sha256"]
+    assert keys == ["train_loss", "val_loss", "best_val_loss", "final_val_loss", "val_perplexity", "weights.sha256"]
     assert not found.identical and not found.same_weights
 
 

@@ -121,9 +121,10 @@ def _loss_differences(steps: list[int], a: Mapping[int, float], b: Mapping[int, 
 
 
 def _results(a: TrackedRun, b: TrackedRun) -> list[Change]:
-    """The last losses, evaluate's metrics and the weights' digest, where they differ in their bits."""
+    """The last and lowest losses, evaluate's metrics and the digest of the weights, where they differ in their bits."""
     final = sorted(key for key in a.metrics | b.metrics if key.startswith(("final_", "val_")) and key != "val_loss")
-    pairs = {key: (a.metrics.get(key), b.metrics.get(key)) for key in ["train_loss", "val_loss", *final]}
+    keys = ["train_loss", "val_loss", "best_val_loss", *final]
+    pairs = {key: (a.metrics.get(key), b.metrics.get(key)) for key in keys}
     found = [Change(key, *map(_digits, pair)) for key, pair in pairs.items() if not same_bits(*pair)]
     return found + changes([WEIGHTS], a.tags, b.tags)
 

@@ -44,6 +44,7 @@ def test_one_finished_run_has_every_step_result_and_artifact(finished: Workspace
         points = finished.client().get_metric_history(run.info.run_id, key)
         assert [point.step for point in points] == [0, 5, 10, 15], key
     assert set(run.data.metrics) >= FINAL
+    assert run.data.metrics["best_val_loss"] == json.loads(finished.files()["data/metrics/train.json"])["best_val_loss"]
     assert finished.artifacts(run) == ARTIFACTS
 
 

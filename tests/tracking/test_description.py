@@ -33,7 +33,13 @@ TRAINING = TrackedRun(
         "commit": COMMIT,
         "dirty": "false",
     },
-    metrics={"final_train_loss": 0.20471, "final_val_loss": 6.4709, "val_perplexity": 646.1, "loss": 0.2},
+    metrics={
+        "final_train_loss": 0.20471,
+        "final_val_loss": 6.4709,
+        "best_val_loss": 6.1375,
+        "val_perplexity": 646.1,
+        "loss": 0.2,
+    },
 )
 BY_LINEAGE = f"""
 To restore it (the first command checks the repository as it is now):
@@ -54,7 +60,7 @@ def test_a_training_is_described_from_corpus_to_the_commands_that_restore_it() -
         "- **Schedule** 135 steps, 27 of them warmup, n_epochs 15, initial_lr 1e-05, peak_lr 0.0005, "
         "cosine decay to min_lr 1e-05\n"
         "- **Model** 162,419,712 parameters, n_layers 12, n_heads 12, emb_dim 768, context_length 256\n"
-        "- **Result** final_train_loss 0.2047, final_val_loss 6.471, val_perplexity 646.1\n"
+        "- **Result** final_train_loss 0.2047, final_val_loss 6.471, best_val_loss 6.138, val_perplexity 646.1\n"
         f"- **From** commit `{COMMIT}`\n"
         f"{BY_LINEAGE}"
         f"""

@@ -5,7 +5,14 @@ from pathlib import PurePosixPath
 
 from reprogpt.tracking.runs import TrackedRun
 
-RESULTS = ("final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy")
+RESULTS = (
+    "final_train_loss",
+    "final_val_loss",
+    "best_val_loss",
+    "val_perplexity",
+    "val_bits_per_byte",
+    "val_accuracy",
+)
 SAMPLING = ("temperature", "top_k", "max_new_tokens", "start_context", "seed")
 
 

@@ -1,5 +1,6 @@
 """Logs one training to its MLflow run and to the terminal, through all its interruptions and resumes."""
 
+import math
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -70,6 +71,7 @@ class RunLogger:
         self._queued_steps = {record["step"] for record in outbox.records() if record["kind"] == "metrics"}
         self._samples: list[str] = []
         self._last_step = -1
+        self._best_val_loss = math.inf
         self._system_metrics = SystemMetrics()
 
     def resume(self, records: Iterable[StepRecord]) -> None:
@@ -112,6 +114,8 @@ class RunLogger:
         self._last_step = record.step
         if record.sample:
             self._samples.append(f"epoch {record.epoch + 1}\n{self._decode_sample(record.sample)}\n")
+        if record.val_loss is not None:
+            self._best_val_loss = min(self._best_val_loss, record.val_loss)
         if record.step in self._queued_steps:
             return
         values = asdict(record)
@@ -119,6 +123,9 @@ class RunLogger:
         if record.val_loss is not None:
             names += [*EVAL_METRICS, "tokens_seen"]
         metrics = {name: values[name] for name in names}
+        if record.val_loss is not None:
+            # The lowest so far, at each evaluation: MLflow's last value is then right of a run that fails, too.
+            metrics["best_val_loss"] = self._best_val_loss
         self._outbox.append("metrics", step=record.step, values={**metrics, **extra})
 
 

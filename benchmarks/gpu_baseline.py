@@ -79,7 +79,8 @@ class BaselineTraining:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.precision == "bf16"):
             loss: Tensor = self.forward(ids, targets)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_norm)
+        if self.params.max_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.params.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()

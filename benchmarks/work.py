@@ -113,7 +113,7 @@ def plain_work(params: TrainParams) -> Work:
 
 
 def _plain_step(
-    model: PlainGPT, optimizer: torch.optim.AdamW, inputs: Tensor, targets: Tensor, *, max_norm: float
+    model: PlainGPT, optimizer: torch.optim.AdamW, inputs: Tensor, targets: Tensor, *, max_norm: float | None
 ) -> dict[str, float]:
     clocks = [time.perf_counter()]
     optimizer.zero_grad()
@@ -122,7 +122,8 @@ def _plain_step(
     torch.autograd.backward(loss)
     clocks.append(time.perf_counter())
     find_highest_gradient(model)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=max_norm)
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm=max_norm)
     clocks.append(time.perf_counter())
     optimizer.step()
     clocks.append(time.perf_counter())

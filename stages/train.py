@@ -50,7 +50,8 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)
             digests = {"run_key": identity.run_key} | training.initial_weights_tags
-            write_json_atomic(TRAIN_SUMMARY, summary(checkpointed.records, training.plan, params.max_norm, digests))
+            others = digests | training.schedule_facts
+            write_json_atomic(TRAIN_SUMMARY, summary(checkpointed.records, training.plan, params.max_norm, others))
             run_logger.finish()
         mark_complete(run_lock)
 

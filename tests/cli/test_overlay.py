@@ -67,6 +67,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         record("fast", status="FAILED", num_steps=7, peak_lr=0.01)
         record("twin", text="b", eval_freq=0)
         record("twin", status="RUNNING", num_steps=1)  # newer than the first of its name
+        record("unclipped", max_norm=None)
         record("empty", status="RUNNING", num_steps=0)
         client, experiment = open_store()
         client.create_run(experiment, run_name="evaluated", tags={"mlflow.parentRunId": slow})
@@ -112,6 +113,10 @@ def test_the_files_are_ignored_by_git_and_the_output_is_the_same_in_another_proc
     again = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (0, printed), again.stderr
     assert [name for name in files if (root / name).read_bytes() != first[name]] == []
+
+
+def test_a_run_without_max_norm_is_drawn(overlay: Overlay) -> None:
+    assert "max_norm=1.0" in (printed := overlay("slow", "unclipped")) and "max_norm=None" in printed
 
 
 def ids_of(name: str) -> list[str]:

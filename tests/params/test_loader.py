@@ -58,8 +58,14 @@ peak_lr: 0.0005
 min_lr: 0.00001
 warmup_ratio: 0.2
 lr_decay: cosine
+decay_ratio: 0.2
 weight_decay: 0.1
+decay_matrices_only: false
+beta1: 0.9
+beta2: 0.999
+eps: 0.00000001
 max_norm: 1.0
+clip_from: warmup
 orig_book_version: false
 activation_checkpointing: false
 compile: false
@@ -166,7 +172,10 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
         ({"warmup_ratio": 1.5}, "warmup_ratio: 1.5 is not allowed; allowed: a number at least 0 and below 1"),
         ({"warmup_ratio": 1}, "warmup_ratio: 1 is not allowed; allowed: a number at least 0 and below 1"),
         ({"drop_rate": 1}, "drop_rate: 1 is not allowed; allowed: a number at least 0 and below 1"),
-        ({"max_norm": 0}, "max_norm: 0 is not allowed; allowed: a number above 0"),
+        (
+            {"max_norm": 0},
+            "max_norm: 0 is not allowed; allowed: a number above 0, or null: gradients are never clipped",
+        ),
         ({"weight_decay": -1}, "weight_decay: -1 is not allowed; allowed: a number at least 0"),
         ({"seed": -1}, "seed: -1 is not allowed; allowed: a whole number at least 0"),
         ({"peak_lr": math.nan}, "peak_lr: nan is not allowed; allowed: a number above 0"),
@@ -179,7 +188,20 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
         ({"drop_rate": False}, "drop_rate: False is not allowed; allowed: a number"),
         ({"qkv_bias": 0}, "qkv_bias: 0 is not allowed; allowed: true or false"),
         ({"qkv_bias": "no"}, "qkv_bias: 'no' is not allowed; allowed: true or false"),
-        ({"lr_decay": "linear"}, "lr_decay: 'linear' is not allowed; allowed: cosine or none"),
+        ({"lr_decay": "exp"}, "lr_decay: 'exp' is not allowed; allowed: cosine or linear or wsd or none"),
+        ({"decay_ratio": 0.0}, "decay_ratio: 0.0 is not allowed; allowed: a number above 0 and at most 1"),
+        (
+            {"decay_ratio": 0.81, "lr_decay": "wsd"},
+            "decay_ratio: 0.81 must be at most 1 - warmup_ratio = 0.8: wsd decays after warmup",
+        ),
+        ({"beta1": 1.0}, "beta1: 1.0 is not allowed; allowed: a number at least 0 and below 1"),
+        ({"beta2": -0.1}, "beta2: -0.1 is not allowed; allowed: a number at least 0 and below 1"),
+        ({"eps": 0.0}, "eps: 0.0 is not allowed; allowed: a number at least 1e-37 and at most 1"),
+        ({"clip_from": "end"}, "clip_from: 'end' is not allowed; allowed: warmup or start"),
+        (
+            {"clip_from": "start", "orig_book_version": True},
+            "orig_book_version: True needs clip_from: warmup; set it to false to clip from the start",
+        ),
         ({"encoding": "p50k_base"}, "encoding: 'p50k_base' is not allowed; allowed: gpt2"),
         ({"start_context": ""}, "start_context: '' is not allowed; allowed: text of at least one character"),
     ],
@@ -249,6 +271,10 @@ def test_an_address_is_https_http_or_file(values: Values, url: str) -> None:
         {"stride": 1},
         {"eval_freq": 0, "sample_freq": 0},
         {"weight_decay": 0},
+        {"max_norm": None},
+        {"lr_decay": "wsd", "decay_ratio": 0.8},
+        {"lr_decay": "linear", "decay_ratio": 1},
+        {"beta1": 0, "beta2": 0, "eps": 1},
         {"seed": 2**63 - 1},
     ],
 )

@@ -1,11 +1,19 @@
 """Training histories that a reader can check in the head, as the train stage writes them."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
 FIGURES = ("learning_rate", "losses", "gradients")
 KINDS = ("png", "pdf")
 FILES = {f"{name}.{kind}" for name in FIGURES for kind in KINDS}
+
+
+def facts(*, warmup_steps: int, steps_per_epoch: int = 5) -> dict[str, Any]:
+    """What train.json holds for the figures, of a cosine schedule clipped to norm 1 after warmup."""
+    lists = {"lr_decay": ["cosine"], "decay_start": [warmup_steps], "first_clipped_step": [warmup_steps]}
+    return {"warmup_steps": warmup_steps, "steps_per_epoch": steps_per_epoch, "max_norm": 1.0, **lists}
 
 
 def training(num_steps: int, *, warmup_steps: int, eval_freq: int = 5, falling: bool = True) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from pathlib import Path
 from reprogpt.plotting.style import save_figure
 from reprogpt.plotting.training_figures import draw_all, read_history
 facts = {"warmup_steps": 4, "steps_per_epoch": 5, "max_norm": 1.0}
+facts |= {"lr_decay": ["cosine"], "decay_start": [4], "first_clipped_step": [4]}
 for name, figure in draw_all(read_history(Path(sys.argv[1])), facts).items():
     save_figure(figure, Path(sys.argv[2]), name)
 assert "matplotlib.pyplot" not in sys.modules, "pyplot picks a screen backend and keeps figures alive"
@@ -53,7 +54,7 @@ def test_figures_are_the_same_bytes_in_any_process_time_zone_and_matplotlibrc(tm
 
 
 def test_figures_hold_no_date_and_no_version(tmp_path: Path) -> None:
-    save_figure(learning_rate(training(20, warmup_steps=4), 4), tmp_path, "learning_rate")
+    save_figure(learning_rate(training(20, warmup_steps=4), 4, "cosine", 4), tmp_path, "learning_rate")
     for kind in KINDS:
         content = (tmp_path / f"learning_rate.{kind}").read_bytes()
         assert not [word for word in (b"Date", b"Software", b"Producer", b"atplotlib") if word in content]
@@ -62,7 +63,7 @@ def test_figures_hold_no_date_and_no_version(tmp_path: Path) -> None:
 def test_the_user_s_matplotlib_settings_are_theirs_again_afterwards(tmp_path: Path) -> None:
     with matplotlib.rc_context({"lines.linewidth": 7, "figure.facecolor": "black"}):
         before = dict(matplotlib.rcParams)
-        save_figure(learning_rate(training(2, warmup_steps=0), 0), tmp_path, "learning_rate")
+        save_figure(learning_rate(training(2, warmup_steps=0), 0, "cosine", 0), tmp_path, "learning_rate")
         assert dict(matplotlib.rcParams) == before
 
 

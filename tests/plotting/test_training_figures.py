@@ -13,7 +13,7 @@ from matplotlib.text import Annotation, Text
 from reprogpt.errors import DataError
 from reprogpt.plotting.style import save_figure
 from reprogpt.plotting.training_figures import draw_all, gradients, learning_rate, losses, read_history
-from tests.plotting.histories import FILES, training
+from tests.plotting.histories import FILES, facts, training
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -74,7 +74,7 @@ def test_a_history_that_is_not_one_is_refused_by_name(content: str | None, messa
 
 
 def test_a_fact_that_is_absent_is_named() -> None:
-    with pytest.raises(DataError, match="lacks steps_per_epoch, max_norm;"):
+    with pytest.raises(DataError, match="lacks steps_per_epoch, max_norm, lr_decay, decay_start, first_clipped_step;"):
         draw_all(training(2, warmup_steps=0), {"warmup_steps": 0})
 
 
@@ -83,26 +83,35 @@ def test_a_fact_that_is_absent_is_named() -> None:
 
 def test_learning_rate_is_the_lr_of_the_history_over_steps() -> None:
     history = training(20, warmup_steps=4)
-    figure = learning_rate(history, 4)
+    figure = learning_rate(history, 4, "cosine", 4)
     assert_draws(lines(figure)["lr"], history["step"], history["lr"])
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("step", "learning rate (lr)")
 
 
 def test_the_end_of_warmup_is_a_line_labelled_with_its_step_and_the_peak_with_its_value() -> None:
-    figure = learning_rate(training(20, warmup_steps=4), 4)
+    figure = learning_rate(training(20, warmup_steps=4), 4, "cosine", 4)
     assert vertical_lines(figure) == [4]
     assert set(texts(figure)) == {"warmup", "cosine decay", "warmup_steps = 4", "peak_lr = 0.0005"}
 
 
 def test_without_warmup_there_is_no_boundary_to_draw() -> None:
-    figure = learning_rate(training(20, warmup_steps=0), 0)
+    figure = learning_rate(training(20, warmup_steps=0), 0, "cosine", 0)
     assert vertical_lines(figure) == []
     assert set(texts(figure)) == {"cosine decay", "peak_lr = 0.0005"}
 
 
 def test_a_rate_that_stays_is_called_constant() -> None:
-    assert "constant" in texts(learning_rate(training(20, warmup_steps=4, falling=False), 4))
-    assert set(texts(learning_rate(training(1, warmup_steps=0), 0))) == {"peak_lr = 0.0005"}
+    assert "constant" in texts(learning_rate(training(20, warmup_steps=4, falling=False), 4, "cosine", 4))
+    assert set(texts(learning_rate(training(1, warmup_steps=0), 0, "cosine", 0))) == {"peak_lr = 0.0005"}
+
+
+def test_the_phases_of_wsd_are_named_and_the_decay_begins_at_a_line() -> None:
+    history = training(20, warmup_steps=4)
+    history["lr"] = [0.0001] * 4 + [0.0005] * 12 + [0.0005, 0.0003, 0.0002, 0.0001]
+    figure = learning_rate(history, 4, "wsd", 16)
+    assert vertical_lines(figure) == [4, 16]
+    assert {"warmup", "stable", "1-sqrt decay", "decay from step 16"} <= set(texts(figure))
+    assert "linear decay" in texts(learning_rate(history, 4, "linear", 4))
 
 
 def test_losses_are_drawn_where_their_step_ends_in_epochs() -> None:
@@ -174,11 +183,14 @@ def test_max_norm_and_the_first_clipped_step_are_marked_with_their_values() -> N
     assert texts(figure) == ["max_norm\n= 0.5, for\ngrad_norm", "clipping starts: step 4"]
 
 
-def test_clipping_starts_one_later_where_the_first_step_was_let_through() -> None:
-    history = training(20, warmup_steps=4)
-    let_through = history["step"] == 4  # its norm is 2; orig_book_version does this
-    history["max_grad_clipped"] = history["max_grad_clipped"].mask(let_through, history["max_grad"])
-    assert vertical_lines(gradients(history, 4, 1.0)) == [5]
+def test_clipping_from_the_start_is_marked_there() -> None:
+    assert vertical_lines(gradients(training(20, warmup_steps=4), 0, 1.0)) == [0]
+
+
+def test_without_clipping_no_norm_and_no_first_step_are_drawn() -> None:
+    figure = gradients(training(20, warmup_steps=4), None, None)
+    assert vertical_lines(figure) == [] and texts(figure) == ["not clipped (max_norm: null)"]
+    assert set(lines(figure)) == {"grad_norm", "max_grad", "max_grad_clipped"}
 
 
 def test_max_grad_of_0_or_less_is_left_out_of_the_log_axis() -> None:
@@ -224,11 +236,9 @@ def test_lines_of_one_figure_differ_in_more_than_colour() -> None:
 
 
 def test_a_single_step_is_a_dot_since_a_line_of_one_point_shows_nothing() -> None:
-    history, facts = training(1, warmup_steps=0), {"warmup_steps": 0, "steps_per_epoch": 5, "max_norm": 1.0}
+    figures = draw_all(training(1, warmup_steps=0), facts(warmup_steps=0))
     columns = {"lr", "loss (every step)", "max_grad", "max_grad_clipped", "grad_norm"}
-    drawn = [
-        line for figure in draw_all(history, facts).values() for name, line in lines(figure).items() if name in columns
-    ]
+    drawn = [line for figure in figures.values() for name, line in lines(figure).items() if name in columns]
     assert [line.get_marker() for line in drawn] == ["o"] * 5
 
 
@@ -253,14 +263,14 @@ def only_negative_gradients() -> pd.DataFrame:
     ],
 )
 def test_it_draws_without_a_warning(history: pd.DataFrame, warmup_steps: int) -> None:
-    for figure in draw_all(history, {"warmup_steps": warmup_steps, "steps_per_epoch": 5, "max_norm": 1.0}).values():
+    for figure in draw_all(history, facts(warmup_steps=warmup_steps)).values():
         figure.draw_without_rendering()
 
 
 def test_a_hundred_thousand_jagged_steps_become_small_files(tmp_path: Path) -> None:
     history = training(100_000, warmup_steps=20_000)
     history["loss"] = np.random.default_rng(0).uniform(0, 9, len(history))
-    figures = draw_all(history, {"warmup_steps": 20_000, "steps_per_epoch": 1000, "max_norm": 1.0})
+    figures = draw_all(history, facts(warmup_steps=20_000, steps_per_epoch=1000))
     for name, figure in figures.items():
         save_figure(figure, tmp_path, name)
     assert {path.name for path in tmp_path.iterdir()} == FILES

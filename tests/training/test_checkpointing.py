@@ -78,6 +78,21 @@ def test_stopped_and_resumed_it_ends_in_the_same_bits_with_the_same_records(
     assert (weights, records) == uninterrupted(random_order=random_order)
 
 
+INTERVENTIONS: list[dict[str, Any]] = [
+    {"decay_matrices_only": True, "weight_decay": 10.0, "beta1": 0.8, "beta2": 0.95, "eps": 0.001},
+    {"lr_decay": "wsd", "decay_ratio": 0.5, "max_norm": None},
+    {"lr_decay": "linear", "max_norm": 0.5, "clip_from": "start"},
+]
+
+
+@pytest.mark.parametrize("changes", INTERVENTIONS, ids=str)
+def test_each_intervention_resumes_to_the_same_bits(run_lock: RunLock, changes: dict[str, Any]) -> None:
+    stop_after(3, run_lock, **changes)
+    weights, records, done = finish(run_lock, **changes)
+    assert done == list(range(4, 10))
+    assert (weights, records) == uninterrupted(**changes)
+
+
 def test_stopped_after_each_step_it_ends_in_the_same_bits(run_lock: RunLock) -> None:
     for step in range(9):
         stop_after(step, run_lock)

@@ -140,6 +140,65 @@ def test_clipping_starts_after_warmup(orig_book_version: bool, first_clipped: in
     assert all(record.grad_norm > 0.1 for record in records)
 
 
+def test_clipping_may_start_with_the_first_step() -> None:
+    assert all(record.max_grad_clipped < record.max_grad for record in steps(max_norm=0.001, clip_from="start"))
+
+
+def test_without_max_norm_nothing_is_clipped_and_the_norm_is_recorded() -> None:
+    records = steps(max_norm=None)
+    assert all(record.max_grad_clipped == record.max_grad and record.grad_norm > 0.1 for record in records)
+    assert trained(max_norm=None) == trained(max_norm=1e9) != trained(max_norm=0.001)
+
+
+INTERVENTIONS: list[dict[str, Any]] = [
+    {"beta1": 0.8, "beta2": 0.95, "eps": 0.001},
+    {"decay_matrices_only": True, "weight_decay": 10.0},
+    {"lr_decay": "linear"},
+    {"lr_decay": "wsd", "decay_ratio": 0.5},
+    {"max_norm": None},
+    {"max_norm": 0.5, "clip_from": "start"},
+]
+
+
+@pytest.mark.parametrize("changes", INTERVENTIONS, ids=str)
+def test_each_intervention_equals_its_plain_loop(changes: dict[str, Any]) -> None:
+    """torch's AdamW, clip_grad_norm_ and a formula of the rate written out, without dropout; to rounding."""
+    training = tiny_training(drop_rate=0.0, **changes)
+    params = training.params
+    rows, randomness = training.train_rows, training.randomness
+    model = tiny_model(seed=123, drop_rate=0.0)
+    matrices = [parameter for name, parameter in model.named_parameters() if "norm" not in name and "bias" not in name]
+    others = [parameter for name, parameter in model.named_parameters() if "norm" in name or "bias" in name]
+    decayed = params.weight_decay
+    groups = [
+        {"params": matrices, "weight_decay": decayed},
+        {"params": others, "weight_decay": 0.0 if params.decay_matrices_only else decayed},
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(params.beta1, params.beta2), eps=params.eps)
+    for step, record in enumerate(run(training)):
+        chosen = randomness.training_rows(step // 5, 11)[2 * (step % 5) : 2 * (step % 5) + 2]
+        falling = {
+            "cosine": 0.5 * (1 + math.cos(math.pi * (step - 2) / 8)),
+            "linear": 1 - (step - 2) / 8,
+            "wsd": 1.0 if step < 5 else 1 - math.sqrt((step - 5) / 5) if step > 5 else 1.0,
+        }[params.lr_decay]
+        lr = 0.0001 + step * (0.0009 / 2) if step < 2 else 0.0001 + 0.0009 * falling
+        assert record.lr == pytest.approx(lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        logits = model(torch.from_numpy(rows.inputs[chosen]))
+        loss = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.targets[chosen]).flatten())
+        torch.autograd.backward(loss)
+        if params.max_norm is not None and (step >= 2 or params.clip_from == "start"):
+            torch.nn.utils.clip_grad_norm_(model.parameters(), params.max_norm)
+        optimizer.step()
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5)
+    for one, other in zip(training.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert trained(drop_rate=0.0, **changes) != trained(drop_rate=0.0)
+
+
 def test_clipping_starts_at_once_without_warmup() -> None:
     assert all(record.max_grad_clipped < record.max_grad for record in steps(max_norm=0.001, warmup_ratio=0.0))
 

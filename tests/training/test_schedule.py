@@ -4,9 +4,12 @@ import math
 from typing import Any
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from transformers.optimization import get_wsd_schedule
 
 from reprogpt.errors import DataError, ScheduleError
-from reprogpt.training.schedule import Plan, learning_rate_at, plan_training
+from reprogpt.training.schedule import Plan, decay_start, first_clipped_step, learning_rate_at, plan_training
 
 # 3 steps of warmup from 1 to 10, then 4 of cosine fall towards 2
 SHORT: dict[str, Any] = {"initial_lr": 1, "peak_lr": 10, "min_lr": 2, "warmup_steps": 3, "total_steps": 7}
@@ -20,6 +23,80 @@ def test_rate_rises_linearly_then_falls_on_a_cosine(step: int, lr: float) -> Non
 @pytest.mark.parametrize(("step", "lr"), [(0, 1.0), (2, 7.0), (3, 10.0), (4, 10.0), (6, 10.0)])
 def test_rate_stays_at_its_peak_without_decay(step: int, lr: float) -> None:
     assert learning_rate_at(step, **SHORT, lr_decay="none") == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(("step", "lr"), [(2, 7.0), (3, 10.0), (4, 8.0), (5, 6.0), (6, 4.0)])
+def test_rate_falls_on_a_line(step: int, lr: float) -> None:
+    assert learning_rate_at(step, **SHORT, lr_decay="linear") == pytest.approx(lr)
+
+
+@pytest.mark.parametrize(("step", "lr"), [(0, 1.0), (3, 10.0), (5, 10.0), (6, 10.0), (7, 6.0), (8, 10 - 8 / 2**0.5)])
+def test_rate_is_stable_until_the_decay_of_wsd_and_falls_by_one_minus_a_root(step: int, lr: float) -> None:
+    longer = SHORT | {"total_steps": 10, "decay_start": 6}
+    assert learning_rate_at(step, **longer, lr_decay="wsd") == pytest.approx(lr)
+
+
+def their_scheduler(lr_decay: str) -> LRScheduler:
+    """20 steps from 0.001 to 0.01, then down to 0.001 by step 100, for wsd in the last 30 steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    if lr_decay == "wsd":
+        lengths = {"num_warmup_steps": 20, "num_decay_steps": 30, "num_training_steps": 100}
+        found: LRScheduler = get_wsd_schedule(optimizer, **lengths, decay_type="1-sqrt", min_lr_ratio=0.1)
+        return found
+    warmup = LinearLR(optimizer, start_factor=0.1, total_iters=20)
+    if lr_decay == "cosine":
+        fall: LRScheduler = CosineAnnealingLR(optimizer, T_max=80, eta_min=0.001)
+    else:
+        end_factor = 0.1 if lr_decay == "linear" else 1.0
+        fall = LinearLR(optimizer, start_factor=1.0, end_factor=end_factor, total_iters=80)
+    return SequentialLR(optimizer, [warmup, fall], milestones=[20])
+
+
+def rates_of(scheduler: LRScheduler, num_steps: int) -> list[float]:
+    """The learning rates of a scheduler of torch's."""
+    rates = []
+    for _ in range(num_steps):
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("lr_decay", ["cosine", "linear", "none", "wsd"])
+def test_rates_are_those_of_torchs_and_transformers_schedulers(lr_decay: str) -> None:
+    plan = Plan(10, 100, 20)
+    theirs = their_scheduler(lr_decay)
+    ours = [
+        learning_rate_at(
+            step,
+            initial_lr=0.001,
+            peak_lr=0.01,
+            min_lr=0.001,
+            warmup_steps=20,
+            total_steps=100,
+            lr_decay=lr_decay,
+            decay_start=decay_start(plan, lr_decay=lr_decay, decay_ratio=0.3),
+        )
+        for step in range(100)
+    ]
+    assert ours == pytest.approx(rates_of(theirs, 100), rel=1e-9)
+
+
+def test_the_decay_of_wsd_takes_its_share_of_all_steps_and_at_least_one() -> None:
+    plan = Plan(steps_per_epoch=5, total_steps=11, warmup_steps=3)
+    starts = {ratio: decay_start(plan, lr_decay="wsd", decay_ratio=ratio) for ratio in (0.01, 0.2, 0.5, 0.8)}
+    assert starts == {0.01: 10, 0.2: 9, 0.5: 6, 0.8: 3}
+    assert decay_start(plan, lr_decay="linear", decay_ratio=0.2) == 3
+    assert decay_start(plan, lr_decay="none", decay_ratio=0.2) == 11
+
+
+@pytest.mark.parametrize(
+    ("max_norm", "clip_from", "orig_book_version", "first"),
+    [(1.0, "warmup", False, 3), (1.0, "warmup", True, 4), (1.0, "start", False, 0), (None, "start", False, None)],
+)
+def test_the_first_clipped_step(max_norm: float | None, clip_from: str, orig_book_version: bool, first: Any) -> None:
+    facts: dict[str, Any] = {"clip_from": clip_from, "orig_book_version": orig_book_version}
+    assert first_clipped_step(Plan(5, 10, 3), max_norm=max_norm, **facts) == first
 
 
 def test_last_step_stays_above_the_minimum() -> None:
@@ -73,6 +150,8 @@ def test_the_books_three_schedules_to_the_bit(initial_lr: float, peak_lr: float,
         (0, {"initial_lr": -1}, "initial_lr=-1 and min_lr=2 must lie between 0 and peak_lr=10"),
         (0, {"initial_lr": 11}, "initial_lr=11 and min_lr=2 must lie between 0 and peak_lr=10"),
         (0, {"min_lr": -1}, "initial_lr=1 and min_lr=-1 must lie between 0 and peak_lr=10"),
+        (0, {"decay_start": 2}, "decay_start=2 must be at least warmup_steps=3 and at most total_steps=7"),
+        (0, {"decay_start": 8}, "decay_start=8 must be at least warmup_steps=3 and at most total_steps=7"),
         (0, {"min_lr": 11}, "initial_lr=1 and min_lr=11 must lie between 0 and peak_lr=10"),
     ],
 )

@@ -71,6 +71,16 @@ def test_the_optimizer_decays_all_parameters() -> None:
     [group] = training.optimizer.param_groups
     assert group["weight_decay"] == 0.25
     assert len(group["params"]) == len(list(training.model.parameters()))
+    assert (group["betas"], group["eps"]) == ((0.9, 0.999), 1e-8)
+
+
+def test_with_decay_matrices_only_neither_biases_nor_norms_decay() -> None:
+    training = tiny_training(weight_decay=0.25, decay_matrices_only=True)
+    decay = {
+        parameter: group["weight_decay"] for group in training.optimizer.param_groups for parameter in group["params"]
+    }
+    for name, parameter in training.model.named_parameters():
+        assert decay[parameter] == (0.0 if "norm" in name or name.endswith("bias") else 0.25), name
 
 
 @pytest.mark.parametrize(("num_train", "num_val", "split"), [(8, 25, "training"), (33, 8, "validation")])

@@ -123,8 +123,8 @@ def _curves(run: TrackedRun, label: str) -> RunCurves:
     if not history["loss"]:
         raise PipelineError(f"the run {run.id}, {run.name}, {run.status}, has no steps yet: leave it out")
     sizes = [int(run.params.get(key, 0)) for key in ("batch_size", "context_length")]
-    max_norm = run.params.get("max_norm")
-    return RunCurves(label, history, sizes[0] * sizes[1], None if max_norm is None else float(max_norm))
+    max_norm = run.params.get("max_norm", "None")  # as MLflow holds null
+    return RunCurves(label, history, sizes[0] * sizes[1], None if max_norm == "None" else float(max_norm))
 
 
 def _extent(curves: RunCurves) -> str:

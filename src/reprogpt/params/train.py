@@ -13,6 +13,7 @@ MAX_VOCAB_SIZE = 1 << 24
 MAX_CONTEXT_LENGTH = 1 << 24
 MAX_EMB_DIM = 1 << 18
 MAX_LAYERS = 1 << 14
+MIN_EPS = 1e-37  # the optimizer computes in float32: a smaller one may be 0 there, and 0 / 0 is no update
 
 
 class TrainParams(SharedParams):
@@ -39,9 +40,15 @@ class TrainParams(SharedParams):
     min_lr: float = Field(ge=0)
     peak_lr: float = Field(gt=0)
     warmup_ratio: float = Field(ge=0, lt=1)
-    lr_decay: Literal["cosine", "none"]
+    lr_decay: Literal["cosine", "linear", "wsd", "none"]
+    decay_ratio: float = Field(gt=0, le=1)
     weight_decay: float = Field(ge=0)
-    max_norm: float = Field(gt=0)
+    decay_matrices_only: bool
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    eps: float = Field(ge=MIN_EPS, le=1)
+    max_norm: float | None = Field(gt=0, description="a number above 0, or null: gradients are never clipped")
+    clip_from: Literal["warmup", "start"]
     orig_book_version: bool
     eval_freq: int = Field(ge=0, le=MAX_COUNT)
     eval_iter: int = Field(ge=1, le=MAX_COUNT)
@@ -94,6 +101,21 @@ class TrainParams(SharedParams):
             if peak_lr < info.data.get(key, 0):
                 raise ValueError(f"must be at least {key}={info.data[key]}")
         return peak_lr
+
+    @field_validator("decay_ratio")
+    @classmethod
+    def _warmup_and_decay_fit_the_training(cls, decay_ratio: float, info: ValidationInfo) -> float:
+        warmup_ratio = info.data.get("warmup_ratio", 0.0)
+        if info.data.get("lr_decay") == "wsd" and decay_ratio > 1 - warmup_ratio:
+            raise ValueError(f"must be at most 1 - warmup_ratio = {1 - warmup_ratio:g}: wsd decays after warmup")
+        return decay_ratio
+
+    @field_validator("orig_book_version")
+    @classmethod
+    def _first_printed_version_clips_from_warmup_on(cls, orig_book_version: bool, info: ValidationInfo) -> bool:
+        if orig_book_version and info.data.get("clip_from") == "start":
+            raise ValueError("needs clip_from: warmup; set it to false to clip from the start")
+        return orig_book_version
 
     @field_validator("parallel")
     @classmethod

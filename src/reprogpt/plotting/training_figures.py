@@ -34,7 +34,9 @@ from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
 
 COUNTS = ("step", "epoch", "tokens_seen")
 GRADIENTS = ("grad_norm", "max_grad", "max_grad_clipped")
-SUMMARY_KEYS = ("warmup_steps", "steps_per_epoch", "max_norm")
+SUMMARY_KEYS = ("warmup_steps", "steps_per_epoch", "max_norm", "lr_decay", "decay_start", "first_clipped_step")
+# lr_decay of params.yaml -> the name of the fall; `none` has none
+DECAYS = {"cosine": "cosine decay", "linear": "linear decay", "wsd": "1-sqrt decay"}
 
 
 def read_history(path: Path) -> pd.DataFrame:
@@ -64,21 +66,25 @@ def read_history(path: Path) -> pd.DataFrame:
 def draw_all(history: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Figure]:
     """Every figure of a training, by the name it is saved under.
 
-    history: as read_history returns it. facts: what metrics/train.json holds; only warmup_steps,
-    steps_per_epoch (at least 1) and max_norm (above 0) are used.
-    Raises DataError if one of the three is absent.
+    history: as read_history returns it. facts: what metrics/train.json holds; of them SUMMARY_KEYS are used, with
+    steps_per_epoch at least 1, max_norm above 0 or None.
+    Raises DataError if one of them is absent.
     """
     if absent := [name for name in SUMMARY_KEYS if name not in facts]:
         raise DataError(f"train.json lacks {', '.join(absent)}; run `dvc repro train` to write it again")
+    (lr_decay,), (decay_start,), (first_clipped_step,) = (facts[key] for key in SUMMARY_KEYS[3:])
     return {
-        "learning_rate": learning_rate(history, facts["warmup_steps"]),
+        "learning_rate": learning_rate(history, facts["warmup_steps"], lr_decay, decay_start),
         "losses": losses(history, facts["steps_per_epoch"]),
-        "gradients": gradients(history, facts["warmup_steps"], facts["max_norm"]),
+        "gradients": gradients(history, first_clipped_step, facts["max_norm"]),
     }
 
 
-def learning_rate(history: pd.DataFrame, warmup_steps: int) -> Figure:
-    """`lr` over steps, its phases named and its peak marked; "decay" is claimed only of a rate that falls."""
+def learning_rate(history: pd.DataFrame, warmup_steps: int, lr_decay: str, decay_start: int) -> Figure:
+    """`lr` over steps, its phases named and its peak marked; "decay" is claimed only of a rate that falls.
+
+    lr_decay: as in params.yaml. decay_start: first step of the decay, at least warmup_steps.
+    """
     steps, rates = history["step"].to_numpy(), history["lr"].to_numpy()
     last = int(steps[-1])
     with figure_style():
@@ -96,7 +102,13 @@ def learning_rate(history: pd.DataFrame, warmup_steps: int) -> Figure:
             annotate_beside(axes, warmup_steps, 0, f"warmup_steps = {warmup_steps}")
         after = rates[steps >= warmup_steps]
         if len(after) > 1:
-            annotate_above(axes, (warmup_steps + last) / 2, "cosine decay" if after[-1] < after[0] else "constant")
+            falls = bool(after[-1] < after[0])
+            decay_start = decay_start if falls else warmup_steps
+            annotate_above(axes, (decay_start + last) / 2, DECAYS[lr_decay] if falls else "constant")
+            if warmup_steps < decay_start:
+                annotate_above(axes, (warmup_steps + decay_start) / 2, "stable")
+                axes.axvline(decay_start, color=GUIDE, linewidth=0.8, linestyle=":")
+                annotate_beside(axes, decay_start, 0, f"decay from step {decay_start}")
         peak = int(rates.argmax())
         axes.plot(steps[peak], rates[peak], "o", color=BLACK, markersize=4, clip_on=False)
         annotate_beside(axes, steps[peak], rates[peak], f"peak_lr = {rates[peak]:.3g}")
@@ -132,11 +144,12 @@ def losses(history: pd.DataFrame, steps_per_epoch: int) -> Figure:
     return figure
 
 
-def gradients(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> Figure:
+def gradients(history: pd.DataFrame, first_clipped_step: int | None, max_norm: float | None) -> Figure:
     """`grad_norm`, and `max_grad` before and after clipping, on a log axis that leaves out values <= 0, and says so.
 
     `max_grad` is the largest signed entry, so it can be 0 or less. Of more than MAX_POINTS steps, medians of
-    several are drawn, and the range of what is before clipping.
+    several are drawn, and the range of what is before clipping. first_clipped_step, max_norm: None where nothing is
+    clipped.
     """
     every, last = bin_width(len(history)), int(history["step"].iloc[-1])
     bins = np.arange(len(history)) // every
@@ -152,25 +165,20 @@ def gradients(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> Figu
         plot_line(axes, steps, middle["grad_norm"], color=BLUE, linewidth=0.9)
         plot_line(axes, steps, middle["max_grad"], color=ORANGE, linewidth=2.4)
         plot_line(axes, steps, middle["max_grad_clipped"], color=BLACK, linewidth=0.9, dashes=(3, 1))
-        axes.axhline(max_norm, color=BLACK, linewidth=0.9, linestyle="-.", zorder=3)
-        beyond: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
-        axes.text(1.01, max_norm, f"max_norm\n= {max_norm:g}, for\ngrad_norm", **beyond)
-        start = _first_clipped_step(history, warmup_steps, max_norm)
-        if start <= last:
-            axes.axvline(start, color=GUIDE, linewidth=0.8, linestyle=":")
-            annotate_above(axes, start, f"clipping starts: step {start}")
+        if max_norm is None or first_clipped_step is None:
+            annotate_above(axes, last / 2, "not clipped (max_norm: null)")
+        else:
+            axes.axhline(max_norm, color=BLACK, linewidth=0.9, linestyle="-.", zorder=3)
+            beyond: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "center"}
+            axes.text(1.01, max_norm, f"max_norm\n= {max_norm:g}, for\ngrad_norm", **beyond)
+            if first_clipped_step <= last:
+                axes.axvline(first_clipped_step, color=GUIDE, linewidth=0.8, linestyle=":")
+                annotate_above(axes, first_clipped_step, f"clipping starts: step {first_clipped_step}")
         axes.set_ylabel("gradient" if every == 1 else f"gradient (median and range of {every} steps)")
         if num_hidden := int((history[list(GRADIENTS)] <= 0).any(axis="columns").sum()):
             axes.set_xlabel(f"step\nvalues of 0 or less are not drawn: at {num_hidden} of {len(history)} steps")
         figure.legend(loc="outside upper center", ncols=3)
     return figure
-
-
-def _first_clipped_step(history: pd.DataFrame, warmup_steps: int, max_norm: float) -> int:
-    """warmup_steps, or one more where that step's gradient was too long and left so (orig_book_version)."""
-    first = history[history["step"] == warmup_steps]
-    left = (first["grad_norm"] > max_norm) & (first["max_grad"] == first["max_grad_clipped"])
-    return warmup_steps + int(left.any())
 
 
 def _mark_best_val_loss(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:

@@ -42,14 +42,16 @@ def _csv(columns: Sequence[str], records: Sequence[StepRecord]) -> str:
     return text.getvalue()
 
 
-def summary(records: Sequence[StepRecord], plan: Plan, max_norm: float, digests: Mapping[str, str]) -> dict[str, Any]:
+def summary(
+    records: Sequence[StepRecord], plan: Plan, max_norm: float | None, others: Mapping[str, Any]
+) -> dict[str, Any]:
     """What train.json holds: the schedule's length, max_norm, and the last and best evaluation (if there are any).
 
-    digests: of what the training was made from, by name. Each becomes a list of one: DVC leaves lists out of its
-    tables of metrics, where a digest would take half of a terminal's width.
+    others: digests of what the training was made from, and what the figures need of its schedule, by name. Each
+    becomes a list of one: DVC leaves lists out of its tables of metrics, which are wide enough without them.
     """
     facts: dict[str, Any] = {"max_norm": max_norm}
-    facts |= {name: [digest] for name, digest in digests.items()}
+    facts |= {name: [value] for name, value in others.items()}
     facts |= asdict(plan)
     evaluated = [(record.val_loss, record) for record in records if record.val_loss is not None]
     if evaluated:

@@ -67,8 +67,8 @@ def _run_step(training: Training) -> _PendingStep:
     inputs, targets = training.loader.load(step)
     training.randomness.begin_step(step)
     loss = training.group.all_reduce_mean(accumulate_gradients(training, inputs, targets))
-    first_clipped_step = plan.warmup_steps + int(params.orig_book_version)
-    max_norm = params.max_norm if step >= first_clipped_step else None
+    first_clipped = training.first_clipped_step
+    max_norm = params.max_norm if first_clipped is not None and step >= first_clipped else None
     stats, divisor = gradient_stats(training.model.parameters(), max_norm)
     lr = _learning_rate(training)
     optimizer_step(training, lr, divisor)
@@ -109,6 +109,7 @@ def _learning_rate(training: Training) -> float:
         warmup_steps=training.plan.warmup_steps,
         total_steps=training.plan.total_steps,
         lr_decay=params.lr_decay,
+        decay_start=training.decay_start,
     )
 
 

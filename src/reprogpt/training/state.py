@@ -23,7 +23,7 @@ from reprogpt.training.randomness import (
     RandomnessPolicy,
     needs_recompute_context,
 )
-from reprogpt.training.schedule import Plan, plan_training
+from reprogpt.training.schedule import Plan, decay_start, first_clipped_step, plan_training
 
 # CUDA kernels run asynchronously: copying the metrics of 16 steps together costs one wait instead of 16, and is
 # still often enough to see the loss move. On the CPU there is nothing to wait for.
@@ -58,6 +58,31 @@ class Training:
     group: ProcessGroup
     initial_weights_tags: dict[str, str] = field(default_factory=dict)
     step: int = 0
+
+    @property
+    def decay_start(self) -> int:
+        """0-based step at which the learning rate begins to fall; total_steps if it never does."""
+        return decay_start(self.plan, lr_decay=self.params.lr_decay, decay_ratio=self.params.decay_ratio)
+
+    @property
+    def first_clipped_step(self) -> int | None:
+        """0-based step from which on gradients are clipped; None: never."""
+        params = self.params
+        return first_clipped_step(
+            self.plan,
+            max_norm=params.max_norm,
+            clip_from=params.clip_from,
+            orig_book_version=params.orig_book_version,
+        )
+
+    @property
+    def schedule_facts(self) -> dict[str, str | int | None]:
+        """What a figure names of the schedule: lr_decay, decay_start and first_clipped_step."""
+        return {
+            "lr_decay": self.params.lr_decay,
+            "decay_start": self.decay_start,
+            "first_clipped_step": self.first_clipped_step,
+        }
 
     @property
     def size(self) -> dict[str, int]:
@@ -124,7 +149,6 @@ def training_from_ids(
     loader = BatchLoader(
         train_rows, randomness, plan, batch_size=params.batch_size, shard=group.shard, device=numerics.device
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay, fused=True)
     return Training(
         params=params,
         numerics=numerics,
@@ -135,11 +159,29 @@ def training_from_ids(
         prompt=prompt,
         randomness=randomness,
         model=model,
-        optimizer=optimizer,
+        optimizer=_optimizer(model, params),
         loss_fn=loss_fn,
         log_interval=1 if numerics.device.type == "cpu" else GPU_LOG_INTERVAL,
         group=group,
         initial_weights_tags=initial_weights_tags,
+    )
+
+
+def _optimizer(model: GPTModel, params: TrainParams) -> torch.optim.AdamW:
+    """AdamW, with weight decay on all parameters, or with decay_matrices_only on those of two dimensions or more."""
+    parameters = list(model.parameters())
+    groups = [{"params": parameters}]
+    if params.decay_matrices_only:
+        matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+        others = [parameter for parameter in parameters if parameter.ndim < 2]
+        groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        groups,
+        lr=params.peak_lr,
+        betas=(params.beta1, params.beta2),
+        eps=params.eps,
+        weight_decay=params.weight_decay,
+        fused=True,
     )
 
 

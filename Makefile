@@ -19,7 +19,7 @@ ui: .venv/installed  ## MLflow on the store that the stages write to
 	http*) echo "The runs are on the tracking server: open MLFLOW_TRACKING_URI in a browser";; \
 	*) echo "MLflow: http://127.0.0.1:$${PORT:-5000}   (another port: make ui PORT=5001)"; \
 	echo "There: Model training, at the top left, then the experiment reprogpt"; \
-	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000};; \
+	mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}" --host 127.0.0.1 --port $${PORT:-5000};; \
 	esac
 
 demo: .venv/installed  ## the pipeline and one experiment on a small model, in a temporary copy: two minutes

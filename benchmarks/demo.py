@@ -19,6 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.workspace import copy_workspace
+from reprogpt.tracking.sqlite_uri import sqlite_uri
 
 # Some ten seconds of training on two cores. The loss falls by several nats, and further in the experiment.
 SMALL: Mapping[str, Any] = {
@@ -77,7 +78,7 @@ def run_demo(folder: Path, params: Mapping[str, Any]) -> None:
 
 def store_uri(folder: Path) -> str:
     """The MLflow store of the copy in `folder`."""
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    return sqlite_uri(folder / "mlflow.db")
 
 
 def _run_key(folder: Path) -> str:

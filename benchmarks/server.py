@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from reprogpt.tracking.sqlite_uri import sqlite_uri
+
 START_SECONDS = 120.0
 
 
@@ -29,7 +31,7 @@ class TrackingServer:
 
     def __init__(self, folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> None:
         self._folder, self._options = folder, options
-        self._environment = {"MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'server.db'}", **(environment or {})}
+        self._environment = {"MLFLOW_BACKEND_STORE_URI": sqlite_uri(folder / "server.db"), **(environment or {})}
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None

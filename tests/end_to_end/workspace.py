@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.request import url2pathname
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 from ruamel.yaml import YAML
+
+from reprogpt.tracking.sqlite_uri import sqlite_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -124,7 +127,7 @@ class Workspace:
 
     def client(self) -> MlflowClient:
         """The store that plain `mlflow ui` in the clone would show."""
-        return MlflowClient(f"sqlite:///{self.path / 'mlflow.db'}")
+        return MlflowClient(sqlite_uri(self.path / "mlflow.db"))
 
     def runs(self) -> list[Run]:
         """All MLflow runs, oldest first."""
@@ -136,7 +139,7 @@ class Workspace:
 
     def artifacts(self, run: Run) -> set[str]:
         """Paths of the run's artifacts that exist as files now."""
-        folder = Path(run.info.artifact_uri.removeprefix("file://"))
+        folder = file_of(run.info.artifact_uri)
         return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
     def model_folder(self, run: Run) -> Path:
@@ -144,7 +147,12 @@ class Workspace:
         mine = f"source_run_id = '{run.info.run_id}'"
         (model,) = self.client().search_logged_models([run.info.experiment_id], mine)
         assert model.status == LoggedModelStatus.READY
-        return Path(model.artifact_location.removeprefix("file://"))
+        return file_of(model.artifact_location)
+
+
+def file_of(uri: str) -> Path:
+    """The path of a file: URI."""
+    return Path(url2pathname(uri.removeprefix("file://")))
 
 
 def points_drawn(shown: str, plot: str) -> list[dict[str, str]]:

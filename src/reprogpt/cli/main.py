@@ -1,6 +1,7 @@
 """Runs the command that the command line names. A command's module is imported only when it runs."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from reprogpt.cli.output import EXIT_BROKEN_PIPE, discard_output, flush_output
@@ -31,7 +32,7 @@ def _require_root() -> None:
     if (here / "dvc.yaml").is_file():
         return
     root = next((folder for folder in here.parents if (folder / "dvc.yaml").is_file()), None)
-    advice = f"`cd {root}` first" if root else "change to the root of a clone of the repository first"
+    advice = f"`cd {shlex.quote(str(root))}` first" if root else "change to the root of a clone of the repository first"
     raise PipelineError(f"{here} has no dvc.yaml, so it is not the repository's root; {advice}")
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from reprogpt.dvc_files import repository_root, state_dir
 from reprogpt.errors import TrackingError
 from reprogpt.files import atomic_path
 from reprogpt.tracking.runs import TrackedRun
+from reprogpt.tracking.sqlite_uri import SQLITE, sqlite_path, sqlite_uri
 from reprogpt.urls import redact
 
 # Set before mlflow is imported; a user's own choice stays.
@@ -33,7 +35,6 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "reprogpt"
-SQLITE = "sqlite:///"
 _AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_DENIED")
 
 # Words of a database's error -> what to do.
@@ -56,9 +57,10 @@ def store_uri() -> str:
     A relative SQLite path is resolved against the main repository, not against a queued experiment's copy of the
     workspace, which is deleted afterwards.
     """
-    root = repository_root()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
-    return f"{SQLITE}{root / uri.removeprefix(SQLITE)}" if uri.startswith(SQLITE) else uri
+    path = sqlite_path(uri)
+    query = "".join(uri.partition("?")[1:])
+    return uri if path is None else sqlite_uri(repository_root() / path) + query
 
 
 def store_name() -> str:
@@ -71,7 +73,7 @@ def recorded_store() -> str:
 
     So records still belong to it once the repository's folder is moved.
     """
-    default = f"{SQLITE}{repository_root() / 'mlflow.db'}"
+    default = sqlite_uri(repository_root() / "mlflow.db")
     return f"{SQLITE}mlflow.db" if store_name() == default else store_name()
 
 
@@ -81,8 +83,9 @@ def is_present_store(recorded: str) -> bool:
 
 
 def _canonical(uri: str) -> str:
-    if uri.startswith(SQLITE):
-        return f"{SQLITE}{os.path.normpath(repository_root() / uri.removeprefix(SQLITE))}"
+    path = sqlite_path(uri)
+    if path is not None:
+        return os.path.normpath(repository_root() / path)
     try:
         parts = urlsplit(uri)
         port = parts.port
@@ -111,7 +114,7 @@ def open_store() -> tuple[MlflowClient, str]:
             # Under a temporary name: a kill while the tables are created would leave a file that can't be opened.
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
-                _experiment(MlflowClient(f"{SQLITE}{temporary}"))
+                _experiment(MlflowClient(sqlite_uri(temporary)))
         client = MlflowClient(store_uri())
         return client, _experiment(client)
 
@@ -139,7 +142,7 @@ def _experiment(client: MlflowClient) -> str:
     experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(experiment_name())
     if experiment is None:
         # MLflow would resolve the default against the current folder and store that path.
-        location = (repository_root() / "mlruns").as_uri() if store_uri().startswith("sqlite:") else None
+        location = (repository_root() / "mlruns").as_uri() if _sqlite_file() else None
         return str(client.create_experiment(experiment_name(), artifact_location=location))
     experiment_id = str(experiment.experiment_id)
     if not experiment_id:
@@ -150,15 +153,15 @@ def _experiment(client: MlflowClient) -> str:
     if experiment.lifecycle_stage == "deleted":
         raise TrackingError(
             f"the experiment {experiment.name} of the MLflow store {store_name()} was deleted. Restore it:\n"
-            f"MLFLOW_TRACKING_URI={store_name()} mlflow experiments restore --experiment-id {experiment_id}\n"
+            f"MLFLOW_TRACKING_URI={shlex.quote(store_name())} "
+            f"mlflow experiments restore --experiment-id {experiment_id}\n"
             "or set MLFLOW_EXPERIMENT_NAME to another name"
         )
     return experiment_id
 
 
 def _sqlite_file() -> Path | None:
-    uri = store_uri()
-    return Path(uri.removeprefix(SQLITE).partition("?")[0]) if uri.startswith(SQLITE) else None
+    return sqlite_path(store_uri())
 
 
 def search_runs() -> list[TrackedRun]:
@@ -255,7 +258,8 @@ def _version_advice(revision: str) -> str:
     """What to do about a database with another schema than that of this MLflow, by the schema's revision."""
     migrations = Path(mlflow.__file__).parent / "store/db_migrations/versions"
     if any(migrations.glob(f"{revision}_*.py")):
-        return f"it was written by an older version of MLflow; copy it, then run: mlflow db upgrade {store_name()}"
+        store = shlex.quote(store_name())
+        return f"it was written by an older version of MLflow; copy it, then run: mlflow db upgrade {store}"
     return (
         f"a newer version of MLflow than the {mlflow.__version__} of this environment has opened it and changed its "
         f"tables (revision {revision or 'unknown'}), which can't be undone. Read it with that version's `mlflow ui` "

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reprogpt.errors import PipelineError
+from reprogpt.tracking.sqlite_uri import sqlite_uri
 
 STDERR = 2
 PREFIX = "reprogpt-verify-"
@@ -59,7 +60,7 @@ def sandbox_env(clone: Path) -> dict[str, str]:
 
 def sandbox_store_uri(clone: Path) -> str:
     """The clone's own MLflow store."""
-    return f"sqlite:///{clone / 'mlflow.db'}"
+    return sqlite_uri(clone / "mlflow.db")
 
 
 def rerun_stages(clone: Path, stage: str | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from benchmarks.workspace import copy_workspace
+from reprogpt.errors import run_program
 from reprogpt.tracking.sqlite_uri import sqlite_uri
 
 # Some ten seconds of training on two cores. The loss falls by several nats, and further in the experiment.
@@ -123,4 +124,4 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -1,25 +1,38 @@
 """How a program exits."""
 
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from reprogpt.errors import RESTORE_ADVICE
+from tests.locales import locale_env
 
 SRC = Path(__file__).parents[1] / "src"
 
 
-def exit_of(body: str) -> subprocess.CompletedProcess[str]:
-    """Run a program whose main function has this body."""
+SAMPLE = "吾輩は猫である… \ufffd é \udce3"
+
+
+def exit_of(body: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program whose main function has this body, with `env` besides the present environment."""
     program = (
         f"import os, signal, sys, time; sys.path.insert(0, {str(SRC)!r})\n"
         f"from reprogpt.errors import ParamsError, run_program\n"
         f"def main():\n    {body}\nrun_program(main)\n"
     )
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        encoding=(env or {}).get("OUTPUT"),
+        env=os.environ | (env or {}),
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(("result", "code"), [("None", 0), ("'done'", 0), ("0", 0), ("3", 3)])
@@ -80,3 +93,35 @@ def test_a_bug_keeps_its_traceback() -> None:
     done = exit_of("return {}['absent']")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "KeyError: 'absent'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "charmap", "printed"),
+    [
+        ("en_US", "ISO-8859-1", "???????? ? é ?\n"),
+        ("ja_JP", "EUC-JP", "吾輩は猫である… ? é ?\n"),
+        ("en_US", "UTF-8", "吾輩は猫である… \ufffd é ?\n"),
+    ],
+)
+def test_a_character_that_the_output_cannot_encode_is_a_question_mark(
+    name: str, charmap: str, printed: str, tmp_path: Path
+) -> None:
+    env = locale_env(tmp_path, name, charmap) | {"OUTPUT": charmap}
+    done = exit_of(f"print({SAMPLE!a})", env)
+    assert (done.returncode, done.stdout, done.stderr) == (0, printed, "")
+
+
+@pytest.mark.parametrize("charmap", ["cp932", "ascii"])
+def test_an_encoding_of_the_streams_alone_stops_no_program(charmap: str) -> None:
+    done = exit_of(f"print({SAMPLE!a})", {"PYTHONIOENCODING": charmap, "OUTPUT": charmap})
+    assert (done.returncode, done.stdout.count("?") > 1, done.stderr) == (0, True, "")
+
+
+def test_output_that_is_closed_is_no_error() -> None:
+    assert exit_of("return 0", {"PYTHONIOENCODING": "ascii"}).returncode == 0
+    closed = [
+        sys.executable,
+        "-c",
+        "import sys; sys.stdout = None; from reprogpt.errors import run_program as r; r(int)",
+    ]
+    assert subprocess.run(closed, check=False, env=os.environ | {"PYTHONPATH": str(SRC)}).returncode == 0

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from types import FrameType
 from typing import NoReturn
 
@@ -78,7 +79,10 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     """Run `main`, then exit: 0, or 2 with a message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM.
 
     An integer that `main` returns is the exit code. Any other exception is a bug and keeps its traceback.
+    On standard output, `?` stands for what its encoding lacks: a model can produce any character.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # None if it is closed
+        sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is _exit_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -130,8 +131,8 @@ class Commit(Revision):
     @cached_property
     def _cache(self) -> Path:
         # Asked of DVC: a repository, global or system setting may have moved it.
-        done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True)
-        return Path(done.stdout.strip()) if done.returncode == 0 else Path(".dvc/cache")
+        done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True)
+        return Path(os.fsdecode(done.stdout).strip()) if done.returncode == 0 else Path(".dvc/cache")
 
 
 def list_experiments() -> dict[str, Commit]:

@@ -113,11 +113,9 @@ def _make_repository(clone: Path) -> None:
         ["add", "--all"],
         [*identity, "commit", "--quiet", "-m", "as recorded"],
     ):
-        done = subprocess.run(
-            ["git", *arguments], cwd=clone, env=sandbox_env(clone), capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["git", *arguments], cwd=clone, env=sandbox_env(clone), capture_output=True, check=False)
         if done.returncode:
-            raise PipelineError(f"git could not make the temporary clone {clone}: {done.stderr.strip()}")
+            raise PipelineError(f"git could not make the temporary clone {clone}: {os.fsdecode(done.stderr).strip()}")
 
 
 def _in_gb(num_bytes: int) -> str:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.end_to_end.workspace import Workspace, make_workspace
+from tests.end_to_end.workspace import Workspace, checkpoints, kill_after_a_checkpoint, make_workspace
 
 
 @pytest.fixture(scope="module")
@@ -17,28 +17,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     )
     made.succeed("dvc", "repro", "tokenize")
     return made
-
-
-def checkpoints(clone: Workspace) -> list[str]:
-    """The checkpoints that are there."""
-    return [str(path) for path in (clone.path / ".reprogpt/checkpoints").glob("*/checkpoint-?.json")]
-
-
-def kill_after_a_checkpoint(clone: Workspace, *command: str) -> None:
-    """Start a command and kill its whole group once a checkpoint is there and training is past its first epoch."""
-    process = clone.start(*command)
-    try:
-        assert process.stdout is not None
-        while "Iter 00001" not in process.stdout.readline():
-            assert process.poll() is None
-        deadline = time.monotonic() + 60
-        while not checkpoints(clone) and time.monotonic() < deadline:
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-    assert checkpoints(clone)
 
 
 def test_killed_it_resumes_in_the_same_run_and_leaves_nothing(clone: Workspace) -> None:

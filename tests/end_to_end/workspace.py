@@ -155,6 +155,28 @@ def file_of(uri: str) -> Path:
     return Path(url2pathname(uri.removeprefix("file://")))
 
 
+def checkpoints(clone: Workspace) -> list[str]:
+    """The checkpoints that are there."""
+    return [str(path) for path in (clone.path / ".reprogpt/checkpoints").glob("*/checkpoint-?.json")]
+
+
+def kill_after_a_checkpoint(clone: Workspace, *command: str) -> None:
+    """Start a command and kill its whole group once a checkpoint is there and training is past its first epoch."""
+    process = clone.start(*command)
+    try:
+        assert process.stdout is not None
+        while "Iter 00001" not in process.stdout.readline():
+            assert process.poll() is None
+        deadline = time.monotonic() + 60
+        while not checkpoints(clone) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    assert checkpoints(clone)
+
+
 def points_drawn(shown: str, plot: str) -> list[dict[str, str]]:
     """The points of one figure in what `dvc plots show --json` or `diff` prints: rev, column and value of each."""
     (figure,) = json.loads(shown)["data"][plot]

@@ -162,7 +162,7 @@ class OutboxFile:
         first = next(self.records(), {})
         kept_for = first.get("kept_for")
         is_complete = self.num_uploaded_bytes >= self._length and not self.set_aside()
-        if is_complete and not (kept_for and Path(kept_for).exists()):
+        if is_complete and not (kept_for and (state_dir() / kept_for).exists()):
             shutil.rmtree(self.folder, ignore_errors=True)
         self._file.close()
         self._lock.release()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reprogpt.dvc_files import cached_md5, dvc_md5, is_up_to_date, out_paths, stage_definition
+from reprogpt.dvc_files import cached_md5, dvc_md5, is_up_to_date, out_paths, stage_definition, state_dir
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import PARAMS_FILE, load_params
@@ -170,7 +170,7 @@ def start_run(
         tags |= {key: str(value) for key, value in size.items()}
         run = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
         if identity.run_dir:
-            run["kept_for"] = str(identity.run_dir)
+            run["kept_for"] = identity.run_dir.relative_to(state_dir()).as_posix()  # the repository may be moved
         outbox.append("training", store=recorded_store(), **run)
     else:
         outbox.append("tags", values=experiment)

@@ -14,6 +14,7 @@ from filelock import FileLock
 from reprogpt.dvc_files import repository_root, state_dir
 from reprogpt.errors import TrackingError
 from reprogpt.files import atomic_path
+from reprogpt.tracking.artifact_locations import artifact_folder, update_locations
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.sqlite_uri import SQLITE, sqlite_path, sqlite_uri
 from reprogpt.urls import redact
@@ -69,12 +70,13 @@ def store_name() -> str:
 
 
 def recorded_store() -> str:
-    """The present store as records name it: store_name(), but the default one of a repository is relative to it.
+    """The present store as records name it: store_name(), but a SQLite file in the repository is relative to it.
 
-    So records still belong to it once the repository's folder is moved.
+    So records still belong to it once the repository's folder is moved, and a copy's records to the copy.
     """
-    default = sqlite_uri(repository_root() / "mlflow.db")
-    return f"{SQLITE}mlflow.db" if store_name() == default else store_name()
+    path = _sqlite_file()
+    root = repository_root()
+    return sqlite_uri(path.relative_to(root)) if path and path.is_relative_to(root) else store_name()
 
 
 def is_present_store(recorded: str) -> bool:
@@ -141,8 +143,9 @@ def _experiment(client: MlflowClient) -> str:
     chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
     experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(experiment_name())
     if experiment is None:
+        path = _sqlite_file()
         # MLflow would resolve the default against the current folder and store that path.
-        location = (repository_root() / "mlruns").as_uri() if _sqlite_file() else None
+        location = artifact_folder(path).as_uri() if path else None
         return str(client.create_experiment(experiment_name(), artifact_location=location))
     experiment_id = str(experiment.experiment_id)
     if not experiment_id:
@@ -157,6 +160,9 @@ def _experiment(client: MlflowClient) -> str:
             f"mlflow experiments restore --experiment-id {experiment_id}\n"
             "or set MLFLOW_EXPERIMENT_NAME to another name"
         )
+    path = _sqlite_file()
+    if path:
+        update_locations(path, str(experiment.artifact_location))
     return experiment_id
 
 

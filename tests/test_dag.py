@@ -23,9 +23,10 @@ OBSERVERS = {*(PACKAGE / "tracking").glob("*.py"), *(PACKAGE / "serving").glob("
 BASE = {"numerics", "params", ""}  # "": the files beside the folders
 ALLOWED = {
     "stages": {"tracking", "plotting", "training", "evaluation", "distributed", "model", "corpus"} | BASE,
-    "cli": {"verify", "lineage", "compare", "plotting", "tracking", "model", "corpus"} | BASE,
+    "cli": {"verify", "lineage", "decide", "compare", "plotting", "tracking", "model", "corpus"} | BASE,
     "verify": {"lineage", "compare", "tracking"} | BASE,
     "lineage": {"tracking"} | BASE,
+    "decide": {"compare", "tracking"} | BASE,
     "compare": {"tracking"} | BASE,
     "tracking": {"serving"} | BASE,
     "serving": BASE,

@@ -57,6 +57,11 @@ def _dispatch(arguments: argparse.Namespace) -> int | None:
             from reprogpt.cli.compare import compare
 
             return compare(arguments.a, arguments.b)
+        case "decide":
+            from reprogpt.cli.decide import decide
+
+            options = {key: value for key, value in vars(arguments).items() if key != "command"}
+            return decide(**options)
         case "overlay":
             from reprogpt.cli.overlay import overlay
 

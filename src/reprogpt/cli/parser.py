@@ -263,6 +263,65 @@ def _add_sync_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="don't ask before --to and --drop")
 
 
+def _name_and_value(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _positive(text: str) -> float:
+    """A number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return value
+
+
+def _add_decide(parser: argparse.ArgumentParser) -> None:
+    words = "a parameter of train whose values are compared; of two, each combination of values is one"
+    parser.add_argument("keys", metavar="KEY", nargs="+", help=words)
+    words = "of each run; final_val_loss if left out; best_val_loss, final_train_loss, or any other"
+    parser.add_argument("--metric", metavar="NAME", default="final_val_loss", help=words)
+    words = "the baseline (of two keys: VALUE,VALUE); the present value in params.yaml if left out"
+    parser.add_argument("--against", metavar="VALUE", help=words)
+    words = "only runs with this parameter, tag or file digest; may be repeated"
+    parser.add_argument("--where", metavar="NAME=VALUE", type=_name_and_value, action="append", default=[], help=words)
+    words = "say how many pairs a difference of D needs"
+    parser.add_argument("--needs", metavar="D", type=_positive, help=words)
+    words = "of the metric; val_accuracy and tokens_per_second are known to be"
+    parser.add_argument("--higher-is-better", action="store_true", help=words)
+    words = "write the decision to MLflow's experiment reprogpt-decisions, and tag the compared runs with it"
+    parser.add_argument("--record", action="store_true", help=words)
+
+
+DECIDE = Command(
+    "decide",
+    "tell which value of a parameter is better, by several seeds",
+    """\
+    Compare the values of KEY by finished runs whose inputs are equal but for KEY and seed. Runs of one
+    seed start from the same weights and see the same rows and dropout masks, so they are compared in
+    pairs. Print a table, a verdict for each value against the baseline, and the commands that queue
+    the runs which are missing; draw a figure into decisions/ (ignored by git). Nothing is trained.
+
+    The verdict may be looked at after every new seed: the test is valid at any time, at 5 %. Fewer
+    than three pairs never decide. Seeds don't vary the text, so it is about this text.""",
+    """\
+    0 if every value is decided against the baseline (or identical to it), 1 if one is undecided, 2 if
+    there is nothing to compare
+    """,
+    """\
+    dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'; dvc queue start
+    reprogpt decide peak_lr
+    reprogpt decide peak_lr warmup_ratio --against 0.0005,0.2
+    reprogpt decide peak_lr --where n_epochs=15 --needs 0.01 --record
+    """,
+    _add_decide,
+)
 SYNC = Command(
     "sync",
     "upload the records that wait for MLflow",
@@ -280,7 +339,7 @@ SYNC = Command(
     """,
     _add_sync_arguments,
 )
-COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, OVERLAY, LINEAGE, VERIFY, SYNC)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, DECIDE, OVERLAY, LINEAGE, VERIFY, SYNC)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -2,11 +2,21 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
+from reprogpt.dvc_files import dvc_md5, run_key_of, stage_definition
 from reprogpt.paths import SOURCE
 from reprogpt.tracking.git import git
 from reprogpt.tracking.stage_code import code_patch
+
+TRAIN_CODE = "train_code"  # tag: 32 hex digits that identify the code of the training
+
+
+def code_tags() -> dict[str, str]:
+    """TRAIN_CODE, of the source files among train's deps: commits that change other files leave it as it is."""
+    code = [dep for dep in stage_definition("train").get("deps", []) if dep.startswith(("src/", "stages/"))]
+    return {TRAIN_CODE: run_key_of({dep: dvc_md5(Path(dep)) for dep in code})}
 
 
 def git_tags() -> dict[str, str]:

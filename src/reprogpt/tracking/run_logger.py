@@ -20,7 +20,7 @@ from reprogpt.progress import TrainingProgress
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
 from reprogpt.tracking.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.provenance import corpus_tags, experiment_tags, git_tags, read_source
+from reprogpt.tracking.provenance import code_tags, corpus_tags, experiment_tags, git_tags, read_source
 from reprogpt.tracking.results import record_evaluation, record_plots
 from reprogpt.tracking.stage_code import MAX_PATCH_BYTES, code_patch
 from reprogpt.tracking.store import recorded_store
@@ -166,7 +166,15 @@ def start_run(
     progress = TrainingProgress(size["total_steps"])
     outbox = open_outbox(identity.training_id)
     if next(outbox.records(), None) is None:
-        tags = git_tags() | experiment | corpus_tags(source) | dict(environment) | _token_tags() | identity.tags
+        tags = (
+            git_tags()
+            | code_tags()
+            | experiment
+            | corpus_tags(source)
+            | dict(environment)
+            | _token_tags()
+            | identity.tags
+        )
         tags |= {key: str(value) for key, value in size.items()}
         run = {"name": name, "tags": tags, "params": dict(params), "datasets": _datasets(source)}
         if identity.run_dir:

@@ -31,7 +31,7 @@ os.environ.setdefault(
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -141,12 +141,25 @@ def experiment_name() -> str:
 def _experiment(client: MlflowClient) -> str:
     """The experiment's id: MLFLOW_EXPERIMENT_ID, else that of experiment_name(), created if it does not exist."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(experiment_name())
+    return _active_id(client.get_experiment(chosen)) if chosen else ensure_experiment(client, experiment_name())
+
+
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """The id of the experiment with this name, created if it does not exist; call within store_errors.
+
+    Raises TrackingError if it was deleted.
+    """
+    experiment = client.get_experiment_by_name(name)
     if experiment is None:
         path = _sqlite_file()
         # MLflow would resolve the default against the current folder and store that path.
         location = artifact_folder(path).as_uri() if path else None
-        return str(client.create_experiment(experiment_name(), artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location))
+    return _active_id(experiment)
+
+
+def _active_id(experiment: Experiment) -> str:
+    """Its id. Raises TrackingError if it was deleted, or is none: some gateways answer every request with {}."""
     experiment_id = str(experiment.experiment_id)
     if not experiment_id:
         raise TrackingError(

@@ -1,0 +1,219 @@
+"""Which value of a parameter is better, from the runs that there are. Values in, values out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from reprogpt.decide.groups import (
+    SEED,
+    Group,
+    Level,
+    as_number,
+    canonical,
+    differing_inputs,
+    group_runs,
+    matches,
+    varying_params,
+)
+from reprogpt.decide.paired import LevelSummary, PairedComparison, compare_levels, summarize
+from reprogpt.errors import PipelineError
+from reprogpt.params.evaluate import EvaluateParams
+from reprogpt.params.train import TrainParams
+from reprogpt.tracking.runs import TrackedRun
+
+PARENT = "mlflow.parentRunId"  # of an evaluation with other parameters than the training's run has
+DEFAULT_METRIC = "final_val_loss"
+HIGHER_IS_BETTER = frozenset({"val_accuracy", "tokens_per_second"})
+
+
+@dataclass(frozen=True)
+class Question:
+    """keys: parameters of train, one or two. against: the baseline; None = the present value in params.yaml.
+
+    where: name -> value that the inputs of the runs have. higher_is_better: of the metric.
+    """
+
+    keys: tuple[str, ...]
+    metric: str = DEFAULT_METRIC
+    against: Level | None = None
+    where: Mapping[str, str] | None = None
+    higher_is_better: bool = False
+
+    def label(self, level: Level) -> str:
+        """peak_lr=0.001, or peak_lr=0.001, warmup_ratio=0.1."""
+        return ", ".join(f"{key}={value}" for key, value in zip(self.keys, level, strict=True))
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer. group: the runs compared; others: other groups with two levels or more, newest first.
+
+    differs_from_present: inputs of the group that params.yaml has otherwise: name -> (the group's, params.yaml's).
+    comparisons: of every level but the baseline with it. best: the level of the best mean, of those with the smallest
+    share of failed runs. plateau: the levels that the test can't tell from the best, and it.
+    """
+
+    question: Question
+    group: Group
+    others: list[Group]
+    differs_from_present: dict[str, tuple[str, str]]
+    summaries: list[LevelSummary]
+    baseline: Level
+    comparisons: list[PairedComparison]
+    best: Level
+    plateau: list[Level]
+
+    @property
+    def decided(self) -> bool:
+        """Whether each level is decided against the baseline, or is identical to it."""
+        return all(comparison.decided or comparison.identical for comparison in self.comparisons)
+
+
+def make_decision(question: Question, runs: Sequence[TrackedRun], present: Mapping[str, object]) -> Decision:
+    """The answer to the question from the runs, newest first. present: params.yaml's values.
+
+    Raises PipelineError if the question can't be asked: a key that is no parameter of train, no run with the metric,
+    a single value, a baseline or a --where that no run has.
+    """
+    _check_keys(question.keys)
+    trainings = [run for run in runs if PARENT not in run.tags]
+    _check_metric(question.metric, trainings)
+    groups = group_runs(trainings, question.keys, question.metric)
+    groups = _chosen_by_where(groups, question)
+    informative = [group for group in groups if len(group.levels) > 1]
+    now = {key: canonical(value) for key, value in present.items()}
+    if not informative:
+        raise _one_value(question, groups, now)
+    group = next((group for group in informative if matches(group, now)), informative[0])
+    baseline = _baseline(question, group, now)
+    others = [level for level in group.levels if level != baseline]
+    higher = question.higher_is_better
+    summaries = [summarize(level, group.observations[level]) for level in group.levels]
+    best = min(summaries, key=lambda summary: _badness(summary, higher)).level
+    against_best = compare_levels(
+        group.observations, [level for level in group.levels if level != best], best, higher_is_better=higher
+    )
+    told_apart = {comparison.level for comparison in against_best if comparison.decided}
+    return Decision(
+        question=question,
+        group=group,
+        others=[other for other in informative if other is not group],
+        differs_from_present={
+            key: (value, now[key]) for key, value in group.inputs.items() if key in now and now[key] != value
+        },
+        summaries=summaries,
+        baseline=baseline,
+        comparisons=compare_levels(group.observations, others, baseline, higher_is_better=higher),
+        best=best,
+        plateau=[level for level in group.levels if level not in told_apart],
+    )
+
+
+def num_pairs(a: TrackedRun, b: TrackedRun, runs: Sequence[TrackedRun]) -> tuple[str, int] | None:
+    """The one parameter in which two trainings differ, and the number of seeds that both of its values have runs of.
+
+    None if they differ in more, or in nothing.
+    """
+    keys = [key for key in varying_params([a, b]) if key in a.params and key in b.params]
+    if len(keys) != 1 or a.params.get(SEED) != b.params.get(SEED):
+        return None
+    trainings = [run for run in runs if PARENT not in run.tags]
+    for group in group_runs(trainings, keys, DEFAULT_METRIC):
+        seeds = [group.observations.get((canonical(run.params[keys[0]]),), {}) for run in (a, b)]
+        ids = {observation.run.id for by_seed in seeds for observation in by_seed.values()}
+        if {a.id, b.id} <= ids:
+            return keys[0], len(seeds[0].keys() & seeds[1].keys())
+    return None
+
+
+def _badness(summary: LevelSummary, higher_is_better: bool) -> tuple[float, float]:
+    mean = -summary.mean if higher_is_better else summary.mean
+    return summary.num_failed / summary.num_seeds, mean if summary.values else 0.0
+
+
+def _check_keys(keys: Sequence[str]) -> None:
+    for key in keys:
+        if key == SEED:
+            raise PipelineError("seed can't be decided: it is what runs are paired by. Name another parameter")
+        if key in TrainParams.model_fields:
+            continue
+        if key in EvaluateParams.model_fields:
+            raise PipelineError(f"{key} is read by evaluate's samples only: it changes no training and no loss")
+        near = get_close_matches(key, TrainParams.model_fields, n=1)
+        raise PipelineError(
+            f"{key} is not a parameter of train{f'; did you mean {near[0]}?' if near else ''} "
+            "(docs/parameters.md lists them). Seeds don't vary the text, so parameters of the text can't be decided"
+        )
+    if len(set(keys)) < len(keys):
+        raise PipelineError(f"{keys[0]} is named twice")
+
+
+def _check_metric(metric: str, runs: Sequence[TrackedRun]) -> None:
+    if any(metric in run.metrics for run in runs):
+        return
+    if not runs:
+        raise PipelineError(
+            "there are no runs yet. Queue some, for example:\n"
+            "dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'\ndvc queue start"
+        )
+    known = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
+    raise PipelineError(f"no run has the metric {metric}. They have: {', '.join(known) or 'none'}")
+
+
+def _chosen_by_where(groups: list[Group], question: Question) -> list[Group]:
+    for name, value in (question.where or {}).items():
+        if name in question.keys or name == SEED:
+            raise PipelineError(f"--where {name}={value}: it is what is compared; leave it out")
+        values = sorted({group.inputs[name] for group in groups if name in group.inputs})
+        if not values:
+            raise PipelineError(f"--where {name}={value}: no run depends on a parameter, tag or file of that name")
+        groups = [
+            group for group in groups if name in group.inputs and canonical(group.inputs[name]) == canonical(value)
+        ]
+        if not groups:
+            raise PipelineError(f"--where {name}={value}: no run has this value. There are: {', '.join(values)}")
+    return groups
+
+
+def _one_value(question: Question, groups: Sequence[Group], now: Mapping[str, str]) -> PipelineError:
+    """The error where no group has two levels."""
+    keys = " ".join(question.keys)
+    with_runs = [group for group in groups if group.levels]
+    if not with_runs:
+        return PipelineError(f"no finished run has the metric {question.metric} and the parameter {keys}")
+    group = next((group for group in with_runs if matches(group, now)), with_runs[0])
+    label = question.label(group.levels[0])
+    seeds = ",".join(str(seed) for seed in sorted(group.observations[group.levels[0]])[:10])
+    overrides = " ".join(f"-S '{key}=OTHER VALUE'" for key in question.keys)
+    nearest = _nearest_pair(with_runs)
+    return PipelineError(
+        f"there is nothing to compare: runs with equal inputs have one value of {keys} only ({label}: "
+        f"{len(group.observations[group.levels[0]])} runs){nearest}. Queue another value with the same seeds:\n"
+        f"dvc exp run --queue {overrides} -S 'seed={seeds}'"
+    )
+
+
+def _nearest_pair(groups: Sequence[Group]) -> str:
+    """What keeps runs of two values apart, where something does."""
+    for other in groups[1:]:
+        if other.levels != groups[0].levels:
+            names = ", ".join(differing_inputs(groups[0], other))
+            return f"; runs of other values differ in {names}, too"
+    return ""
+
+
+def _baseline(question: Question, group: Group, now: Mapping[str, str]) -> Level:
+    levels = group.levels
+    if question.against is not None:
+        wanted = tuple(map(canonical, question.against))
+        if wanted not in levels:
+            known = "; ".join(", ".join(level) for level in levels)
+            raise PipelineError(f"--against {','.join(question.against)}: no run has this value. There are: {known}")
+        return wanted
+    present = tuple(now.get(key, "") for key in question.keys)
+    return present if present in levels else levels[0]
+
+
+def is_numeric(levels: Sequence[Level]) -> bool:
+    """Whether the levels are numbers of a single key."""
+    return all(len(level) == 1 and as_number(level[0]) is not None for level in levels)

@@ -1,0 +1,168 @@
+"""The figures of `reprogpt decide`: two values paired by seed, or a metric over the values of a parameter."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from reprogpt.plotting.style import BLACK, BLUE, GUIDE, SHADE, STYLE, VERMILLION, figure_style
+
+LOG_SPAN = 5  # largest over smallest value from which the axis is logarithmic
+MAX_TICK = 14  # characters of a value below the axis
+CROWDED = 6  # more labels on one axis are turned
+
+
+@dataclass(frozen=True)
+class LevelPoints:
+    """One value of the parameter. x: the value as a number, None for a text. by_seed: the metric of each seed.
+
+    interval: of the mean. num_failed: runs that diverged or failed.
+    """
+
+    label: str
+    x: float | None
+    by_seed: dict[int, float]
+    interval: tuple[float, float]
+    num_failed: int
+    is_baseline: bool = False
+    on_plateau: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Of the seeds; NaN for none."""
+        return float(np.mean(list(self.by_seed.values()))) if self.by_seed else math.nan
+
+
+@dataclass(frozen=True)
+class PairPoints:
+    """The differences of two values by seed: second minus first. interval: of their mean."""
+
+    differences: dict[int, float]
+    interval: tuple[float, float]
+    interval_label: str
+
+
+def draw_pair(levels: Sequence[LevelPoints], pair: PairPoints, parameter: str, metric: str) -> Figure:
+    """Left: a line a seed from the first value to the second. Right: the differences, their mean and interval."""
+    first, second = levels
+    with figure_style():
+        width, height = STYLE["figure.figsize"]
+        figure = Figure(figsize=(width, height + 0.3))
+        left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
+        for seed in pair.differences:
+            left.plot([0, 1], [first.by_seed[seed], second.by_seed[seed]], color=GUIDE, linewidth=0.9, marker="o")
+        for position, level in enumerate(levels):
+            alone = [value for seed, value in level.by_seed.items() if seed not in pair.differences]
+            left.plot([position] * len(alone), alone, linestyle="", marker="x", color=GUIDE)
+            left.plot([position - 0.12, position + 0.12], [level.mean] * 2, color=VERMILLION, linewidth=2)
+        _value_ticks(left, range(2), levels, parameter)
+        left.set_xlim(-0.35, 1.35)
+        left.set_ylabel(metric)
+        _differences(right, pair)
+        right.set_xlabel(f"{_cut(second.label)} minus {_cut(first.label)}")
+        entries = [
+            Line2D([], [], color=GUIDE, linewidth=0.9, marker="o", label="a seed"),
+            Line2D([], [], color=VERMILLION, linewidth=2, label="mean"),
+            Line2D([], [], color=BLUE, linewidth=1.6, marker="D", label=pair.interval_label),
+        ]
+        figure.legend(handles=entries, loc="outside upper center", ncols=3)
+    return figure
+
+
+def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, interval_label: str) -> Figure:
+    """The metric over the values: each seed a dot, means with intervals, failed runs, the baseline, the plateau.
+
+    Numbers are on an axis, a logarithmic one from LOG_SPAN on; texts stand side by side.
+    """
+    numbers = [level.x for level in levels if level.x is not None]
+    is_numeric = len(numbers) == len(levels)
+    x = numbers if is_numeric else [float(position) for position in range(len(levels))]
+    with figure_style():
+        width, height = STYLE["figure.figsize"]
+        figure = Figure(figsize=(width, height + 0.3))
+        axes = figure.add_subplot()
+        if is_numeric and min(x) > 0 and max(x) / min(x) >= LOG_SPAN:
+            axes.set_xscale("log")
+        _plateau(axes, levels, x, is_numeric=is_numeric)
+        for at, level in zip(x, levels, strict=True):
+            axes.plot([at] * len(level.by_seed), list(level.by_seed.values()), linestyle="", marker="o", color=GUIDE)
+            low, high = level.interval
+            if math.isfinite(low):
+                axes.plot([at, at], [low, high], color=BLUE, linewidth=1.6)
+        means = [(at, level.mean) for at, level in zip(x, levels, strict=True) if level.by_seed]
+        style = {"marker": "D", "color": BLUE, "markersize": 5, "linewidth": 1.0}
+        axes.plot([at for at, _ in means], [mean for _, mean in means], linestyle="-" if is_numeric else "", **style)
+        axes.set_ylabel(metric)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
+        _value_ticks(axes, x, levels, parameter)
+        _marks(axes, levels, x)
+        entries = [
+            Line2D([], [], linestyle="", marker="o", color=GUIDE, label="a seed"),
+            Line2D([], [], **style, label=interval_label),
+            Line2D([], [], color=SHADE, linewidth=7, label="not told apart from the best"),
+        ]
+        figure.legend(handles=entries, loc="outside upper center", ncols=3)
+    return figure
+
+
+def _differences(axes: Axes, pair: PairPoints) -> None:
+    values = list(pair.differences.values())
+    offsets = np.linspace(-0.25, 0.25, len(values)) if len(values) > 1 else np.zeros(len(values))
+    axes.axhline(0, color=BLACK, linewidth=0.8)
+    axes.plot(offsets, values, linestyle="", marker="o", color=GUIDE)
+    low, high = pair.interval
+    if math.isfinite(low):
+        axes.plot([0.45, 0.45], [low, high], color=BLUE, linewidth=1.6)
+    if values:
+        axes.plot([0.45], [float(np.mean(values))], marker="D", color=BLUE, markersize=5)
+    axes.set_xlim(-0.45, 0.65)
+    axes.xaxis.set_major_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.set_ylabel("difference, a dot a seed")
+
+
+def _plateau(axes: Axes, levels: Sequence[LevelPoints], x: Sequence[float], *, is_numeric: bool) -> None:
+    """A band behind each run of neighbouring values on the plateau."""
+    edges = _edges(x, logarithmic=axes.get_xscale() == "log") if is_numeric else [at - 0.5 for at in [*x, len(x)]]
+    for position, level in enumerate(levels):
+        if level.on_plateau:
+            axes.axvspan(edges[position], edges[position + 1], color=SHADE, linewidth=0, zorder=0)
+
+
+def _edges(x: Sequence[float], *, logarithmic: bool) -> list[float]:
+    """The borders between the values, one more than there are values."""
+    points = np.log(x) if logarithmic else np.asarray(x, dtype=float)
+    middle = (points[1:] + points[:-1]) / 2
+    edges = np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
+    return [float(edge) for edge in (np.exp(edges) if logarithmic else edges)]
+
+
+def _value_ticks(axes: Axes, x: Sequence[float], levels: Sequence[LevelPoints], parameter: str) -> None:
+    axes.xaxis.set_major_locator(FixedLocator(list(x)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xticks(list(x), [_cut(level.label) for level in levels])
+    if len(levels) > CROWDED or max(len(level.label) for level in levels) > MAX_TICK:
+        axes.tick_params(axis="x", rotation=30)
+    axes.set_xlabel(parameter)
+
+
+def _marks(axes: Axes, levels: Sequence[LevelPoints], x: Sequence[float]) -> None:
+    """Above the frame: the baseline, and the share of failed runs."""
+    for at, level in zip(x, levels, strict=True):
+        total = len(level.by_seed) + level.num_failed
+        words = ["baseline"] if level.is_baseline else []
+        words += [f"{level.num_failed} of {total}\nfailed"] if level.num_failed else []
+        if words:
+            place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            axes.annotate("\n".join(words), (at, 1), (0, 3), ha="center", va="bottom", **place)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 2 * MAX_TICK else f"{text[: 2 * MAX_TICK - 1]}…"

@@ -45,6 +45,18 @@ def signal_handlers_restored() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture(scope="module")
+def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
+    """A store with our experiment and nothing in it: making one takes seconds."""
+    from reprogpt.tracking.store import open_store  # imported here: MLflow takes seconds, and few tests need it
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        open_store()
+    return folder / "mlflow.db"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slowest files first, so that two workers end at about the same time; the order within a file stays."""
     slowest = [

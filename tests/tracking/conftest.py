@@ -31,16 +31,6 @@ def outboxes_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         file.close()
 
 
-@pytest.fixture(scope="module")
-def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
-    """A store with our experiment and nothing in it: making one takes seconds."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        open_store()
-    return folder / "mlflow.db"
-
-
 @pytest.fixture
 def client(fresh_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
     """A repository's root with a store of its own."""

@@ -1,8 +1,12 @@
 """`reprogpt compare A B`: the differences between two runs, the most important first."""
 
+from collections.abc import Sequence
+
 from reprogpt.compare import Change, Comparison, Divergence, diff_runs
+from reprogpt.decide.decision import num_pairs
 from reprogpt.lineage.resolve_run import require_distinct, require_run
 from reprogpt.step_record import STEP_METRICS
+from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import metric_histories, search_runs
 
 WIDTH = 80
@@ -22,8 +26,16 @@ def compare(a: str, b: str) -> int:
         print(f"   {remark}\n" if remark else "", end="")
     histories = [metric_histories(run.id, STEP_METRICS) for run in (run_a, run_b)]
     comparison = diff_runs(run_a, run_b, *histories)
-    print("\n".join(report(comparison)))
+    print("\n".join([*report(comparison), *seeds_hint(run_a, run_b, runs)]))
     return 0 if comparison.identical else 1
+
+
+def seeds_hint(a: TrackedRun, b: TrackedRun, runs: Sequence[TrackedRun]) -> list[str]:
+    """Where a and b differ in one parameter, and runs of other seeds answer which value is better: a line saying so."""
+    found = num_pairs(a, b, runs)
+    if found is None or found[1] < 2:
+        return []
+    return [f"one seed each; `reprogpt decide {found[0]}` has {found[1]} pairs"]
 
 
 def report(comparison: Comparison) -> list[str]:

@@ -14,6 +14,7 @@ from reprogpt.errors import PipelineError
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
 from reprogpt.plotting.decisions import LevelPoints, PairPoints, draw_levels, draw_pair
 from reprogpt.plotting.style import METADATA, save_figure
+from reprogpt.tracking.decisions import record_decision
 from reprogpt.tracking.store import search_runs
 
 FOLDER = Path("decisions")  # git ignores it
@@ -41,9 +42,6 @@ def decide(
     figures = draw(decision)
     print(f"\nfigure: {' '.join(map(str, figures))}")
     if record:
-        # Imported here: only --record writes to the store.
-        from reprogpt.tracking.decisions import record_decision
-
         print(f"recorded in MLflow: {record_decision(decision_record(decision), figures)}")
     return 0 if decision.decided else 1
 

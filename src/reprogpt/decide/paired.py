@@ -53,7 +53,7 @@ class PairedComparison:
 
     differences: seed -> the level's value minus the other's, where both have one. num_better_alone, num_worse_alone:
     pairs in which only the other, or only this level, diverged or failed. identical: all pairs have equal weights
-    and values. p: of the anytime-valid test, Holm-adjusted for all levels that are compared. alpha: below it, p decides.
+    and values. p: of the anytime-valid test, Holm-adjusted for all num_compared levels.
     """
 
     level: Level

@@ -3,30 +3,12 @@
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from reprogpt.decide.decision import Decision
 from reprogpt.decide.report import report, verdicts
 from reprogpt.decide.sequential import ALPHA
-
-
-@dataclass(frozen=True)
-class DecisionRecord:
-    """name: peak_lr by final_val_loss. digest: of question, runs and values, so equal for the same decision.
-
-    run_ids: of the runs compared. table: all of it, for decision.json. report: the lines that were printed.
-    """
-
-    name: str
-    keys: tuple[str, ...]
-    digest: str
-    params: dict[str, str]
-    metrics: dict[str, float]
-    verdict: str
-    run_ids: list[str]
-    table: dict[str, Any]
-    report: str
+from reprogpt.tracking.decisions import DecisionRecord
 
 
 def decision_record(decision: Decision) -> DecisionRecord:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -95,7 +96,7 @@ def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, inte
             if math.isfinite(low):
                 axes.plot([at, at], [low, high], color=BLUE, linewidth=1.6)
         means = [(at, level.mean) for at, level in zip(x, levels, strict=True) if level.by_seed]
-        style = {"marker": "D", "color": BLUE, "markersize": 5, "linewidth": 1.0}
+        style: dict[str, Any] = {"marker": "D", "color": BLUE, "markersize": 5, "linewidth": 1.0}
         axes.plot([at for at, _ in means], [mean for _, mean in means], linestyle="-" if is_numeric else "", **style)
         axes.set_ylabel(metric)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
@@ -160,7 +161,7 @@ def _marks(axes: Axes, levels: Sequence[LevelPoints], x: Sequence[float]) -> Non
         words = ["baseline"] if level.is_baseline else []
         words += [f"{level.num_failed} of {total}\nfailed"] if level.num_failed else []
         if words:
-            place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+            place: dict[str, Any] = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
             axes.annotate("\n".join(words), (at, 1), (0, 3), ha="center", va="bottom", **place)
 
 

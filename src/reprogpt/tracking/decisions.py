@@ -3,8 +3,9 @@
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from mlflow.entities import Metric, Param, RunTag
 
@@ -15,8 +16,12 @@ DIGEST = "decision.sha256"
 MAX_TAG = 5000  # characters that MLflow stores of a tag
 
 
-class Record(Protocol):
-    """What is kept: see reprogpt.decide.record."""
+@dataclass(frozen=True)
+class DecisionRecord:
+    """name: peak_lr by final_val_loss. digest: of question, runs and values, so equal for the same decision.
+
+    run_ids: of the runs compared. table: all of it, for decision.json. report: the lines that were printed.
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -25,11 +30,11 @@ class Record(Protocol):
     metrics: dict[str, float]
     verdict: str
     run_ids: list[str]
-    table: dict[str, object]
+    table: dict[str, Any]
     report: str
 
 
-def record_decision(record: Record, figures: Sequence[Path]) -> str:
+def record_decision(record: DecisionRecord, figures: Sequence[Path]) -> str:
     """Write the decision into the experiment EXPERIMENT, once; returns the id of its run.
 
     Each compared run gets the tag decision.KEY with that id. Raises TrackingError if the store can't be used.

@@ -1,8 +1,13 @@
 """The store's errors, as one message each."""
 
+import os
 import shutil
+import socket
 import sqlite3
-from collections.abc import Callable
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -16,7 +21,7 @@ from reprogpt.errors import TrackingError
 from reprogpt.tracking import uploader
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes, open_outbox
-from reprogpt.tracking.store import AuthenticationError, open_store, store_errors, store_name
+from reprogpt.tracking.store import AuthenticationError, open_store, search_runs, store_errors, store_name
 
 
 def training_outbox() -> OutboxFile:
@@ -142,3 +147,81 @@ def test_a_refused_user_is_told_from_a_server_that_fails(error: str, advice: str
     """Retrying won't help: the uploader gives up at once."""
     with pytest.raises(AuthenticationError, match=advice), store_errors():
         raise MlflowException(error)
+
+
+@pytest.fixture
+def other_user(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """This process as a user who may read the repository's root, its current folder, but owns nothing there."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder).resolve()
+        shutil.copy("mlflow.db", root)
+        monkeypatch.chdir(root)
+        (root / ".reprogpt").mkdir()
+        (root / ".reprogpt").chmod(0o777)
+        (root / "mlruns").mkdir()
+        root.chmod(0o755)
+        is_root = os.geteuid() == 0
+        if is_root:
+            os.seteuid(65534)
+        yield root
+        if is_root:
+            os.seteuid(0)
+        root.chmod(0o755)
+
+
+def as_owner(action: Callable[[], object]) -> None:
+    """Do something as the user who runs the tests."""
+    other = os.geteuid()
+    os.seteuid(os.getuid())
+    action()
+    os.seteuid(other)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.chmod(0), "mlflow.db: Permission denied: make it readable and writable for this user"),
+        (lambda path: path.chmod(0o444), "readonly database: make the file and its folder writable for this user"),
+        (lambda path: (path.unlink(), path.mkdir()), "mlflow.db: Is a directory"),
+        (lambda path: path.write_bytes(b"text"), "mlflow.db is not a SQLite database: restore a copy of it"),
+        (lambda path: path.write_bytes(path.read_bytes()[:5000]), "malformed: restore a copy of it"),
+    ],
+    ids=["unreadable", "read-only", "folder", "other file", "cut"],
+)
+def test_an_unusable_database_is_one_message_at_once_and_the_stage_ends_well(
+    damage: Callable[[Path], object],
+    words: str,
+    other_user: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """MLflow opens a database ten times, which takes 102 seconds."""
+    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 0.2)
+    as_owner(lambda: damage(other_user / "mlflow.db"))
+    started = time.monotonic()
+    outbox = training_outbox()
+    with uploader.uploading(outbox):
+        outbox.append("metrics", step=0, values={"loss": 1.0})
+    assert time.monotonic() - started < 8
+    printed = capfd.readouterr().err
+    assert printed.count(words) == 2  # when it happens, and at the end with what to do
+    assert "Traceback" not in printed and printed.count("\n") < 10 and caplog.records == []
+    assert "python -m reprogpt sync" in printed
+    (waiting,) = abandoned_outboxes()
+    assert len(waiting.pending()) == 4
+
+
+def test_runs_are_read_from_a_read_only_database(other_user: Path) -> None:
+    as_owner(lambda: (other_user / "mlflow.db").chmod(0o444))
+    assert search_runs() == []
+
+
+def test_opening_a_database_on_a_server_that_does_not_answer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql+psycopg2://127.0.0.1:{closed.getsockname()[1]}/mlflow")
+        started = time.monotonic()
+        with pytest.raises(TrackingError, match="Connection refused"):
+            open_store()
+    assert time.monotonic() - started < 8

@@ -23,6 +23,7 @@ from reprogpt.urls import redact
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the uploader retries, and says so
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds, of PostgreSQL's client; it would wait for minutes
 # A connection that is kept open would write on to a database file that was removed or replaced.
 os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
 os.environ.setdefault(
@@ -33,18 +34,22 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as mlflow_database
 from sqlalchemy.exc import SQLAlchemyError
 
 EXPERIMENT = "reprogpt"
+mlflow_database.MAX_RETRY_COUNT = 1  # of opening a database: ten attempts take 102 s, within one upload
 _AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_DENIED")
 
+_SQLITE_MAGIC = b"SQLite format 3\0"  # a file's first bytes; an empty file is a new database
+_REPLACED = ": restore a copy of it, or move it away, and a new one is made"
 # Words of a database's error -> what to do.
 _DATABASE_ADVICE = {
     "is full": ": free space on its disk",
     "readonly": ": make the file and its folder writable for this user",
     "unable to open": ": check that its folder exists and is writable for this user",
-    "malformed": ": restore a copy of it, or move it away, and a new one is made",
-    "not a database": ": restore a copy of it, or move it away, and a new one is made",
+    "malformed": _REPLACED,
+    "not a database": _REPLACED,
 }
 
 
@@ -108,17 +113,36 @@ def open_store() -> tuple[MlflowClient, str]:
     # It logs each error with its traceback and the whole statement; the exception has what a person needs.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     _move_credentials_to_env()
-    state_dir().mkdir(exist_ok=True)
     # Two processes that create the tables of the same new SQLite file make each other crash.
-    with FileLock(state_dir() / "store.lock"), store_errors():
+    with store_errors(), _creation_lock():
         path = _sqlite_file()
-        if path and not path.exists():
+        if path and path.exists():
+            _require_database(path)
+        elif path:
             # Under a temporary name: a kill while the tables are created would leave a file that can't be opened.
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as temporary:
                 _experiment(MlflowClient(sqlite_uri(temporary)))
         client = MlflowClient(store_uri())
         return client, _experiment(client)
+
+
+def _creation_lock() -> FileLock:
+    state_dir().mkdir(exist_ok=True)
+    return FileLock(state_dir() / "store.lock")
+
+
+def _require_database(path: Path) -> None:
+    """Raise OSError if the file can't be read, or is none of SQLite: SQLite's own words don't say why.
+
+    Read-only files pass: runs can be read from them.
+    """
+    with path.open("rb") as file:
+        begin = file.read(len(_SQLITE_MAGIC))
+    if begin and begin != _SQLITE_MAGIC:
+        raise TrackingError(
+            f"the MLflow store {store_name()} can't be used: {path} is not a SQLite database{_REPLACED}"
+        )
 
 
 def _move_credentials_to_env() -> None:
@@ -243,7 +267,8 @@ def store_errors() -> Iterator[None]:
     """Turn errors of the store into a TrackingError with a message for a person."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:  # requests' errors and a full disk are OSErrors
+    # requests' errors and a full disk are OSErrors; a database's driver may not be installed.
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         prefix = f"the MLflow store {store_name()} can't be used: "
         auth_error = _AUTH_ERROR.search(str(error))
         if auth_error:
@@ -269,8 +294,13 @@ def _reason(error: Exception) -> str:
     if database:
         advice = next((advice for words, advice in _DATABASE_ADVICE.items() if words in database[1]), "")
         return redact(database[1]) + advice
-    root = re.search(r"\[Errno -?\d+\] ([^'\")]+)", text)  # the last of a chain of causes
-    return root[1] if root else redact(text.splitlines()[0] if text else repr(error))
+    root = re.search(
+        r"""\[Errno -?\d+\] ([^'")]+?)(?:: (['"])(.+?)\2|['")]|$)""", text
+    )  # the last of a chain of causes
+    if root:
+        advice = ": make it readable and writable for this user" if "denied" in root[1] else ""
+        return (f"{root[3]}: " if root[3] else "") + root[1] + advice
+    return redact(text.splitlines()[0] if text else repr(error))
 
 
 def _version_advice(revision: str) -> str:

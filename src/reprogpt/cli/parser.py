@@ -315,7 +315,6 @@ DECIDE = Command(
     there is nothing to compare
     """,
     """\
-    dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'; dvc queue start
     reprogpt decide peak_lr
     reprogpt decide peak_lr warmup_ratio --against 0.0005,0.2
     reprogpt decide peak_lr --where n_epochs=15 --needs 0.01 --record

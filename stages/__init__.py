@@ -4,14 +4,23 @@ DVC runs a queued experiment in a copy of the workspace, but an editable install
 copy's src/ must come first on the path, or the experiment would run other code than it records.
 """
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
-from reprogpt.errors import exit_on_signal_during_imports
+from reprogpt.errors import exit_on_signal_during_imports, run_program
 from reprogpt.numerics.env_vars import set_env_vars
-from reprogpt.params.loader import peek
+from reprogpt.params.loader import differs_from_last_result, peek
 
 exit_on_signal_during_imports()
 set_env_vars(peek("numerics"))  # before a stage imports numpy or torch, which read the variables at import
+
+
+def run_stage(main: Callable[[], None]) -> NoReturn:
+    """run_program for a stage. DVC has removed its outs before it runs, hence the advice how to get them back."""
+    stage = os.environ.get("DVC_STAGE")
+    run_program(main, is_restorable=lambda: stage is not None and differs_from_last_result(stage))

@@ -1,7 +1,6 @@
 """DVC stage `evaluate`: losses over both splits, and text samples. Logic: reprogpt.evaluation."""
 
 from reprogpt.corpus.tokens import load_encoding, read_tokens
-from reprogpt.errors import run_program
 from reprogpt.evaluation.results import final_results
 from reprogpt.evaluation.samples import sample_text
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
@@ -13,6 +12,7 @@ from reprogpt.params.loader import load_params
 from reprogpt.paths import EVAL_RESULTS, MODEL, SAMPLES, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
 from reprogpt.tracking.results import log_results, record_evaluation
 from reprogpt.training.run_dir import prune
+from stages import run_stage
 
 
 @out_of_memory_advice()
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_stage(main)

@@ -1,12 +1,12 @@
 """DVC stage `fetch`: corpus_url -> raw text, verified, and where it came from. Logic: reprogpt.corpus.fetch."""
 
 from reprogpt.corpus.fetch import fetch_corpus
-from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import load_params
 from reprogpt.paths import DOCUMENTS, RAW_TEXT, SOURCE
 from reprogpt.progress import byte_bar
+from stages import run_stage
 
 
 def main() -> None:
@@ -20,4 +20,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_stage(main)

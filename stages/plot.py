@@ -1,11 +1,11 @@
 """DVC stage `plot`: the training's history -> figures. Logic: reprogpt.plotting.training_figures."""
 
-from reprogpt.errors import run_program
 from reprogpt.files import read_json
 from reprogpt.paths import HISTORY, PLOTS, TRAIN_SUMMARY
 from reprogpt.plotting.style import save_figure
 from reprogpt.plotting.training_figures import draw_all, read_history
 from reprogpt.tracking.results import log_results, record_plots
+from stages import run_stage
 
 NEXT_STEPS = """
 Model: data/model   metrics: data/metrics   figures: data/plots   samples: data/samples.txt
@@ -23,4 +23,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_stage(main)

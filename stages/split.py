@@ -2,11 +2,11 @@
 
 from reprogpt.corpus.documents import cut_ends, read_ends
 from reprogpt.corpus.text import split_file
-from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
 from reprogpt.params.loader import load_params
 from reprogpt.params.split import SplitParams
 from reprogpt.paths import DOCUMENTS, PARTS, RAW_TEXT, TRAIN_TEXT, VAL_TEXT
+from stages import run_stage
 
 
 def main() -> None:
@@ -17,4 +17,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_stage(main)

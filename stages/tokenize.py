@@ -3,12 +3,12 @@
 from reprogpt.corpus.documents import read_ends
 from reprogpt.corpus.tokenize import tokenize_file
 from reprogpt.corpus.tokens import load_encoding
-from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
 from reprogpt.params.loader import load_params
 from reprogpt.params.tokenize import TokenizeParams
 from reprogpt.paths import PARTS, TOKEN_COUNTS, TRAIN_TEXT, TRAIN_TOKENS, VAL_TEXT, VAL_TOKENS
 from reprogpt.progress import byte_bar
+from stages import run_stage
 
 SPLITS = {"train": (TRAIN_TEXT, TRAIN_TOKENS), "val": (VAL_TEXT, VAL_TOKENS)}
 
@@ -27,4 +27,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_stage(main)

@@ -6,7 +6,6 @@ from reprogpt.corpus.tokens import decode, load_encoding, write_tokenizer
 from reprogpt.distributed.launcher import launcher_process, run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
 from reprogpt.dvc_files import run_key_of, stage_inputs
-from reprogpt.errors import run_program
 from reprogpt.files import write_json_atomic
 from reprogpt.model.hf_directory import save_model
 from reprogpt.numerics.allocator import retain_freed_memory
@@ -20,6 +19,7 @@ from reprogpt.training.checkpointing import CheckpointedTraining, run_worker
 from reprogpt.training.history import summary, write_history
 from reprogpt.training.run_dir import lock_run, mark_complete
 from reprogpt.training.state import build_training
+from stages import run_stage
 
 
 def main() -> None:
@@ -57,4 +57,4 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_stage(main)

@@ -67,14 +67,37 @@ def test_sigterm_is_not_caught_as_an_exception_and_runs_cleanup() -> None:
     assert (done.returncode, done.stdout) == (143, "cleaned up\n")
 
 
-@pytest.mark.parametrize(("stage", "is_shown"), [("train", True), (None, False)])
-def test_under_dvc_the_advice_to_restore_is_shown_since_outs_are_removed(
-    monkeypatch: pytest.MonkeyPatch, stage: str | None, is_shown: bool
+@pytest.mark.parametrize(
+    ("lock", "params", "is_shown"),
+    [
+        ("{stages: {train: {params: {params.yaml: {seed: 1}}}}}", "seed: 2", True),
+        ("{stages: {train: {params: {params.yaml: {seed: 1}}}}}", "seed: [", True),
+        ("{stages: {train: {params: {params.yaml: {seed: 1}}}}}", "{seed: 1, sed: 2}", True),
+        ("{stages: {train: {params: {params.yaml: {seed: 1}}}}}", "seed: 1", False),  # a full disk, say
+        ("{stages: {fetch: {}}}", "seed: 2", False),
+        ("", "seed: 2", False),
+    ],
+)
+def test_the_advice_to_restore_a_value_is_given_where_one_differs_from_the_last_result(
+    tmp_path: Path, lock: str, params: str, is_shown: bool
 ) -> None:
-    monkeypatch.delenv("DVC_STAGE", raising=False)
-    if stage:
-        monkeypatch.setenv("DVC_STAGE", stage)
-    assert (RESTORE_ADVICE in exit_of("raise ParamsError('seed: -1 is not allowed')").stderr) == is_shown
+    (tmp_path / "dvc.lock").write_text(lock)
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "dvc.yaml").write_text("stages: {train: {params: [seed]}}")
+    program = "from reprogpt.errors import DataError\nimport stages\ndef main():\n    raise DataError('no')\n"
+    env = os.environ | {"DVC_STAGE": "train", "PYTHONPATH": str(SRC.parent)}
+    program = f"import stages\n{program}stages.run_stage(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stderr == "\nerror: no\n" + (f"{RESTORE_ADVICE}\n" if is_shown else "")
+
+
+def test_libraries_say_nothing_of_a_home_folder_that_cannot_be_written() -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "MPLCONFIG"))}
+    env |= {"HOME": "/proc/none", "PYTHONPATH": str(SRC.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", "import stages, matplotlib.pyplot"], cwd=SRC.parent, env=env, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

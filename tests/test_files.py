@@ -11,6 +11,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
+from reprogpt.corpus.tokens import load_encoding
 from reprogpt.files import (
     atomic_path,
     cache_folder,
@@ -130,3 +131,20 @@ def test_downloads_go_to_the_platforms_cache_folder_by_default(
     if value is not None:
         monkeypatch.setenv("REPROGPT_CACHE", value)
     assert cache_folder() == Path(platformdirs.user_cache_dir("reprogpt", appauthor=False))
+
+
+@pytest.mark.parametrize("home", ["/proc/none", None])
+def test_without_a_home_folder_that_can_be_written_downloads_stay_in_the_repository(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REPROGPT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if home is None:  # and no entry in /etc/passwd: expanduser leaves the tilde
+        monkeypatch.setattr(platformdirs, "user_cache_path", lambda *_, **__: Path("~/.cache/reprogpt"))
+    else:
+        monkeypatch.setenv("HOME", home)
+    assert cache_folder() == tmp_path / ".reprogpt/cache"
+    assert list(tmp_path.iterdir()) == []
+    assert load_encoding("gpt2").n_vocab == 50257
+    assert len(list((tmp_path / ".reprogpt/cache/tiktoken").iterdir())) == 2

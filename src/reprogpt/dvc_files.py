@@ -12,25 +12,11 @@ from typing import Any
 
 from pathspec import GitIgnoreSpec
 
-from reprogpt.files import file_digest
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, read_mapping
+from reprogpt.files import file_digest, repository_root
+from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE, read_mapping
 
-LOCK_FILE = Path("dvc.lock")
 LARGE_FILE_BYTES = 1 << 24  # smaller files are simply read
 IGNORE_FILE = Path(".dvcignore")
-
-
-def repository_root() -> Path:
-    """The main repository, which holds the MLflow store, also in a queued experiment's copy of the workspace.
-
-    DVC sets DVC_ROOT for every stage that it runs; without DVC it is the current folder.
-    """
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
-
-
-def state_dir() -> Path:
-    """Folder for checkpoints and queued records, in the main repository; git and DVC ignore it."""
-    return repository_root() / ".reprogpt"
 
 
 def dvc_md5(path: Path) -> str:

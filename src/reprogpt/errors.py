@@ -1,5 +1,6 @@
 """Errors that a user can cause or meet, and how a program exits on them."""
 
+import logging
 import os
 import signal
 import sys
@@ -70,17 +71,20 @@ RESTORE_ADVICE = (
 
 def exit_on_signal_during_imports() -> None:
     """Until run_program, exit at once on Ctrl-C and SIGTERM, without a traceback from the middle of an import."""
+    _quiet_matplotlib()
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is default:  # a shell ignores Ctrl-C for its background jobs
             signal.signal(number, _exit_at_once)
 
 
-def run_program(main: Callable[[], object]) -> NoReturn:
+def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool] = lambda: False) -> NoReturn:
     """Run `main`, then exit: 0, or 2 with a message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM.
 
     An integer that `main` returns is the exit code. Any other exception is a bug and keeps its traceback.
+    is_restorable: asked after an error that a value in params.yaml can cause, whether the previous value would undo it.
     On standard output, `?` stands for what its encoding lacks: a model can produce any character.
     """
+    _quiet_matplotlib()
     if isinstance(sys.stdout, TextIOWrapper):  # None if it is closed
         sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _raise_terminated)
@@ -89,8 +93,8 @@ def run_program(main: Callable[[], object]) -> NoReturn:
     try:
         result = main()
     except PipelineError as error:
-        in_dvc = isinstance(error, _PARAMS_ERRORS) and "DVC_STAGE" in os.environ
-        print(f"\nerror: {error}" + (f"\n{RESTORE_ADVICE}" if in_dvc else ""), file=sys.stderr)
+        advice = f"\n{RESTORE_ADVICE}" if isinstance(error, _PARAMS_ERRORS) and is_restorable() else ""
+        print(f"\nerror: {error}{advice}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -99,6 +103,11 @@ def run_program(main: Callable[[], object]) -> NoReturn:
         print("\nterminated", file=sys.stderr)
         sys.exit(143)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _quiet_matplotlib() -> None:
+    """It says that it makes its list of fonts, or that the home folder can't be written to."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:

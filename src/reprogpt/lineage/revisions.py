@@ -13,9 +13,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from reprogpt.dvc_files import LOCK_FILE, dvc_md5, recorded_outs
+from reprogpt.dvc_files import dvc_md5, recorded_outs
 from reprogpt.errors import PipelineError
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE
+from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE
 from reprogpt.paths import TRAIN_SUMMARY
 from reprogpt.tracking.git import git, git_bytes
 

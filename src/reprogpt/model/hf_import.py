@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
-from reprogpt.dvc_files import repository_root
 from reprogpt.errors import ModelError, ParamsError
+from reprogpt.files import repository_root
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.model.hf_directory import (
     CONFIG,

@@ -17,6 +17,7 @@ from reprogpt.errors import ParamsError
 
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
+LOCK_FILE = Path("dvc.lock")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 # Raised by ruamel.yaml's constructors for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
 _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -87,6 +88,22 @@ def peek(key: str) -> object:
         return read_mapping(PARAMS_FILE).get(key)
     except (ParamsError, OSError):
         return None
+
+
+def differs_from_last_result(stage: str) -> bool:
+    """Whether a value of params.yaml is another than dvc.lock records of the stage's last result.
+
+    True also if params.yaml can't be read; False if there is no such result.
+    """
+    try:
+        recorded = read_mapping(LOCK_FILE)["stages"][stage]["params"][PARAMS_FILE.name]
+    except (ParamsError, OSError, LookupError, TypeError):
+        return False
+    try:
+        values = read_mapping(PARAMS_FILE)
+    except (ParamsError, OSError):
+        return True
+    return bool(unknown_keys(values)) or any(values.get(key) != value for key, value in recorded.items())
 
 
 def known_keys() -> set[str]:

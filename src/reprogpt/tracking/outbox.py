@@ -21,9 +21,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from reprogpt.dvc_files import state_dir
 from reprogpt.errors import PipelineError
-from reprogpt.files import fsync_folder, write_text_atomic
+from reprogpt.files import fsync_folder, state_dir, write_text_atomic
 
 RECORDS, _DELIVERED, _FILES, _LOCK, _SET_ASIDE = "records.jsonl", "delivered", "files", "lock", "set-aside.json"
 DAMAGED = "damaged line"  # the kind of what is no record

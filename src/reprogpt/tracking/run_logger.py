@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from reprogpt.dvc_files import cached_md5, dvc_md5, is_up_to_date, out_paths, stage_definition, state_dir
-from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
+from reprogpt.dvc_files import cached_md5, dvc_md5, is_up_to_date, out_paths, stage_definition
+from reprogpt.files import file_digest, state_dir, write_bytes_atomic, write_text_atomic
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import PARAMS_FILE, load_params
 from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, TRAIN_TOKENS, VAL_TOKENS

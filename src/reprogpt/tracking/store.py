@@ -11,9 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
-from reprogpt.dvc_files import repository_root, state_dir
 from reprogpt.errors import TrackingError
-from reprogpt.files import atomic_path
+from reprogpt.files import atomic_path, repository_root, state_dir
 from reprogpt.tracking.artifact_locations import artifact_folder, update_locations
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.sqlite_uri import SQLITE, sqlite_path, sqlite_uri

@@ -19,10 +19,10 @@ from reprogpt.dvc_files import (
     is_up_to_date,
     locked_stage,
     out_paths,
-    repository_root,
     run_key,
     stage_inputs,
 )
+from reprogpt.files import repository_root
 
 ROOT = Path(__file__).resolve().parents[1]
 # A folder under names whose order by characters differs from their order by folder, one of them not ASCII.

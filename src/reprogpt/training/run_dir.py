@@ -24,11 +24,9 @@ from reprogpt.dvc_files import (
     out_paths,
     recorded_inputs,
     recorded_outs,
-    repository_root,
     stage_definition,
-    state_dir,
 )
-from reprogpt.files import write_json_atomic
+from reprogpt.files import repository_root, state_dir, write_json_atomic
 
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its present step
 METADATA = "training.json"

@@ -6,7 +6,7 @@ from reprogpt.corpus.tokens import decode, load_encoding, write_tokenizer
 from reprogpt.distributed.launcher import launcher_process, run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
 from reprogpt.dvc_files import run_key_of, stage_inputs
-from reprogpt.files import write_json_atomic
+from reprogpt.files import require_writable, write_json_atomic
 from reprogpt.model.hf_directory import save_model
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import announce_device, out_of_memory_advice, set_up_numerics
@@ -30,6 +30,9 @@ def main() -> None:
 def train(params: TrainParams, group: ProcessGroup) -> None:
     retain_freed_memory()
     inputs = stage_inputs("train")
+    if group.is_first:
+        for folder in (MODEL.parent, HISTORY.parent):
+            require_writable(folder)
     numerics = set_up_numerics(**params.arithmetic())
     if group.is_first:
         announce_device(numerics)

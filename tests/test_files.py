@@ -12,10 +12,12 @@ import platformdirs
 import pytest
 
 from reprogpt.corpus.tokens import load_encoding
+from reprogpt.errors import DataError
 from reprogpt.files import (
     atomic_path,
     cache_folder,
     file_digest,
+    require_writable,
     write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
@@ -148,3 +150,11 @@ def test_without_a_home_folder_that_can_be_written_downloads_stay_in_the_reposit
     assert list(tmp_path.iterdir()) == []
     assert load_encoding("gpt2").n_vocab == 50257
     assert len(list((tmp_path / ".reprogpt/cache/tiktoken").iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_its_name(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"file/model can't be written: Not a directory"):
+        require_writable(tmp_path / "file" / "model")

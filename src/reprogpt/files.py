@@ -44,6 +44,20 @@ def _remove_orphans(path: Path) -> None:
             orphan.unlink(missing_ok=True)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise DataError if no file can be made in the folder, which is created: it is told before hours of work."""
+    probe = folder / f".writable.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except OSError as error:
+        raise DataError(
+            f"{folder} can't be written: {error.strerror or error}; make it writable for this user, "
+            "or free space on its disk, and run the same command again"
+        ) from None
+
+
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's directory entries to disk."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 import signal
 import socket
 import time
@@ -212,3 +213,16 @@ def test_without_an_mlflow_run_evaluate_prints_a_message_and_succeeds(trained: W
     assert output.count("No MLflow run has run_key") == 2
     assert (trained.path / "data/metrics/eval.json").exists()
     assert (trained.path / "another.db").exists()
+
+
+@pytest.mark.slow  # tests/tracking/test_failing_disk.py and tests/training/test_run_dir.py test the parts
+def test_where_only_bookkeeping_fails_a_training_ends_well_and_is_recorded(prepared: Workspace) -> None:
+    state = prepared.path / ".reprogpt"
+    shutil.rmtree(state, ignore_errors=True)
+    state.write_text("")
+    done = prepared.run("python", "-m", "stages.train")
+    state.unlink()
+    assert done.returncode == 0, done.stderr
+    assert (prepared.path / "data/model/model.safetensors").exists() and "Traceback" not in done.stderr
+    assert "saves no checkpoints" in done.stderr and "Records for MLflow are queued in" in done.stderr
+    assert prepared.runs()[-1].info.status == "FINISHED"

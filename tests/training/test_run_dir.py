@@ -1,6 +1,8 @@
 """Run directories of interrupted trainings: how long they are kept, and that one process locks each."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,3 +189,45 @@ def test_changes_since_the_interrupted_training_are_listed() -> None:
 def test_a_first_training_has_no_changes_to_list() -> None:
     with lock_run(INPUTS, ENVIRONMENT) as run_lock:
         assert changes_since_interrupted(run_lock) == []
+
+
+def fail(*_: object, **__: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_where_no_run_directory_can_be_made_the_training_runs_without_checkpoints(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / ".reprogpt").write_text("")  # a folder without permissions does not stop root
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        assert run_lock.run_dir is None and len(run_lock.training_id) == 32
+        mark_complete(run_lock)
+    prune()
+    assert "this training saves no checkpoints" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_after_the_training_does_not_end_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_lock(root)
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        monkeypatch.setattr(run_dir, "write_json_atomic", fail)
+        mark_complete(run_lock)
+    assert "the checkpoints stay" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(root)
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock, monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", fail)
+        mark_complete(run_lock)
+    assert run_dirs()
+
+
+def test_a_result_that_cannot_be_removed_is_not_resumed_when_training_is_forced(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        mark_complete(run_lock)
+    write_lock(root)
+    monkeypatch.setattr("pathlib.Path.unlink", fail)
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        assert run_lock.run_dir is None

@@ -4,6 +4,8 @@ A record is a line of JSON with its kind and the time it was made. Uploading it 
 one of two points with the same step, value and time. The first record says which run the outbox is for. An outbox
 outlives its process; the next process uploads the rest. A record that can't be uploaded is set aside, so that it does
 not block the others: it stays in the file, and a second file lists where and why.
+
+A disk that fails costs records, never a stage: an outbox tells of what it lost.
 """
 
 import errno
@@ -11,10 +13,12 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ from reprogpt.files import fsync_folder, state_dir, write_text_atomic
 
 RECORDS, _DELIVERED, _FILES, _LOCK, _SET_ASIDE = "records.jsonl", "delivered", "files", "lock", "set-aside.json"
 DAMAGED = "damaged line"  # the kind of what is no record
+_PROBE_BYTES = 1 << 16  # written on opening, to notice a full or failing disk
 
 Record = dict[str, Any]
 
@@ -44,11 +49,15 @@ class Pending:
 
 
 class OutboxFile:
-    """An outbox locked by this process, until release()."""
+    """An outbox locked by this process, until release().
+
+    losses: what could not be recorded, and why.
+    """
 
     def __init__(self, folder: Path, lock: FileLock) -> None:
         self.folder = folder
         self._lock = lock
+        self.losses: list[str] = []
         self._path = folder / RECORDS
         self._length = _whole_lines(self._path)
         self._unwritten = b""
@@ -67,10 +76,10 @@ class OutboxFile:
         """Write what append() could not, as on a full disk. Returns the error if that fails again; nothing is lost."""
         with self._writing:
             try:
+                self._file.truncate(self._length)  # without what was written before an error
                 if self._file.write(self._unwritten) < len(self._unwritten):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError as error:
-                self._file.truncate(self._length)
                 return error
             self._length += len(self._unwritten)
             self._unwritten = b""
@@ -90,6 +99,16 @@ class OutboxFile:
         except OSError:
             shutil.copyfile(path, kept)
         self.append(kind, kept=f"{kept.parent.name}/{path.name}", folder=folder, **values)
+
+    @contextmanager
+    def note_losses(self, what: str) -> Iterator[None]:
+        """While the block queues `what`, an OSError does not end the stage: it is printed and kept in `losses`."""
+        try:
+            yield
+        except OSError as error:
+            reason = f"{what}: {error.strerror or error}"
+            print(f"{self.folder} can't be used; not recorded is {reason}", file=sys.stderr)
+            self.losses.append(reason)
 
     def records(self) -> Iterator[Record]:
         """All records, uploaded or not, from the first; without damaged lines."""
@@ -158,11 +177,12 @@ class OutboxFile:
 
     def release(self) -> None:
         """Unlock the outbox; remove it if all is uploaded and the training that it belongs to can't be resumed."""
-        first = next(self.records(), {})
-        kept_for = first.get("kept_for")
-        is_complete = self.num_uploaded_bytes >= self._length and not self.set_aside()
-        if is_complete and not (kept_for and (state_dir() / kept_for).exists()):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # then it stays
+            first = next(self.records(), {})
+            kept_for = first.get("kept_for")
+            is_complete = self.num_uploaded_bytes >= self._length and not self.set_aside()
+            if is_complete and not (kept_for and (state_dir() / kept_for).exists()):
+                shutil.rmtree(self.folder, ignore_errors=True)
         self._file.close()
         self._lock.release()
 
@@ -195,9 +215,20 @@ def open_outbox(name: str | None = None) -> OutboxFile:
     """Open the outbox of that name, created if it does not exist; a new one if name is None.
 
     Waits while another process has it locked. One that no longer says which run it is for is moved out of the way.
+    Where the outbox's folder can't be written, a new one in the temporary folder takes its place.
     """
     folder = _folder() / (name or uuid.uuid4().hex)
-    outbox = _locked(folder)
+    try:
+        outbox = _locked(folder)
+        _write_probe(folder)
+    except OSError as error:
+        temporary = Path(tempfile.mkdtemp(prefix="reprogpt-outbox-"))
+        print(
+            f"{folder} can't be written: {error.strerror or error}. Records for MLflow are queued in {temporary};\n"
+            "those that are still there when the stage ends can be moved to .reprogpt/outbox for `reprogpt sync`",
+            file=sys.stderr,
+        )
+        return _locked(temporary)
     first = next(outbox._read(0, outbox._length), None)
     if first is None or first.record["kind"] != DAMAGED:
         return outbox
@@ -214,6 +245,18 @@ def _locked(folder: Path) -> OutboxFile:
     lock = FileLock(folder / _LOCK)
     lock.acquire()
     return OutboxFile(folder, lock)
+
+
+def _write_probe(folder: Path) -> None:
+    """Raise OSError if the folder's disk is full or fails."""
+    probe = folder / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def abandoned_outboxes() -> Iterator[OutboxFile]:

@@ -43,11 +43,13 @@ def record_evaluation(outbox: OutboxFile, params: Mapping[str, Any], step: int) 
     values = json.loads(EVAL_RESULTS.read_text(encoding="utf-8"))
     origin: dict[str, Any] = {"sampling": dict(params), "tags": git_tags() | experiment_tags()}
     outbox.append("results", values=values, step=step, **origin)
-    outbox.append_file(SAMPLES, "samples", **origin)
+    with outbox.note_losses(SAMPLES.name):
+        outbox.append_file(SAMPLES, "samples", **origin)
     outbox.append("description", **origin)
 
 
 def record_plots(outbox: OutboxFile) -> None:
     """Queue the figures that plot drew."""
     for path in sorted(PLOTS.glob("*.p[nd][gf]")):
-        outbox.append_file(path, "plots")
+        with outbox.note_losses(path.name):
+            outbox.append_file(path, "plots")

@@ -97,10 +97,12 @@ class RunLogger:
     def finish(self) -> None:
         """Log what the training made: model, digests, samples. Train's outs must be in place."""
         if self._samples:
-            path = self._outbox.folder / "training.txt"
-            write_text_atomic(path, "\n".join(self._samples))
-            self._outbox.append_file(path, "samples")
-        record_model(self._outbox)
+            with self._outbox.note_losses("the samples"):
+                path = self._outbox.folder / "training.txt"
+                write_text_atomic(path, "\n".join(self._samples))
+                self._outbox.append_file(path, "samples")
+        with self._outbox.note_losses("the model"):
+            record_model(self._outbox)
         digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
         self._outbox.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
         # If the outs have the same bits as before, DVC skips the later stages: their present results are this run's.
@@ -212,9 +214,11 @@ def _queue_source_files(outbox: OutboxFile) -> None:
     """Queue params.yaml and the uncommitted changes of the code, unless they were queued before a resume."""
     queued = {Path(record["kept"]).name for record in outbox.records() if record["kind"] == "file"}
     if PARAMS_FILE.name not in queued:
-        outbox.append_file(PARAMS_FILE, "")
+        with outbox.note_losses(PARAMS_FILE.name):
+            outbox.append_file(PARAMS_FILE, "")
     if PATCH not in queued:
-        _queue_patch(outbox)
+        with outbox.note_losses(PATCH):
+            _queue_patch(outbox)
 
 
 def _queue_patch(outbox: OutboxFile) -> None:

@@ -5,7 +5,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -112,7 +112,6 @@ def open_store() -> tuple[MlflowClient, str]:
     # It logs each error with its traceback and the whole statement; the exception has what a person needs.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     _move_credentials_to_env()
-    # Two processes that create the tables of the same new SQLite file make each other crash.
     with store_errors(), _creation_lock():
         path = _sqlite_file()
         if path and path.exists():
@@ -126,9 +125,20 @@ def open_store() -> tuple[MlflowClient, str]:
         return client, _experiment(client)
 
 
-def _creation_lock() -> FileLock:
-    state_dir().mkdir(exist_ok=True)
-    return FileLock(state_dir() / "store.lock")
+@contextmanager
+def _creation_lock() -> Iterator[None]:
+    """Two processes that create the tables of the same new SQLite file make each other crash.
+
+    Where no lock can be made, as on a disk that is read-only, the store is used without.
+    """
+    lock = FileLock(state_dir() / "store.lock")
+    with suppress(OSError):
+        state_dir().mkdir(exist_ok=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _require_database(path: Path) -> None:

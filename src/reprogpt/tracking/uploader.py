@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+from reprogpt.dvc_files import state_dir
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
 from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
@@ -55,6 +57,11 @@ class Uploader:
         error = self._outbox.flush()
         if error:
             print(f"{self._outbox.folder}: {error.strerror}; the last records are lost", file=sys.stderr)
+        with self._outbox.note_losses("whether all is in MLflow"):
+            self._report_rest()
+        self._outbox.release()
+
+    def _report_rest(self) -> None:
         num_left = len(self._outbox.pending())
         if num_left:
             print(
@@ -69,7 +76,6 @@ class Uploader:
                 "Once their cause is gone, upload them:  python -m reprogpt sync\n",
                 file=sys.stderr,
             )
-        self._outbox.release()
 
     def _run(self) -> None:
         delay = 0.0
@@ -95,7 +101,7 @@ class Uploader:
         """Upload once; report the first failure of a series, and its end."""
         try:
             self._outbox.flush()
-            self._report(upload_abandoned().failures)
+            self._report(_failures_of_others())
             upload(self._outbox)
         except Exception as error:  # training must not stop, whatever a tracking server does
             message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
@@ -118,6 +124,14 @@ class Uploader:
             if failure not in self._reported:
                 self._reported.add(failure)
                 print(f"\nrecords of an earlier run wait: {failure}", file=sys.stderr)
+
+
+def _failures_of_others() -> list[str]:
+    """Upload the outboxes of earlier processes; returns why some of them wait."""
+    try:
+        return upload_abandoned().failures
+    except OSError as error:
+        return [f"{error.filename or state_dir()}: {error.strerror or error}"]
 
 
 def waiting_for_other_stores() -> dict[str, int]:
@@ -176,7 +190,7 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
     adds: for the results of a run, as in results.log_results.
     """
     uploader = Uploader(outbox)
-    end = {"status": "FAILED", "adds": adds}
+    end: dict[str, Any] = {"status": "FAILED", "adds": adds}
     try:
         yield
         end["status"] = "FINISHED"
@@ -187,5 +201,7 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
         end["error"] = str(error)
         raise
     finally:
+        if outbox.losses and end["status"] == "FINISHED":
+            end |= {"status": "FAILED", "error": f"the stage ended well; not recorded: {'; '.join(outbox.losses)}"}
         outbox.append("end", **end)
         uploader.close()

@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,9 +119,13 @@ def read(checkpoint: Path, training_id: str) -> tuple[int, dict[str, Tensor], by
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, its manifest first: what is left of it does not count."""
-    for suffix in (_MANIFEST, _TENSORS, _RECORDS):
-        checkpoint.with_suffix(suffix).unlink(missing_ok=True)
+    """Remove a checkpoint, its manifest first: what is left of it does not count.
+
+    What a failing or read-only disk does not remove stays; read() checks it.
+    """
+    with suppress(OSError):
+        for suffix in (_MANIFEST, _TENSORS, _RECORDS):
+            checkpoint.with_suffix(suffix).unlink(missing_ok=True)
 
 
 def _header(tensors: Mapping[str, Tensor], begins: list[int], ends: list[int]) -> bytes:

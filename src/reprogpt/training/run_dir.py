@@ -53,32 +53,51 @@ class RunLock:
 def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunLock]:
     """Lock the run directory of the training with these inputs, creating it for a new training.
 
-    If another process holds the lock for longer than LOCK_TIMEOUT, this one trains without a run directory and
-    says so.
+    If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this one
+    trains without a run directory and says so.
     """
     origin = {"inputs": dict(inputs), "environment": dict(environment), "workspace": _in_workspace()}
     run_dir = _run_dirs() / _fingerprint(origin)
-    lock = _acquire(run_dir)
+    lock = None
+    try:
+        lock = _acquire(run_dir)
+        if lock:
+            _prepare(run_dir, origin)
+    except OSError as error:
+        _warn(f"{run_dir} can't be written: {error.strerror or error}; this training saves no checkpoints")
+        if lock:
+            lock.release()
+        lock = None
     if lock is None:
         yield RunLock(uuid.uuid4().hex, None, origin)
         return
     try:
-        if _is_recorded(run_dir):  # DVC already has this result and was asked to train it again
-            _remove_contents(run_dir)
-        if not _read_metadata(run_dir):
-            write_json_atomic(run_dir / METADATA, {"training_id": uuid.uuid4().hex, **origin})
         yield RunLock(_read_metadata(run_dir)["training_id"], run_dir, origin)
     finally:
         lock.release()
 
 
+def _prepare(run_dir: Path, origin: Origin) -> None:
+    if _is_recorded(run_dir):  # DVC already has this result and was asked to train it again
+        _remove_contents(run_dir)
+    if not _read_metadata(run_dir):
+        write_json_atomic(run_dir / METADATA, {"training_id": uuid.uuid4().hex, **origin})
+
+
 def mark_complete(run_lock: RunLock) -> None:
-    """Record that train's outs are in place. If dvc.lock records them already, remove the run directory."""
+    """Record that train's outs are in place. If dvc.lock records them already, remove the run directory.
+
+    If that can't be written, the checkpoints stay: a training that is complete does not fail for it.
+    """
     run_dir = run_lock.run_dir
     if run_dir is None:
         return
     outs = {path: dvc_md5(Path(path)) for path in out_paths(stage_definition("train"))}
-    write_json_atomic(run_dir / COMPLETE, outs)
+    try:
+        write_json_atomic(run_dir / COMPLETE, outs)
+    except OSError as error:
+        _warn(f"{run_dir / COMPLETE} can't be written: {error.strerror or error}; the checkpoints stay")
+        return
     if _is_recorded(run_dir):
         remove_run_dir(run_dir)
 
@@ -94,14 +113,15 @@ def prune() -> None:
         is_replaced = _in_workspace() and _read_metadata(run_dir).get("workspace", False)
         if not (is_replaced or _is_recorded(run_dir)):
             continue
-        with suppress(Timeout, FileNotFoundError), FileLock(run_dir / LOCK).acquire(timeout=0):
+        with suppress(Timeout, OSError), FileLock(run_dir / LOCK).acquire(timeout=0):  # OSError: the next stage tries
             remove_run_dir(run_dir)
 
 
 def remove_run_dir(run_dir: Path) -> None:
-    """Remove a run directory that this process has locked."""
-    _remove_contents(run_dir)
-    shutil.rmtree(run_dir, ignore_errors=True)
+    """Remove a run directory that this process has locked. What can't be removed stays."""
+    with suppress(OSError):
+        _remove_contents(run_dir)
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def changes_since_interrupted(run_lock: RunLock) -> list[str]:

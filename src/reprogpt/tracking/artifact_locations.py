@@ -5,6 +5,7 @@ created again, and a copy would write into the original. When the store is opene
 name, they are changed to the present one.
 """
 
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -34,15 +35,18 @@ def update_locations(database: Path, experiment_location: str) -> None:
 
     experiment_location: of the experiment in use. It tells the folder that the database was in, unless somebody chose
     another place for it, such as a bucket: then nothing is changed.
-    Raises SQLAlchemyError if the database can't be written; nothing is changed then.
+    Nothing is changed in a read-only database. Raises SQLAlchemyError if it can't be written; nothing is changed then.
     """
     recorded = _BESIDE.fullmatch(experiment_location)
     present = artifact_folder(database)
     if recorded is None:
         return
     former = _path(recorded["folder"])
-    if former.resolve() == present.resolve() or (former.exists() and not present.exists()):
+    is_readable = os.access(former, os.R_OK)  # False for what another user's permissions hide
+    if former.resolve() == present.resolve() or (is_readable and not present.exists()):
         return  # in place; or a place that is in use, and not beside the database
+    if not os.access(database, os.W_OK):
+        return  # its runs can be read
     engine = create_engine(URL.create("sqlite", database=str(database)), poolclass=NullPool)
     _replace_prefixes(engine, {recorded["folder"], former.as_uri(), str(former)}, present.as_uri())
 

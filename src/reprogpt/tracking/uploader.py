@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from reprogpt.dvc_files import state_dir
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
+from reprogpt.files import state_dir
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
 from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
 from reprogpt.tracking.store import AuthenticationError, open_store

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from sqlalchemy import URL, ColumnClause, Engine, String, column, create_engine, func, literal, or_, table, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 # Where MLflow records locations: table, column.
@@ -42,13 +43,15 @@ def update_locations(database: Path, experiment_location: str) -> None:
     if recorded is None:
         return
     former = _path(recorded["folder"])
-    is_readable = os.access(former, os.R_OK)  # False for what another user's permissions hide
-    if former.resolve() == present.resolve() or (is_readable and not present.exists()):
-        return  # in place; or a place that is in use, and not beside the database
-    if not os.access(database, os.W_OK):
-        return  # its runs can be read
+    is_in_use = os.path.exists(former)  # noqa: PTH110 - Path.exists() raises where another user's permissions hide it
+    if former.resolve() == present.resolve() or (is_in_use and not present.exists()):
+        return  # in place; or elsewhere, and not beside the database
     engine = create_engine(URL.create("sqlite", database=str(database)), poolclass=NullPool)
-    _replace_prefixes(engine, {recorded["folder"], former.as_uri(), str(former)}, present.as_uri())
+    try:
+        _replace_prefixes(engine, {recorded["folder"], former.as_uri(), str(former)}, present.as_uri())
+    except OperationalError as error:
+        if "readonly" not in str(error):  # then its runs can be read, at least
+            raise
 
 
 def _path(location: str) -> Path:

@@ -55,19 +55,17 @@ check: .venv/installed-dev  ## linter, formatter, types
 	ruff format --check .
 	mypy
 
-.venv/installed: requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "reprogpt needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	touch $@
+# Run each time: the script knows what is missing, also after a move of the folder.
+.venv/installed: FORCE
+	@$(PYTHON) scripts/install.py
 
-.venv/installed-dev: .venv/installed requirements-dev.lock
-	python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
-	touch $@
+.venv/installed-dev: FORCE
+	@$(PYTHON) scripts/install.py --dev
+
+FORCE:
 
 clean:  ## remove the environment; data, runs and cache stay
-	rm -rf .venv
+	rm -rf .venv .venv.lock
 
 lock:  ## renew requirements*.lock from pyproject.toml: the newest versions that fit
 	rm -rf .venv-lock && $(PYTHON) -m venv .venv-lock

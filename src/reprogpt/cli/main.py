@@ -1,7 +1,9 @@
 """Runs the command that the command line names. A command's module is imported only when it runs."""
 
 import argparse
+import os
 import shlex
+import sys
 from pathlib import Path
 
 from reprogpt.cli.output import EXIT_BROKEN_PIPE, discard_output, flush_output
@@ -15,6 +17,7 @@ def run() -> int | None:
     EXIT_BROKEN_PIPE if the reader of standard output closed it early. Raises PipelineError, and SystemExit for wrong
     arguments (2) and help (0).
     """
+    _run_code_of(Path.cwd())
     arguments = build_parser().parse_args()
     _require_root()
     try:
@@ -34,6 +37,25 @@ def _require_root() -> None:
     root = next((folder for folder in here.parents if (folder / "dvc.yaml").is_file()), None)
     advice = f"`cd {shlex.quote(str(root))}` first" if root else "change to the root of a clone of the repository first"
     raise PipelineError(f"{here} has no dvc.yaml, so it is not the repository's root; {advice}")
+
+
+def _run_code_of(root: Path) -> None:
+    """Start again with the code of this repository if that of another is running, as from a copied environment.
+
+    The stages do the same: a command must describe and repeat what they do.
+    """
+    sources = root / "src"
+    is_root = (root / "dvc.yaml").is_file() and (sources / "reprogpt").is_dir()
+    if not is_root or Path(__file__).resolve().is_relative_to(sources.resolve()):
+        return
+    path = os.pathsep.join(filter(None, [str(sources), os.environ.get("PYTHONPATH")]))
+    if str(sources) in sys.path[:2]:  # it was started again, and Python was told to ignore the variable
+        raise PipelineError(f"{sys.executable} runs the code of {Path(__file__).parents[2]}, not of {sources}")
+    os.execve(  # noqa: S606
+        sys.executable,
+        [sys.executable, "-m", "reprogpt", *sys.argv[1:]],
+        os.environ | {"PYTHONPATH": path},
+    )
 
 
 # Imports are local: MLflow and torch take seconds to load, and `--help` should not.

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+BUNDLED_TEXT = Path("data/offline/an-error-of-the-press.txt")  # for the default text, without a network
 RAW_TEXT = Path("data/corpus/raw.txt")
 SOURCE = Path("data/corpus/source.json")
 DOCUMENTS = Path("data/corpus/documents.json")

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from ruamel.yaml import YAML
 
 from reprogpt.corpus.download_cache import corpora_folder
-from reprogpt.corpus.fetch import Source
+from reprogpt.corpus.fetch import DEFAULT_TEXT_SHA256, Source
 from reprogpt.corpus.tokens import load_encoding
 from reprogpt.errors import DataError, FetchError, UnreachableError
+from reprogpt.paths import BUNDLED_TEXT
 from tests.corpus.loopback import CONTENT, DIGEST, OFFLINE, OFFLINE_CONTENT, RAW, Server, obtain
 
 OTHER = b"An older text.\n"
@@ -164,6 +166,26 @@ def test_fallback_is_used_with_a_framed_warning(unreachable_url: str, capsys: py
     for words in (unreachable_url, "ANOTHER TEXT", "offline.txt", "Results will differ", "dvc repro -f fetch"):
         assert words in warning
     assert warning.count("=" * 78 + "\n") == 2
+
+
+@pytest.mark.parametrize("sha256", [DEFAULT_TEXT_SHA256, DIGEST, ""], ids=["default", "own", "own, not pinned"])
+def test_the_bundled_text_stands_in_for_the_default_text_only(sha256: str, server: Server) -> None:
+    write(BUNDLED_TEXT, OFFLINE_CONTENT)
+    server.stop()
+    if sha256 == DEFAULT_TEXT_SHA256:
+        assert obtain(server.url(), sha256=sha256, offline=str(BUNDLED_TEXT)).how == "fallback"
+        return
+    with pytest.raises(UnreachableError, match="bundled text is not used") as caught:
+        obtain(server.url(), sha256=sha256, offline=str(BUNDLED_TEXT))
+    assert "Check the address" in str(caught.value) and "file:///" in str(caught.value)
+    assert (str(corpora_folder()) in str(caught.value)) == bool(sha256)
+    assert not RAW.exists()
+
+
+def test_the_default_text_is_that_of_params_yaml() -> None:
+    values = YAML(typ="safe", pure=True).load(Path(__file__).resolve().parents[2] / "params.yaml")
+    assert values["corpus_sha256"] == DEFAULT_TEXT_SHA256
+    assert values["offline_corpus"] == str(BUNDLED_TEXT)
 
 
 def test_fallback_is_never_put_into_the_cache(server: Server) -> None:

@@ -1,10 +1,11 @@
 """Where the corpus's host can't be reached, the bundled text is used, with warnings."""
 
+from reprogpt.corpus.fetch import DEFAULT_TEXT_SHA256
 from tests.end_to_end.workspace import Workspace
 
 
 def test_the_fallback_is_announced_by_fetch_by_train_and_in_mlflow(workspace: Workspace) -> None:
-    workspace.set_params(corpus_url="http://127.0.0.1:9/corpus.txt", corpus_sha256="a" * 64, n_epochs=1)
+    workspace.set_params(corpus_url="http://127.0.0.1:9/corpus.txt", corpus_sha256=DEFAULT_TEXT_SHA256, n_epochs=1)
     output = workspace.succeed("dvc", "repro", "train")
     fetch, train = output.split("WARNING: this trains on the bundled text")
     assert "WARNING: ANOTHER TEXT IS USED" in fetch

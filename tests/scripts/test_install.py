@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -59,11 +59,12 @@ def test_two_at_once_make_one_environment_that_is_made_again_after_a_move(tmp_pa
 
 
 @pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The script as a module in a clone; commands are written down in `commands`, and making .venv is quick."""
     make_clone(tmp_path)
     spec = importlib.util.spec_from_file_location("install", tmp_path / "scripts/install.py")
-    module = importlib.util.module_from_spec(spec)
+    assert spec and spec.loader
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.commands = []
 
@@ -85,7 +86,7 @@ MAKE = ["-m", "venv", ".venv"]
 
 
 @pytest.mark.parametrize("python", ["#!/bin/sh\nexit 1\n", None], ids=["no pip", "no Python"])
-def test_a_half_made_environment_is_made_again(script: ModuleType, python: str | None) -> None:
+def test_a_half_made_environment_is_made_again(script: Any, python: str | None) -> None:
     """As Ctrl-C leaves it, or Debian without python3-venv."""
     Path(".venv/bin").mkdir(parents=True)
     Path(".venv/installed").touch()
@@ -99,7 +100,7 @@ def test_a_half_made_environment_is_made_again(script: ModuleType, python: str |
     assert script.commands == []
 
 
-def test_a_failed_installation_is_tried_again(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_installation_is_tried_again(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     works = script.run
 
     def fail(command: list[str]) -> None:
@@ -120,19 +121,19 @@ def test_a_failed_installation_is_tried_again(script: ModuleType, monkeypatch: p
     assert len(script.commands) == 2
 
 
-def test_the_developers_tools_come_after_the_packages(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_developers_tools_come_after_the_packages(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["install.py", "--dev"])
     script.main()
     assert [command[-1] for command in script.commands[1:]] == ["requirements.lock", "requirements-dev.lock"]
 
 
-def test_the_python_that_is_in_the_environment_makes_no_environment(script: ModuleType) -> None:
+def test_the_python_that_is_in_the_environment_makes_no_environment(script: Any) -> None:
     """`make` finds .venv's own Python first, which is about to be removed."""
     assert Path(script.base_python()).exists()
     assert Path(sys.prefix) not in Path(script.base_python()).parents or sys.prefix == sys.base_prefix
 
 
-def test_an_old_python_is_refused(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_python_is_refused(script: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 10, 1))
     with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer.*make PYTHON="):
         script.main()

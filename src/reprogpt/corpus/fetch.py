@@ -21,9 +21,11 @@ from reprogpt.corpus.normalize import Changes, count_end_of_text, is_normal, rea
 from reprogpt.corpus.text import count_characters
 from reprogpt.errors import FetchError, UnreachableError
 from reprogpt.files import file_digest
+from reprogpt.paths import BUNDLED_TEXT
 from reprogpt.urls import path_of_url, redact, with_secret_query
 
 FRAME = "=" * 78
+DEFAULT_TEXT_SHA256 = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"  # of "The Verdict"
 WRITABLE_TEXT = "make room or set its permissions"
 
 
@@ -75,8 +77,8 @@ def fetch_corpus(
 
     corpus_url names a text, or a manifest of several texts, which are concatenated. Tried in order: `raw` itself (a
     single text only), the download cache, corpus_url. If corpus_url or a document of a manifest can't be reached,
-    offline_corpus is used with a warning. The first two are used only for what corpus_sha256 pins; "" accepts any
-    text or manifest, downloads it each time, and warns.
+    offline_corpus is used with a warning; but the bundled text stands in for the default text only. The first two are
+    used only for what corpus_sha256 pins; "" accepts any text or manifest, downloads it each time, and warns.
     A name in .gz or .zst is unpacked. Each text must be UTF-8 and hold more than whitespace; together they have at most
     max_corpus_bytes bytes. Line ends become LF and byte order marks are dropped, which is said on standard error.
     advance: called with each number of bytes received. Memory use does not depend on the text's size.
@@ -112,6 +114,8 @@ def _fetch_anew(
             fetch = _fetch_documents if is_manifest(corpus_url) else _fetch_text
             return fetch(temporary, corpus_url, corpus_sha256, max_corpus_bytes, advance)
     except UnreachableError as error:
+        if Path(offline_corpus) == BUNDLED_TEXT and corpus_sha256 != DEFAULT_TEXT_SHA256:
+            raise UnreachableError(f"{error}\n{_own_text_advice(corpus_sha256)}") from None
         return _fall_back(raw, offline_corpus, max_corpus_bytes, error)
 
 
@@ -222,6 +226,17 @@ def _digest_error(url: str, wanted: str, found: str, num_bytes: int) -> FetchErr
         f"  expected  corpus_sha256={wanted}\n"
         f"  got       {found} ({num_bytes} bytes)\n"
         "If the new text is wanted, set corpus_sha256 to the second; if not, correct corpus_url. Nothing was kept"
+    )
+
+
+def _own_text_advice(corpus_sha256: str) -> str:
+    """What a user can do whose own text can't be reached, apart from a text that `corpus_sha256` pins."""
+    by_hand = f"put the text into {corpora_folder()}, named by its SHA-256, which is corpus_sha256"
+    return (
+        "Check the address, the network and the proxy (HTTPS_PROXY);\n"
+        "or download the text and set corpus_url to the file: file:///absolute/path"
+        + (f";\nor {by_hand}" if corpus_sha256 else "")
+        + ".\nThe bundled text is not used: it stands in for the default text only, not for yours"
     )
 
 

@@ -99,6 +99,10 @@ class TransformerBlock(nn.Module):
         return out
 
 
+# Of params.yaml: the arguments of PlainGPT.
+MODEL_KEYS = ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "drop_rate", "qkv_bias")
+
+
 class PlainGPT(nn.Module):
     """Token ids (B, T) -> logits (B, T, V). Parameters in the order, and with the first values, of the book's."""
 

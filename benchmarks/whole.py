@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from ruamel.yaml import YAML
 
-from benchmarks.baseline import PlainGPT, PlainPlan, batches_of, plain_training
+from benchmarks.baseline import MODEL_KEYS, PlainGPT, PlainPlan, batches_of, plain_training
 from benchmarks.report import TEXT
 from benchmarks.work import CONTENDERS, prompt_of, read_params
 from benchmarks.workspace import copy_workspace
 from reprogpt.corpus.windows import windows
-from reprogpt.model.gpt import GPTConfig
 from reprogpt.training.schedule import plan_training
 
 
@@ -67,7 +66,7 @@ def train_plainly(params_file: Path) -> None:
         for part in ("train", "val")
     }
     torch.manual_seed(params.seed)
-    model = PlainGPT(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
+    model = PlainGPT(**{key: getattr(params, key) for key in MODEL_KEYS})
     steps = plan_training(
         len(rows["train"][0]),
         batch_size=params.batch_size,

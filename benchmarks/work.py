@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.baseline import PlainGPT, batches_of, evaluate, find_highest_gradient, loss_of, plain_sample
+from benchmarks.baseline import MODEL_KEYS, PlainGPT, batches_of, evaluate, find_highest_gradient, loss_of, plain_sample
 from reprogpt.evaluation.evaluate import evaluate as evaluate_rows
 from reprogpt.model.generation import generate
-from reprogpt.model.gpt import GPTConfig
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import read_mapping
@@ -93,7 +92,7 @@ def _our_step(training: Training, inputs: np.ndarray, targets: np.ndarray) -> di
 def plain_work(params: TrainParams) -> Work:
     """The same of the plain formulation."""
     torch.manual_seed(params.seed)
-    model = PlainGPT(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__}).train()
+    model = PlainGPT(**{key: getattr(params, key) for key in MODEL_KEYS}).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=params.peak_lr, weight_decay=params.weight_decay)
     num_rows = params.eval_iter * params.batch_size
     ids = torch.from_numpy(random_ids(params, 4 * params.batch_size).astype(np.int64))

@@ -49,13 +49,15 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
             run_logger.resume(checkpointed.records)
             for record in checkpointed.run(launcher_process()):
                 run_logger.log_step(record, is_latest=record.step + 1 == training.step)
-            save_model(MODEL, training.model, group.gather_state(training.model.state_dict()))
+            kept = {"keep": params.keep, "kept_step": checkpointed.kept_step}
+            best_step = checkpointed.kept_step if params.keep == "best" else None
+            save_model(MODEL, training.model, checkpointed.kept_weights(), best_step=best_step)
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)
             digests = {"run_key": identity.run_key} | training.initial_weights_tags
-            others = digests | training.schedule_facts
+            others = digests | training.schedule_facts | kept
             write_json_atomic(TRAIN_SUMMARY, summary(checkpointed.records, training.plan, params.max_norm, others))
-            run_logger.finish()
+            run_logger.finish(checkpointed.kept_step)
         mark_complete(run_lock)
 
 

@@ -54,6 +54,7 @@ PARAMS: dict[str, Any] = dataclasses.asdict(CONFIG) | {
     "orig_book_version": False,
     "eval_freq": 5,
     "eval_iter": 1,
+    "keep": "last",
     "sample_freq": 1,
     "save_seconds": 0.0,
     "activation_checkpointing": False,

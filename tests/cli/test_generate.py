@@ -94,6 +94,19 @@ def generate(root: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.C
     return act
 
 
+def test_weights_that_are_not_of_the_last_step_are_announced(root: Path, generate: Generate) -> None:
+    config = root / "data/model/config.json"
+    before = config.read_text("utf-8")
+    try:
+        config.write_text(before.replace("{", '{"best_step": 50, ', 1), "utf-8")
+        text, err = generate(*SHORT)
+        assert "weights of step 50, the evaluation with the lowest val_loss (keep: best)\n" in err
+    finally:
+        config.write_text(before, "utf-8")
+    assert generate(*SHORT)[0] == text
+    assert "weights of step" not in generate(*SHORT)[1]
+
+
 def usual_environment() -> dict[str, str]:
     """For a real program: output is buffered, as it is where nobody has set otherwise."""
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}

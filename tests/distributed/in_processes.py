@@ -51,8 +51,17 @@ def run(group: ProcessGroup, folder: Path, changes: dict[str, Any]) -> dict[str,
         end = type(stopped).__name__
     weights = group.gather_state(training.model.state_dict())
     digest = hashlib.sha256(b"".join(weights[key].numpy().tobytes() for key in sorted(weights)))
+    kept = checkpointed.kept_weights()
+    kept_digest = hashlib.sha256(b"".join(kept[key].numpy().tobytes() for key in sorted(kept)))
     records = [[r.loss, r.max_grad, r.grad_norm, r.train_loss, r.val_loss, r.sample] for r in checkpointed.records]
-    return {"name": name, "end": end, "steps": steps, "records": records, "weights": digest.hexdigest()}
+    return {
+        "name": name,
+        "end": end,
+        "steps": steps,
+        "records": records,
+        "weights": digest.hexdigest(),
+        "kept": kept_digest.hexdigest(),
+    }
 
 
 def main(folder: Path, trainings: list[dict[str, Any]]) -> None:

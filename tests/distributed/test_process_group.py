@@ -15,6 +15,15 @@ from tests.distributed.in_processes import run as run_training
 ROOT = Path(__file__).resolve().parents[2]
 NO_DROPOUT = {"batch_size": 6, "n_epochs": 1, "drop_rate": 0.0, "eval_freq": 5, "eval_iter": 2, "save_seconds": 1e-9}
 DROPOUT = {**NO_DROPOUT, "drop_rate": 0.1, "activation_checkpointing": True}
+INTERVENTIONS = {
+    **NO_DROPOUT,
+    "tie_weights": True,
+    "keep": "best",
+    "decay_matrices_only": True,
+    "clip_from": "start",
+    "max_norm": 0.5,
+    "peak_lr": 0.05,
+}
 NUM_STEPS = 20
 
 
@@ -35,6 +44,11 @@ def trainings(nproc_per_node: int) -> list[dict[str, Any]]:
             {"name": f"{parallel}-{name}", "parallel": parallel, **DROPOUT, **shared, "stop_after": stop_after}
             for parallel in ("ddp", "fsdp")
             for name, stop_after in (("a", 0), ("b", 7), ("b", 0))
+        ),
+        *(
+            {"name": f"{parallel}-{name}", "parallel": parallel, **INTERVENTIONS, **shared, "stop_after": stop_after}
+            for parallel in ("ddp", "fsdp")
+            for name, stop_after in (("interventions-a", 0), ("interventions-b", 7), ("interventions-b", 0))
         ),
         *(
             {"name": f"{parallel}-late", "parallel": parallel, **DROPOUT, **shared, "log_interval": 4}
@@ -102,6 +116,20 @@ def test_if_any_process_is_asked_to_stop_all_do_and_resume_to_the_same_bits(
     assert resumed["end"] == "finished" and resumed["steps"] == list(range(8, NUM_STEPS))
     assert resumed["records"] == uninterrupted["records"]
     assert resumed["weights"] == uninterrupted["weights"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_tied_head_decay_of_matrices_and_the_best_weights_are_those_of_one_process_and_survive_a_stop(
+    distributed: Results, tmp_path: Path, parallel: str
+) -> None:
+    [uninterrupted] = distributed[f"{parallel}-interventions-a"]
+    _, resumed = distributed[f"{parallel}-interventions-b"]
+    alone = run_training(SINGLE_PROCESS, tmp_path, {"name": "alone", **INTERVENTIONS})
+    for ours, theirs in zip(uninterrupted["records"], alone["records"], strict=True):
+        assert ours[:5] == pytest.approx(theirs[:5], abs=0.01)
+    assert resumed["records"] == uninterrupted["records"]
+    assert resumed["weights"] == uninterrupted["weights"]
+    assert resumed["kept"] == uninterrupted["kept"] != uninterrupted["weights"]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

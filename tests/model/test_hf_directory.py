@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from reprogpt.corpus.tokens import load_encoding, write_tokenizer
 from reprogpt.errors import ModelError
 from reprogpt.model.gpt import GPTModel
-from reprogpt.model.hf_directory import load_model, save_model
+from reprogpt.model.hf_directory import best_step, load_model, save_model
 from tests.tiny import tiny_model, weights_of
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8]])
@@ -41,6 +41,24 @@ def test_weights_are_loaded_bit_for_bit(tmp_path: Path, qkv_bias: bool) -> None:
     assert list(again.state_dict()) == list(model.state_dict())
     assert weights_of(again) == weights_of(model)
     assert not again.training and all(parameter.requires_grad for parameter in again.parameters())
+
+
+def test_a_tied_head_is_stored_once_said_in_config_json_and_tied_again(tmp_path: Path) -> None:
+    model = perturbed(tiny_model(tie_weights=True))
+    save_model(tmp_path, model)
+    assert json.loads((tmp_path / "config.json").read_bytes())["tie_word_embeddings"] is True
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    again = load_model(tmp_path)
+    assert again.config == model.config and weights_of(again) == weights_of(model)
+    assert again.out_head.weight is again.tok_emb.weight
+
+
+def test_the_step_of_the_best_evaluation_is_in_config_json_and_that_of_the_last_is_not(tmp_path: Path) -> None:
+    save_model(tmp_path / "best", tiny_model(), best_step=50)
+    save_model(tmp_path / "last", tiny_model())
+    assert (best_step(tmp_path / "best"), best_step(tmp_path / "last")) == (50, None)
+    assert weights_of(load_model(tmp_path / "best")) == weights_of(load_model(tmp_path / "last"))
+    assert "best_step" not in json.loads((tmp_path / "last/config.json").read_bytes())
 
 
 def test_saving_leaves_the_model_unchanged(tmp_path: Path) -> None:
@@ -74,8 +92,9 @@ def test_config_json_has_the_models_hyperparameters(folder: Path) -> None:
     assert [config[f"{kind}_pdrop"] for kind in ("attn", "embd", "resid")] == [0.1, 0.1, 0.1]
 
 
+@pytest.mark.parametrize("tie_weights", [False, True])
 @pytest.mark.parametrize("qkv_bias", [False, True])
-def test_transformers_computes_the_same_logits(tmp_path: Path, qkv_bias: bool) -> None:
+def test_transformers_computes_the_same_logits(tmp_path: Path, qkv_bias: bool, tie_weights: bool) -> None:
     from transformers import GPT2LMHeadModel
 
     model = perturbed(tiny_model(qkv_bias=qkv_bias)).eval()
@@ -190,7 +209,7 @@ def test_a_config_of_another_size_does_not_fit_the_weights(folder: Path) -> None
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx is True, but"),
         ("add_cross_attention", True, "add_cross_attention is True, but"),
         ("n_inner", 64, "n_inner is 64, but this model can only have 4 * n_embd"),
-        ("tie_word_embeddings", True, "tie_word_embeddings is not false"),
+        ("tie_word_embeddings", True, "has an unknown tensor lm_head.weight"),
         ("tie_word_embeddings", "no", "tie_word_embeddings is no, not true or false"),
         ("n_head", 5, "n_head is 5, which does not divide n_embd = 32"),
         ("resid_pdrop", "0.1", "resid_pdrop is 0.1, not a number"),

@@ -121,6 +121,24 @@ def test_a_tied_output_head_becomes_a_copy_with_a_message(tmp_path: Path, capsys
     assert "the output head" not in capsys.readouterr().err
 
 
+def test_with_tie_weights_a_tied_head_stays_tied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = gpt2_model(tied=True)
+    theirs.save_pretrained(tmp_path)
+    ours = imported(tmp_path, replace(BIASED, tie_weights=True))
+    assert "the output head" not in capsys.readouterr().err
+    assert ours.out_head.weight is ours.tok_emb.weight
+    assert_maps_exactly(ours, theirs)
+    with torch.no_grad():
+        assert torch.allclose(ours(IDS), theirs(IDS).logits, rtol=0, atol=1e-5)
+    save_model(tmp_path / "again", ours)
+    assert json.loads((tmp_path / "again/config.json").read_bytes())["tie_word_embeddings"] is True
+
+
+def test_with_tie_weights_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
+    message = import_error(saved(tmp_path, tied=False), replace(BIASED, tie_weights=True))
+    assert "tie_weights: true in params.yaml, but lm_head.weight is not transformer.wte.weight there" in message
+
+
 def test_names_without_prefix_and_the_masks_of_old_files_are_read(tmp_path: Path) -> None:
     theirs = gpt2_model(tied=True)
     theirs.transformer.save_pretrained(tmp_path)  # GPT2Model: h.0.…, no head

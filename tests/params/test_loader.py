@@ -45,6 +45,7 @@ n_heads: 12
 n_layers: 12
 drop_rate: 0.1
 qkv_bias: false
+tie_weights: false
 init_from: ""
 init_from_sha256: ""
 seed: 123
@@ -74,6 +75,7 @@ torchrun_args: ""
 random_order: independent
 eval_freq: 5
 eval_iter: 1
+keep: last
 sample_freq: 1
 save_seconds: 60.0
 start_context: Every effort moves you
@@ -197,6 +199,11 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
         ({"beta1": 1.0}, "beta1: 1.0 is not allowed; allowed: a number at least 0 and below 1"),
         ({"beta2": -0.1}, "beta2: -0.1 is not allowed; allowed: a number at least 0 and below 1"),
         ({"eps": 0.0}, "eps: 0.0 is not allowed; allowed: a number at least 1e-37 and at most 1"),
+        ({"keep": "first"}, "keep: 'first' is not allowed; allowed: last or best"),
+        (
+            {"keep": "best", "eval_freq": 0},
+            "keep: 'best' needs eval_freq of at least 1: with 0 nothing is evaluated; or set it to last",
+        ),
         ({"clip_from": "end"}, "clip_from: 'end' is not allowed; allowed: warmup or start"),
         (
             {"clip_from": "start", "orig_book_version": True},

@@ -12,7 +12,12 @@ FILES = {f"{name}.{kind}" for name in FIGURES for kind in KINDS}
 
 def facts(*, warmup_steps: int, steps_per_epoch: int = 5) -> dict[str, Any]:
     """What train.json holds for the figures, of a cosine schedule clipped to norm 1 after warmup."""
-    lists = {"lr_decay": ["cosine"], "decay_start": [warmup_steps], "first_clipped_step": [warmup_steps]}
+    lists = {
+        "lr_decay": ["cosine"],
+        "decay_start": [warmup_steps],
+        "first_clipped_step": [warmup_steps],
+        "keep": ["last"],
+    }
     return {"warmup_steps": warmup_steps, "steps_per_epoch": steps_per_epoch, "max_norm": 1.0, **lists}
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from reprogpt.plotting.style import save_figure
 from reprogpt.plotting.training_figures import draw_all, read_history
 facts = {"warmup_steps": 4, "steps_per_epoch": 5, "max_norm": 1.0}
-facts |= {"lr_decay": ["cosine"], "decay_start": [4], "first_clipped_step": [4]}
+facts |= {"lr_decay": ["cosine"], "decay_start": [4], "first_clipped_step": [4], "keep": ["last"]}
 for name, figure in draw_all(read_history(Path(sys.argv[1])), facts).items():
     save_figure(figure, Path(sys.argv[2]), name)
 assert "matplotlib.pyplot" not in sys.modules, "pyplot picks a screen backend and keeps figures alive"
@@ -77,5 +77,5 @@ def test_a_failure_while_writing_leaves_the_older_figure_unchanged(
     (tmp_path / "losses.png").write_bytes(b"older")
     monkeypatch.setattr(Figure, "savefig", half)
     with pytest.raises(OSError, match="No space left"):
-        save_figure(losses(training(2, warmup_steps=0), 5), tmp_path, "losses")
+        save_figure(losses(training(2, warmup_steps=0), 5, "last"), tmp_path, "losses")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"losses.png": b"older"}

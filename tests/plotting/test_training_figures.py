@@ -74,7 +74,9 @@ def test_a_history_that_is_not_one_is_refused_by_name(content: str | None, messa
 
 
 def test_a_fact_that_is_absent_is_named() -> None:
-    with pytest.raises(DataError, match="lacks steps_per_epoch, max_norm, lr_decay, decay_start, first_clipped_step;"):
+    with pytest.raises(
+        DataError, match="lacks steps_per_epoch, max_norm, lr_decay, decay_start, first_clipped_step, keep;"
+    ):
         draw_all(training(2, warmup_steps=0), {"warmup_steps": 0})
 
 
@@ -116,7 +118,7 @@ def test_the_phases_of_wsd_are_named_and_the_decay_begins_at_a_line() -> None:
 
 def test_losses_are_drawn_where_their_step_ends_in_epochs() -> None:
     history = training(20, warmup_steps=4)
-    drawn = lines(losses(history, 5))
+    drawn = lines(losses(history, 5, "last"))
     assert_draws(drawn["loss (every step)"], (history["step"] + 1) / 5, history["loss"])
     evaluated = history[::5]
     assert_draws(drawn["train_loss"], [0.2, 1.2, 2.2, 3.2], evaluated["train_loss"])
@@ -124,7 +126,7 @@ def test_losses_are_drawn_where_their_step_ends_in_epochs() -> None:
 
 
 def test_losses_name_their_unit_and_count_epochs_below_and_tokens_above() -> None:
-    figure = losses(training(20, warmup_steps=4), 5)
+    figure = losses(training(20, warmup_steps=4), 5, "last")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     (above,) = axes.child_axes
@@ -137,18 +139,23 @@ def test_losses_name_their_unit_and_count_epochs_below_and_tokens_above() -> Non
 
 
 def test_the_best_val_loss_is_ringed_and_named_with_its_value_and_step() -> None:
-    figure = losses(training(20, warmup_steps=4), 5)
+    figure = losses(training(20, warmup_steps=4), 5, "last")
     assert texts(figure) == ["best val_loss = 6.250 (step 10, epoch 2.2)"]
     (note,) = figure.axes[0].texts
     assert isinstance(note, Annotation) and note.xy == (11 / 5, 6.25)
     assert ([11 / 5], [6.25]) in [(list(line.get_xdata()), list(line.get_ydata())) for line in figure.axes[0].lines]  # type: ignore[arg-type]
 
 
+def test_a_best_val_loss_whose_weights_are_the_model_is_called_kept() -> None:
+    figure = losses(training(20, warmup_steps=4), 5, "best")
+    assert texts(figure) == ["best val_loss = 6.250 (step 10, epoch 2.2), kept"]
+
+
 @pytest.mark.parametrize(
     ("num_steps", "eval_freq"), [(1, 1), (2, 1), (12, 5), (20, 5), (20, 10), (200, 5), (3000, 100)]
 )
 def test_the_name_of_the_best_val_loss_covers_no_line_and_stays_in_the_frame(num_steps: int, eval_freq: int) -> None:
-    figure = losses(training(num_steps, warmup_steps=0, eval_freq=eval_freq), 5)
+    figure = losses(training(num_steps, warmup_steps=0, eval_freq=eval_freq), 5, "last")
     figure.draw_without_rendering()
     (axes,) = figure.axes
     box = Text.get_window_extent(axes.texts[0])  # an Annotation's own would take its pointer in
@@ -162,7 +169,7 @@ def test_the_name_of_the_best_val_loss_covers_no_line_and_stays_in_the_frame(num
 
 
 def test_without_evaluations_only_the_loss_of_every_step_is_drawn() -> None:
-    figure = losses(training(20, warmup_steps=4, eval_freq=0), 5)
+    figure = losses(training(20, warmup_steps=4, eval_freq=0), 5, "last")
     assert set(lines(figure)) == {"loss (every step)"}
     assert texts(figure) == []
 
@@ -218,14 +225,14 @@ def test_gradients_of_many_steps_are_medians_and_ranges() -> None:
 
 
 def test_no_axis_of_the_losses_hides_a_power_of_ten_in_its_corner() -> None:
-    figure = losses(training(20, warmup_steps=4).assign(loss=lambda rows: 1e7 * rows["loss"]), 5)
+    figure = losses(training(20, warmup_steps=4).assign(loss=lambda rows: 1e7 * rows["loss"]), 5, "last")
     figure.draw_without_rendering()
     assert figure.axes[0].yaxis.get_offset_text().get_text() == ""
     assert "8e+07" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
 def test_lines_of_one_figure_differ_in_more_than_colour() -> None:
-    for figure in (losses(training(20, warmup_steps=4), 5), gradients(training(20, warmup_steps=4), 4, 1.0)):
+    for figure in (losses(training(20, warmup_steps=4), 5, "last"), gradients(training(20, warmup_steps=4), 4, 1.0)):
         named = {name: line for name, line in lines(figure).items() if not name.startswith("_")}
         looks = {(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in named.values()}
         assert len(looks) == len(named) == 3

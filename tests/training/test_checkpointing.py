@@ -82,6 +82,7 @@ INTERVENTIONS: list[dict[str, Any]] = [
     {"decay_matrices_only": True, "weight_decay": 10.0, "beta1": 0.8, "beta2": 0.95, "eps": 0.001},
     {"lr_decay": "wsd", "decay_ratio": 0.5, "max_norm": None},
     {"lr_decay": "linear", "max_norm": 0.5, "clip_from": "start"},
+    {"tie_weights": True},
 ]
 
 
@@ -91,6 +92,50 @@ def test_each_intervention_resumes_to_the_same_bits(run_lock: RunLock, changes: 
     weights, records, done = finish(run_lock, **changes)
     assert done == list(range(4, 10))
     assert (weights, records) == uninterrupted(**changes)
+
+
+def best_weights(**changes: Any) -> tuple[int, list[bytes]]:
+    """Step and weights of the evaluation with the lowest val_loss, of a training that is watched from outside."""
+    training = tiny_training(**{"eval_freq": 3, **changes})
+    evaluated = [
+        (record.val_loss, record.step, weights_of(training.model))
+        for record in train(training)
+        if record.val_loss is not None
+    ]
+    _, step, weights = min(evaluated, key=lambda item: item[0])
+    return step, weights
+
+
+@pytest.mark.parametrize("random_order", POLICIES)
+@pytest.mark.parametrize("step", [2, 3, 5, 8])
+def test_with_keep_best_the_weights_of_the_best_evaluation_survive_a_stop(
+    run_lock: RunLock, random_order: str, step: int
+) -> None:
+    changes = {"keep": "best", "random_order": random_order, "peak_lr": 0.005, "seed": 10}
+    best_step, wanted = best_weights(**changes)
+    assert best_step in (3, 6)  # neither the first evaluation nor the last, so that both mistakes are seen
+    stop_after(step, run_lock, **changes)
+    training, checkpointed = start(run_lock, **changes)
+    list(checkpointed.run_until(StopRequest()))
+    assert checkpointed.kept_step == best_step
+    assert [tensor.numpy().tobytes() for tensor in checkpointed.kept_weights().values()] == wanted
+    assert weights_of(training.model) == uninterrupted(**changes | {"keep": "last"})[0]  # the same path
+
+
+def test_with_keep_best_a_training_that_had_ended_has_its_best_weights_again(run_lock: RunLock) -> None:
+    changes = {"keep": "best", "peak_lr": 0.005, "seed": 10}
+    finish(run_lock, **changes)
+    _, checkpointed = start(run_lock, **changes)
+    assert list(checkpointed.run_until(StopRequest())) == []
+    kept = [tensor.numpy().tobytes() for tensor in checkpointed.kept_weights().values()]
+    assert (checkpointed.kept_step, kept) == best_weights(**changes)
+
+
+def test_with_keep_last_the_weights_are_those_of_the_last_step(run_lock: RunLock) -> None:
+    training, checkpointed = start(run_lock)
+    list(checkpointed.run_until(StopRequest()))
+    assert checkpointed.kept_step == 9
+    assert [tensor.numpy().tobytes() for tensor in checkpointed.kept_weights().values()] == weights_of(training.model)
 
 
 def test_stopped_after_each_step_it_ends_in_the_same_bits(run_lock: RunLock) -> None:

@@ -3,16 +3,19 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
+from transformers import GPT2LMHeadModel
 
 from reprogpt.errors import NonFiniteError
 from reprogpt.evaluation.evaluate import evaluate
 from reprogpt.model.generation import generate
+from reprogpt.model.hf_directory import save_model
 from reprogpt.step_record import StepRecord
 from reprogpt.training.batches import to_device
 from reprogpt.training.loop import batch_loss, train
@@ -197,6 +200,30 @@ def test_each_intervention_equals_its_plain_loop(changes: dict[str, Any]) -> Non
     for one, other in zip(training.model.parameters(), model.parameters(), strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
     assert trained(drop_rate=0.0, **changes) != trained(drop_rate=0.0)
+
+
+def test_tied_weights_train_as_those_of_transformers(tmp_path: Path) -> None:
+    """GPT2LMHeadModel with the same first weights, by torch's AdamW and clip_grad_norm_; to rounding."""
+    training = tiny_training(drop_rate=0.0, qkv_bias=True, tie_weights=True, max_norm=0.5)
+    assert training.size["num_parameters"] == tiny_training(qkv_bias=True).size["num_parameters"] - 64 * 32
+    save_model(tmp_path, training.model)
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path).train()
+    optimizer = torch.optim.AdamW(theirs.parameters(), weight_decay=0.1)
+    rows, randomness = training.train_rows, training.randomness
+    for step, record in enumerate(run(training)):
+        chosen = randomness.training_rows(step // 5, 11)[2 * (step % 5) : 2 * (step % 5) + 2]
+        optimizer.param_groups[0]["lr"] = record.lr
+        optimizer.zero_grad()
+        logits = theirs(torch.from_numpy(rows.inputs[chosen])).logits
+        loss = functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(rows.targets[chosen]).flatten())
+        torch.autograd.backward(loss)
+        if step >= 2:
+            torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        optimizer.step()
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5)
+    found = training.model.get_parameter("tok_emb.weight")
+    assert torch.allclose(found, theirs.get_parameter("transformer.wte.weight"), rtol=1e-4, atol=1e-6)
+    assert training.model.out_head.weight is training.model.tok_emb.weight
 
 
 def test_clipping_starts_at_once_without_warmup() -> None:

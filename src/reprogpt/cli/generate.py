@@ -16,7 +16,7 @@ from reprogpt.errors import PipelineError
 from reprogpt.lineage.resolve_run import parent_run, require_run
 from reprogpt.model import generation
 from reprogpt.model.gpt import GPTModel
-from reprogpt.model.hf_directory import load_model
+from reprogpt.model.hf_directory import best_step, load_model
 from reprogpt.numerics.device import out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
@@ -115,7 +115,7 @@ def _load_workspace_model() -> GPTModel:
             f"{MODEL} is missing: `dvc repro` trains it, `dvc pull` fetches it where a remote has it,\n"
             "and --run RUN takes the model of an MLflow run"
         )
-    return load_model(MODEL)
+    return _load(MODEL)
 
 
 def _load_run_model(what: str) -> GPTModel:
@@ -134,7 +134,16 @@ def _load_run_model(what: str) -> GPTModel:
                 "training ends. `reprogpt sync` uploads one that still waits;\n"
                 "`reprogpt lineage` names the runs of a result"
             )
-        return load_model(checkpoint)
+        return _load(checkpoint)
+
+
+def _load(folder: Path) -> GPTModel:
+    """The model, saying on standard error if its weights are not those of a training's last step."""
+    model = load_model(folder)
+    step = best_step(folder)
+    if step is not None:
+        print(f"weights of step {step}, the evaluation with the lowest val_loss (keep: best)", file=sys.stderr)
+    return model
 
 
 def _refuse_unknown_tokens(ids: list[int], encoding: tiktoken.Encoding, vocab_size: int) -> None:

@@ -1,8 +1,8 @@
 """The GPT model of Raschka, "Build a Large Language Model (From Scratch)", chapter 4.
 
 Pre-norm transformer blocks, tanh-approximated GELU, learned positions, dropout on embeddings, attention weights and
-residual branches, an untied output head. Modules are created in the book's order under its names, so that a seed
-gives the book's weights bit for bit.
+residual branches, and an output head, tied to the token embeddings with tie_weights. Modules are created in the
+book's order under its names, so that a seed gives the book's weights bit for bit.
 
 Shapes: B batch, T tokens of a row, D emb_dim, H heads, V vocab_size.
 """
@@ -29,6 +29,7 @@ class GPTConfig:
     """The model's hyperparameters, by their names in params.yaml.
 
     n_heads divides emb_dim; 0 <= drop_rate < 1; context_length is the longest input in tokens.
+    tie_weights: the output head's weight and the token embeddings are one parameter.
     """
 
     vocab_size: int
@@ -38,6 +39,7 @@ class GPTConfig:
     n_layers: int
     drop_rate: float
     qkv_bias: bool
+    tie_weights: bool = False
 
 
 class GPTModel(nn.Module):
@@ -67,6 +69,22 @@ class GPTModel(nn.Module):
         self.trf_blocks = nn.ModuleList(TransformerBlock(config, dropout) for _ in range(config.n_layers))
         self.final_norm = nn.LayerNorm(config.emb_dim)
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
+        if config.tie_weights:
+            # The head's first values, close to GPT-2's own: with the embeddings' normal ones, logits would start with
+            # a deviation of sqrt(D). Both are drawn, so that what is drawn later does not depend on tie_weights.
+            self.tok_emb.weight = self.out_head.weight
+
+    def weights(self) -> dict[str, Tensor]:
+        """state_dict(), each tensor once: a tied head is under the name of the token embeddings."""
+        tensors: dict[str, Tensor] = self.state_dict()
+        if self.config.tie_weights:
+            del tensors["out_head.weight"]
+        return tensors
+
+    def tie_head(self) -> None:
+        """Make one parameter of token embeddings and head again, if config.tie_weights, with the embeddings' values."""
+        if self.config.tie_weights:
+            self.out_head.weight = self.tok_emb.weight
 
     def forward(self, ids: Tensor) -> Tensor:
         logits: Tensor = self.out_head(self.hidden_states(ids))

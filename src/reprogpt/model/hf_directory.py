@@ -32,7 +32,11 @@ _CONFIG_KEYS = {
     **SIZES,
     "drop_rate": "resid_pdrop",
     "qkv_bias": "qkv_bias",  # not a key of GPT-2, which always has these biases: zeros are written
+    "tie_weights": "tie_word_embeddings",
 }
+BEST_STEP = (
+    "best_step"  # not a key of GPT-2: there if the weights are those of the best evaluation, not of the last step
+)
 # within a block: our module -> GPT-2's, and whether GPT-2 stores its matrix transposed
 _BLOCK_NAMES = {
     "att.out_proj": ("attn.c_proj", True),
@@ -72,15 +76,19 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _REMEDY = "Restore it with `dvc checkout`, or train again with `dvc repro -f train`"
 
 
-def save_model(folder: Path, model: GPTModel, weights: Mapping[str, Tensor] | None = None) -> None:
+def save_model(
+    folder: Path, model: GPTModel, weights: Mapping[str, Tensor] | None = None, *, best_step: int | None = None
+) -> None:
     """Write config.json and model.safetensors (float32) into folder, each atomically.
 
-    weights: the full weights, for a model that is sharded.
+    weights: the full weights, for a model that is sharded, or others than its present ones; a tied head is one tensor.
+    best_step: 0-based step of the evaluation whose weights they are, None for those of a training's last step.
     """
     config = {gpt2: getattr(model.config, ours) for ours, gpt2 in _CONFIG_KEYS.items()}
     dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop"), model.config.drop_rate)
-    write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **config})
-    full = model.state_dict() if weights is None else weights
+    chosen = {} if best_step is None else {BEST_STEP: best_step}
+    write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **config, **chosen})
+    full = model.weights() if weights is None else weights
     on_cpu = {name: tensor.detach().cpu() for name, tensor in full.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
         save_file(to_gpt2(on_cpu, model.config), temporary, metadata={"format": "pt"})
@@ -105,7 +113,17 @@ def load_model(folder: Path) -> GPTModel:
         wanted = to_gpt2(model.state_dict(), config)
     _check_shapes(stored, wanted, folder / WEIGHTS)
     model.load_state_dict(from_gpt2(stored, config), assign=True)
+    model.tie_head()  # assigning has made two parameters of one
     return model.eval()
+
+
+def best_step(folder: Path) -> int | None:
+    """The 0-based step of the evaluation whose weights save_model wrote; None: they are those of the last step.
+
+    Raises ModelError if config.json can't be read.
+    """
+    step = read_config(folder / CONFIG).get(BEST_STEP)
+    return step if type(step) is int else None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -155,7 +173,7 @@ def config_problems(stored: Mapping[str, Any]) -> list[str]:
 
 def to_gpt2(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     """A GPTModel's weights under GPT-2's names and in its layout."""
-    stored = {gpt2: weights[ours] for ours, gpt2 in _OUTER_NAMES.items()}
+    stored = {gpt2: weights[ours] for ours, gpt2 in _outer_names(config).items()}
     for ours, gpt2 in _block_prefixes(config):
         qkv = torch.cat([weights[f"{ours}{name}.weight"] for name in _QKV])
         biases = [weights[f"{ours}{name}.bias"] for name in _QKV] if config.qkv_bias else [torch.zeros(len(qkv))]
@@ -169,8 +187,12 @@ def to_gpt2(weights: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tenso
 
 
 def from_gpt2(stored: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
-    """The inverse of to_gpt2. Query, key and value biases are dropped if the config has none."""
-    weights = {ours: stored[gpt2] for ours, gpt2 in _OUTER_NAMES.items()}
+    """The inverse of to_gpt2. Query, key and value biases are dropped if the config has none.
+
+    A tied head is under both of its names, one tensor.
+    """
+    weights = {ours: stored[gpt2] for ours, gpt2 in _outer_names(config).items()}
+    weights.setdefault("out_head.weight", weights["tok_emb.weight"])
     for ours, gpt2 in _block_prefixes(config):
         for suffix in ("weight", "bias") if config.qkv_bias else ("weight",):
             fused = stored[f"{gpt2}attn.c_attn.{suffix}"]
@@ -181,6 +203,11 @@ def from_gpt2(stored: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tens
             weights[f"{ours}{name}.weight"] = matrix.T.contiguous() if transposed else matrix
             weights[f"{ours}{name}.bias"] = stored[f"{gpt2}{other}.bias"]
     return weights
+
+
+def _outer_names(config: GPTConfig) -> dict[str, str]:
+    """_OUTER_NAMES without the head's, where it is tied, as `transformers` stores it."""
+    return {ours: gpt2 for ours, gpt2 in _OUTER_NAMES.items() if not (config.tie_weights and ours == "out_head.weight")}
 
 
 def _block_prefixes(config: GPTConfig) -> list[tuple[str, str]]:
@@ -206,8 +233,6 @@ def _own_config(path: Path) -> GPTConfig:
         problems.append(f"resid_pdrop is {_shown(drop_rate)}, not a number of at least 0 and below 1")
     if type(stored["qkv_bias"]) is not bool:
         problems.append(f"qkv_bias is {_shown(stored['qkv_bias'])}, not true or false")
-    if stored.get("tie_word_embeddings", True) is not False:
-        problems.append("tie_word_embeddings is not false, but this model's head is not tied")
     if problems:
         listing = "\n".join(f"  {problem}" for problem in problems)
         raise ModelError(f"{path} does not describe a model of this project:\n{listing}\n{_REMEDY}")

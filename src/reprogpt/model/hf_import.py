@@ -60,8 +60,8 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
 
     init_from: absolute, or relative to the main repository's root, also in a queued experiment's copy.
     init_from_sha256: of its model.safetensors; "" accepts any, with a warning.
-    A tied output head becomes a copy of the token embeddings. Query, key and value biases that are not stored are
-    zeros; nonzero ones need qkv_bias.
+    A tied output head stays tied with tie_weights, and otherwise becomes a copy of the token embeddings. Query, key
+    and value biases that are not stored are zeros; nonzero ones need qkv_bias.
     Raises ParamsError if the folder is missing or not a GPT-2 directory, has other sizes or settings than this model,
     another digest, or weights that are not finite.
     """
@@ -192,8 +192,18 @@ def _complete(stored: dict[str, Tensor], config: GPTConfig, *, tied: bool) -> No
                 f"its {CONFIG} says tie_word_embeddings: true, but {HEAD} is not {EMBEDDINGS};\n"
                 "set tie_word_embeddings to false there if the head is the one to use"
             )
-        stored[HEAD] = embeddings
-        print("init_from: the output head, tied there, starts as a copy of the token embeddings", file=sys.stderr)
+        if not config.tie_weights:
+            stored[HEAD] = embeddings
+            print(
+                "init_from: the output head, tied there, starts as a copy of the token embeddings;\n"
+                "tie_weights: true keeps it tied",
+                file=sys.stderr,
+            )
+    head = stored.pop(HEAD, embeddings) if config.tie_weights else None
+    if head is not None and embeddings is not None and not torch.equal(head, embeddings):
+        raise _UnusableError(
+            f"tie_weights: true in params.yaml, but {HEAD} is not {EMBEDDINGS} there; set tie_weights to false"
+        )
     biases = [f"transformer.h.{layer}.attn.c_attn.bias" for layer in range(config.n_layers)]
     if not any(name in stored for name in biases):
         stored |= {name: torch.zeros(3 * config.emb_dim) for name in biases}

@@ -30,6 +30,7 @@ class TrainParams(SharedParams):
     n_layers: int = Field(ge=1, le=MAX_LAYERS)
     drop_rate: float = Field(ge=0, lt=1)
     qkv_bias: bool
+    tie_weights: bool
     init_from: str = Field(description='a folder with GPT-2 weights, or "" for weights drawn from the seed')
     init_from_sha256: str = Field(
         pattern=r"^([0-9a-f]{64})?$", description='64 hexadecimal digits in lower case, or "" to accept any weights'
@@ -52,6 +53,7 @@ class TrainParams(SharedParams):
     orig_book_version: bool
     eval_freq: int = Field(ge=0, le=MAX_COUNT)
     eval_iter: int = Field(ge=1, le=MAX_COUNT)
+    keep: Literal["last", "best"]
     sample_freq: int = Field(ge=0, le=MAX_COUNT)
     save_seconds: float = Field(ge=0)
     activation_checkpointing: bool
@@ -116,6 +118,13 @@ class TrainParams(SharedParams):
         if orig_book_version and info.data.get("clip_from") == "start":
             raise ValueError("needs clip_from: warmup; set it to false to clip from the start")
         return orig_book_version
+
+    @field_validator("keep")
+    @classmethod
+    def _best_is_among_evaluations(cls, keep: str, info: ValidationInfo) -> str:
+        if keep == "best" and info.data.get("eval_freq") == 0:
+            raise ValueError("needs eval_freq of at least 1: with 0 nothing is evaluated; or set it to last")
+        return keep
 
     @field_validator("parallel")
     @classmethod

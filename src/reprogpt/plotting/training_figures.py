@@ -34,7 +34,7 @@ from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
 
 COUNTS = ("step", "epoch", "tokens_seen")
 GRADIENTS = ("grad_norm", "max_grad", "max_grad_clipped")
-SUMMARY_KEYS = ("warmup_steps", "steps_per_epoch", "max_norm", "lr_decay", "decay_start", "first_clipped_step")
+SUMMARY_KEYS = ("warmup_steps", "steps_per_epoch", "max_norm", "lr_decay", "decay_start", "first_clipped_step", "keep")
 # lr_decay of params.yaml -> the name of the fall; `none` has none
 DECAYS = {"cosine": "cosine decay", "linear": "linear decay", "wsd": "1-sqrt decay"}
 
@@ -72,10 +72,10 @@ def draw_all(history: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Figur
     """
     if absent := [name for name in SUMMARY_KEYS if name not in facts]:
         raise DataError(f"train.json lacks {', '.join(absent)}; run `dvc repro train` to write it again")
-    (lr_decay,), (decay_start,), (first_clipped_step,) = (facts[key] for key in SUMMARY_KEYS[3:])
+    (lr_decay,), (decay_start,), (first_clipped_step,), (keep,) = (facts[key] for key in SUMMARY_KEYS[3:])
     return {
         "learning_rate": learning_rate(history, facts["warmup_steps"], lr_decay, decay_start),
-        "losses": losses(history, facts["steps_per_epoch"]),
+        "losses": losses(history, facts["steps_per_epoch"], keep),
         "gradients": gradients(history, first_clipped_step, facts["max_norm"]),
     }
 
@@ -115,9 +115,10 @@ def learning_rate(history: pd.DataFrame, warmup_steps: int, lr_decay: str, decay
     return figure
 
 
-def losses(history: pd.DataFrame, steps_per_epoch: int) -> Figure:
+def losses(history: pd.DataFrame, steps_per_epoch: int, keep: str) -> Figure:
     """`loss` of every step, `train_loss` and `val_loss` where evaluated, over epochs and tokens_seen.
 
+    keep: as in params.yaml; the step whose weights `best` keeps is named.
     A step is drawn where it ends: step k at (k + 1) / steps_per_epoch epochs.
     """
     epochs = (history["step"].to_numpy() + 1) / steps_per_epoch
@@ -132,7 +133,7 @@ def losses(history: pd.DataFrame, steps_per_epoch: int) -> Figure:
         axes.set_xlim(0, 1.02 * epochs[-1])
         axes.set_ylim(0, 1.05 * axes.dataLim.ymax or 1)
         if history["val_loss"].notna().any():
-            _mark_best_val_loss(axes, epochs, history)
+            _mark_best_val_loss(axes, epochs, history, ", kept" if keep == "best" else "")
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per token)")
         for axis in (axes.xaxis, axes.yaxis):
@@ -181,7 +182,7 @@ def gradients(history: pd.DataFrame, first_clipped_step: int | None, max_norm: f
     return figure
 
 
-def _mark_best_val_loss(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -> None:
+def _mark_best_val_loss(axes: Axes, epochs: np.ndarray, history: pd.DataFrame, remark: str) -> None:
     """Ring the lowest val_loss and name it just above whatever is drawn there, so that no line is covered."""
     best = int(np.nanargmin(history["val_loss"]))
     x, y = epochs[best], history["val_loss"].iloc[best]
@@ -193,6 +194,6 @@ def _mark_best_val_loss(axes: Axes, epochs: np.ndarray, history: pd.DataFrame) -
     height = float(np.nanmax(drawn.iloc[max(0, first - 1) : last + 1])) + 0.07 * top
     axes.set_ylim(0, max(top, height + 0.1 * top))
     axes.plot(x, y, "o", color=BLACK, markersize=8, markerfacecolor="none", clip_on=False)
-    text = f"best val_loss = {y:.3f} (step {history['step'].iloc[best]}, epoch {x:.1f})"
+    text = f"best val_loss = {y:.3f} (step {history['step'].iloc[best]}, epoch {x:.1f}){remark}"
     lead = {"arrowstyle": "-", "linewidth": 0.6, "shrinkB": 4}
     axes.annotate(text, (x, y), (middle, height), ha="center", arrowprops=lead)

@@ -96,6 +96,8 @@ def _model(run: TrackedRun) -> str:
     parts = [f"{int(size):,} parameters"] if size else []
     parts += [f"{key} {run.params[key]}" for key in ("n_layers", "n_heads", "emb_dim") if key in run.params]
     parts += [f"context_length {run.params['context_length']}"] if "context_length" in run.params else []
+    if run.params.get("keep") == "best" and "weights.step" in run.tags:
+        parts.append(f"weights of step {run.tags['weights.step']}, the evaluation with the lowest val_loss")
     start = run.tags.get("started_from_sha256")
     parts += [f"initialized from weights with sha256 {_code(start)}"] if start else []
     return f"**Model** {', '.join(parts)}" if parts else ""

@@ -94,8 +94,11 @@ class RunLogger:
             text_of_sample = self._samples[-1].split("\n", 1)[1]
             self._progress.say(" ".join(text_of_sample.split()))
 
-    def finish(self) -> None:
-        """Log what the training made: model, digests, samples. Train's outs must be in place."""
+    def finish(self, kept_step: int) -> None:
+        """Log what the training made: model, digests, samples. Train's outs must be in place.
+
+        kept_step: 0-based step after which the training had the model's weights.
+        """
         if self._samples:
             with self._outbox.note_losses("the samples"):
                 path = self._outbox.folder / "training.txt"
@@ -104,7 +107,8 @@ class RunLogger:
         with self._outbox.note_losses("the model"):
             record_model(self._outbox)
         digests = {f"dvc.{out}.md5": dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
-        self._outbox.append("tags", values=digests | {"weights.sha256": file_digest(MODEL / "model.safetensors")})
+        weights = {"weights.sha256": file_digest(MODEL / "model.safetensors"), "weights.step": str(kept_step)}
+        self._outbox.append("tags", values=digests | weights)
         # If the outs have the same bits as before, DVC skips the later stages: their present results are this run's.
         if is_up_to_date("evaluate"):
             record_evaluation(self._outbox, load_params(EvaluateParams).model_dump(), self._last_step)

@@ -2,6 +2,7 @@
 
 The rest of a training depends on the weights, AdamW's moments, the step number and, with the book's policy, the
 generator's state. A checkpoint holds these, and the step records so far, so that none is missing after a resume.
+With keep: best it holds the weights of the best evaluation so far, too.
 """
 
 import json
@@ -26,6 +27,7 @@ from reprogpt.training.state import Training
 
 MAX_SAVING_SHARE = 0.02  # of a training's time that it may wait for checkpoints
 _WEIGHTS = "weights."
+_BEST_WEIGHTS = "best."
 _RANDOMNESS = "randomness."
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -51,6 +53,8 @@ class CheckpointedTraining:
         self._committer = ThreadPoolExecutor(1)
         self._commit: Future[None] | None = None  # the latest commit, maybe still running
         self._newest: Path | None = None  # the latest committed checkpoint
+        self._best_weights: dict[str, Tensor] = {}  # with keep: best, on the CPU of rank 0
+        self._best: StepRecord | None = None  # the first of the records with the lowest val_loss
         self._resume()
         if run_lock and not self.records:
             changes = changes_since_interrupted(run_lock)
@@ -75,6 +79,8 @@ class CheckpointedTraining:
         try:
             for record in train(self._training):
                 self._append(record)
+                if self._training.params.keep == "best" and record.val_loss is not None:
+                    self._keep_if_best(record)
                 yield record
                 if record.step + 1 == self._training.step:  # all records up to this state are here
                     self._save_or_stop(stop_request)
@@ -85,6 +91,29 @@ class CheckpointedTraining:
             if self._run_dir is not None:
                 remove_run_dir(self._run_dir)
             raise
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """After run(): the full weights that `keep` asks for, by name, on rank 0. A collective."""
+        if self._training.params.keep == "best":
+            return self._best_weights
+        return self._training.group.gather_state(self._training.model.weights())
+
+    @property
+    def kept_step(self) -> int:
+        """After run(), on rank 0: the 0-based step after which the model had kept_weights()."""
+        if self._training.params.keep == "best":
+            assert self._best is not None
+            return self._best.step
+        return self._training.plan.total_steps - 1
+
+    def _keep_if_best(self, record: StepRecord) -> None:
+        """Copy the present weights if this evaluation of them, by rank 0's records, has the lowest val_loss so far."""
+        group = self._training.group
+        if group.broadcast_object(_is_better(record, self._best)):
+            self._best = record
+            gathered = group.gather_state(self._training.model.weights())
+            if group.is_first:
+                self._best_weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in gathered.items()}
 
     def _append(self, record: StepRecord) -> None:
         self.records.append(record)
@@ -115,6 +144,7 @@ class CheckpointedTraining:
         if not group.broadcast_object(self._run_dir is not None and step != self._saved_step):
             return
         tensors = group.gather_state(_state_tensors(self._training))
+        tensors |= {f"{_BEST_WEIGHTS}{name}": tensor for name, tensor in self._best_weights.items()}
         if self._run_dir is not None:
             self._write(self._run_dir, step, tensors)
 
@@ -153,6 +183,15 @@ class CheckpointedTraining:
             _load_state_tensors(self._training, step, tensors)
             self.records = [StepRecord(**json.loads(line)) for line in lines.splitlines()]
             self._lines[:] = lines
+            # Copies: what was read is mapped from the checkpoint's file, which a later checkpoint overwrites.
+            self._best_weights = {
+                name.removeprefix(_BEST_WEIGHTS): tensor.clone()
+                for name, tensor in tensors.items()
+                if name.startswith(_BEST_WEIGHTS)
+            }
+            for record in self.records:
+                if record.val_loss is not None and _is_better(record, self._best):
+                    self._best = record
 
     def _latest_valid(self) -> tuple[int, dict[str, Tensor], bytes] | None:
         """Step, tensors and records of the latest valid checkpoint. One that is not valid is reported and removed."""
@@ -172,14 +211,21 @@ class CheckpointedTraining:
 
 def run_worker(training: Training, launcher: psutil.Process | None) -> None:
     """Train as a process other than rank 0, to the end."""
-    for _ in CheckpointedTraining(training, run_lock=None).run(launcher):
+    checkpointed = CheckpointedTraining(training, run_lock=None)
+    for _ in checkpointed.run(launcher):
         pass
-    training.group.gather_state(training.model.state_dict())  # rank 0 saves it
+    checkpointed.kept_weights()  # rank 0 saves them
+
+
+def _is_better(record: StepRecord, best: StepRecord | None) -> bool:
+    """Whether an evaluated record has a lower val_loss than the best one before it."""
+    assert record.val_loss is not None
+    return best is None or best.val_loss is None or record.val_loss < best.val_loss
 
 
 def _state_tensors(training: Training) -> dict[str, Tensor]:
     """Everything that a resume needs, by name; after the last step the weights alone."""
-    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in training.model.state_dict().items()}
+    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in training.model.weights().items()}
     if training.step == training.plan.total_steps:
         return tensors
     for name, parameter in training.model.named_parameters():
@@ -195,7 +241,7 @@ def _load_state_tensors(training: Training, step: int, tensors: dict[str, Tensor
     """The inverse of _state_tensors. Rank 0 passes the tensors; other processes pass {}."""
     training.step = step
     broadcast_tensor = training.group.broadcast_tensor
-    for name, tensor in training.model.state_dict().items():
+    for name, tensor in training.model.weights().items():
         broadcast_tensor(tensors.get(f"{_WEIGHTS}{name}"), tensor)
     if step == training.plan.total_steps:
         return

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -170,7 +171,7 @@ def training_from_ids(
 def _optimizer(model: GPTModel, params: TrainParams) -> torch.optim.AdamW:
     """AdamW, with weight decay on all parameters, or with decay_matrices_only on those of two dimensions or more."""
     parameters = list(model.parameters())
-    groups = [{"params": parameters}]
+    groups: list[dict[str, Any]] = [{"params": parameters}]
     if params.decay_matrices_only:
         matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
         others = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -205,7 +206,7 @@ def _load_init_from(model: GPTModel, params: TrainParams, group: ProcessGroup) -
     initial = None
     if group.is_first:
         initial = load_initial_weights(params.init_from, params.init_from_sha256, model.config)
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.weights().items():
         group.broadcast_tensor(initial.weights[name] if initial else None, tensor)
     return {"started_from_sha256": initial.sha256} if initial else {}
 

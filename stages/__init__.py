@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from reprogpt.errors import exit_on_signal_during_imports, run_program
 from reprogpt.numerics.env_vars import set_env_vars
 from reprogpt.params.loader import differs_from_last_result, peek
+from reprogpt.standard_streams import outlive_readers
 
 exit_on_signal_during_imports()
 set_env_vars(peek("numerics"))  # before a stage imports numpy or torch, which read the variables at import
@@ -23,4 +24,5 @@ set_env_vars(peek("numerics"))  # before a stage imports numpy or torch, which r
 def run_stage(main: Callable[[], None]) -> NoReturn:
     """run_program for a stage. DVC has removed its outs before it runs, hence the advice how to get them back."""
     stage = os.environ.get("DVC_STAGE")
+    outlive_readers()
     run_program(main, is_restorable=lambda: stage is not None and differs_from_last_result(stage))

@@ -39,7 +39,7 @@ def tiktoken_variable_restored(own_environment: None, monkeypatch: pytest.Monkey
 @pytest.fixture(autouse=True)
 def signal_handlers_restored() -> Iterator[None]:
     """A stage that is imported here sets its own: the next test's Ctrl-C would end this process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -19,7 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src/reprogpt"
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # They observe a stage and don't change what it writes.
-OBSERVERS = {*(PACKAGE / "tracking").glob("*.py"), *(PACKAGE / "serving").glob("*.py"), PACKAGE / "progress.py"}
+OBSERVERS = {
+    *(PACKAGE / "tracking").glob("*.py"),
+    *(PACKAGE / "serving").glob("*.py"),
+    PACKAGE / "progress.py",
+    PACKAGE / "standard_streams.py",
+}
 BASE = {"numerics", "params", ""}  # "": the files beside the folders
 ALLOWED = {
     "stages": {"tracking", "plotting", "training", "evaluation", "distributed", "model", "corpus"} | BASE,

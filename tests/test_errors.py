@@ -148,3 +148,11 @@ def test_output_that_is_closed_is_no_error() -> None:
         "import sys; sys.stdout = None; from reprogpt.errors import run_program as r; r(int)",
     ]
     assert subprocess.run(closed, check=False, env=os.environ | {"PYTHONPATH": str(SRC)}).returncode == 0
+
+
+def test_a_lost_terminal_exits_as_sigterm_does_once() -> None:
+    done = exit_of("os.kill(os.getpid(), signal.SIGHUP); time.sleep(30)")
+    assert (done.returncode, done.stderr) == (143, "\nterminated\n")
+    twice = "try: os.kill(os.getpid(), signal.SIGHUP)\n    finally: os.kill(os.getpid(), signal.SIGHUP); print('ended')"
+    done = exit_of(twice)
+    assert (done.returncode, done.stdout) == (143, "ended\n")

@@ -105,3 +105,26 @@ def test_a_dvc_killed_during_the_stages_imports_is_detected(tmp_path: Path) -> N
         start_new_session=True,
     )
     assert parent.stdout.startswith("ready the dvc process that started this stage has ended")
+
+
+def test_a_lost_terminal_stops_as_sigterm_does_and_repeats_are_ignored() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with graceful_shutdown(quiet=True) as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert isinstance(request.reason(), Terminated)
+        os.kill(os.getpid(), signal.SIGHUP)  # while the rest is uploaded
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_lost_terminal_is_no_reason_to_stop() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with graceful_shutdown(quiet=True) as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert request.reason() is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

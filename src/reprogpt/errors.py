@@ -59,7 +59,7 @@ class OrphanedError(PipelineError):
 
 
 class Terminated(BaseException):
-    """SIGTERM was received. Like KeyboardInterrupt, it is not an Exception."""
+    """SIGTERM, or SIGHUP for a lost terminal, was received. Like KeyboardInterrupt, it is not an Exception."""
 
 
 # Errors that a value in params.yaml can cause. DVC has removed the stage's outs before the stage ran.
@@ -78,7 +78,7 @@ def exit_on_signal_during_imports() -> None:
 
 
 def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool] = lambda: False) -> NoReturn:
-    """Run `main`, then exit: 0, or 2 with a message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM.
+    """Run `main`, then exit: 0, or 2 with a message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM and SIGHUP.
 
     An integer that `main` returns is the exit code. Any other exception is a bug and keeps its traceback.
     is_restorable: asked after an error that a value in params.yaml can cause, whether the previous value would undo it.
@@ -88,6 +88,8 @@ def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool]
     if isinstance(sys.stdout, TextIOWrapper):  # None if it is closed
         sys.stdout.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _raise_terminated)
     if signal.getsignal(signal.SIGINT) is _exit_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -111,6 +113,8 @@ def _quiet_matplotlib() -> None:
 
 
 def _raise_terminated(signum: int, frame: FrameType | None) -> NoReturn:
+    if signum == signal.SIGHUP:  # the shell and the system may both send it
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise Terminated
 
 

@@ -26,7 +26,8 @@ class StopRequest:
     def reason(self) -> BaseException | None:
         """The exception to raise after the present step, None to continue.
 
-        KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM, OrphanedError if the launcher or DVC has ended.
+        KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM or SIGHUP, OrphanedError if the launcher or DVC has
+        ended.
         """
         if self.signal is not None:
             return KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated()
@@ -44,26 +45,34 @@ class StopRequest:
 
 @contextmanager
 def graceful_shutdown(launcher: psutil.Process | None = None, *, quiet: bool = False) -> Iterator[StopRequest]:
-    """While the block runs, the first Ctrl-C or SIGTERM only sets reason(); a second one has its usual effect.
+    """While the block runs, the first Ctrl-C, SIGTERM or SIGHUP only sets reason(); a second one has its usual effect.
+
+    SIGHUP says that the terminal is gone. The shell and the system may both send it, so that repeats are ignored;
+    where it is ignored from the start, as under nohup, it stays so.
 
     launcher: as in StopRequest. torchrun forwards the signal that a terminal may also have sent to this process, so
     in a worker a second one is ignored. quiet: don't announce the shutdown, another process does.
     """
     request = StopRequest(launcher)
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if previous[signal.SIGHUP] is signal.SIG_IGN:
+        del previous[signal.SIGHUP]
 
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = number
         if not quiet:
             print("\nstopping after this step; repeat to stop at once", file=sys.stderr)
-        if launcher is None:
+        if number == signal.SIGHUP:
+            previous.pop(signal.SIGHUP)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        elif launcher is None:
             restore()
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    for number in previous:
+    for number in list(previous):
         signal.signal(number, handle)
     try:
         yield request

@@ -28,7 +28,7 @@ exit codes:
   0  done; where the command answers a question: yes
   1  the answer is no (each command's help says of what)
   2  it can't be done, and the message says why and what to do
-  130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of the output has closed the pipe
+  130 after Ctrl-C, 143 after SIGTERM or SIGHUP, 141 if the reader of the output has closed the pipe
 
 `reprogpt COMMAND --help` describes one command, with examples."""
 

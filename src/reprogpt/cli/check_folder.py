@@ -1,0 +1,47 @@
+"""What git and DVC need of the repository's folder, found before DVC stops over it without an explanation."""
+
+import subprocess
+from pathlib import Path
+
+from reprogpt.errors import PipelineError
+from reprogpt.tracking.git import git
+
+NO_REPOSITORY = (
+    "DVC works in a git repository only. In a folder from an archive, make one:\n"
+    "git init && git add --all && git commit -m 'from the archive'"
+)
+NO_IDENTITY = (
+    "git has no name and address for its commits, so `dvc exp run --temp` and queued experiments fail\n"
+    '("Git user name and email must be configured"). Set them:\n'
+    "git config --global user.name NAME && git config --global user.email ADDRESS"
+)
+NOT_ASCII = (
+    "DVC writes its settings in ASCII, so `dvc exp run --temp` and queued experiments fail in this folder, whose path\n"
+    "has other letters (\"'ascii' codec can't encode\"). Move DVC's cache to a path without them:\n"
+    "dvc cache dir --local /ASCII/PATH && dvc checkout"
+)
+
+
+def require_repository() -> None:
+    """Raise PipelineError, with git's reason, if the current folder is in no git repository that git can use."""
+    try:
+        question = ["git", "rev-parse", "--is-inside-work-tree"]
+        done = subprocess.run(question, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise PipelineError("git is not installed, and DVC needs it") from None
+    if done.returncode == 0:
+        return
+    reason = done.stderr.decode("utf-8", "replace").strip()  # no repository, or one of another user
+    advice = "" if "dubious ownership" in reason else f"\n{NO_REPOSITORY}"
+    raise PipelineError(f"git can't use {Path.cwd()}: {reason}{advice}")
+
+
+def warnings() -> list[str]:
+    """What stops some of DVC's commands, though not `dvc repro`."""
+    found = []
+    if git("var", "GIT_COMMITTER_IDENT") is None:
+        found.append(NO_IDENTITY)
+    cache = git("config", "--file", ".dvc/config.local", "cache.dir")
+    if not str(Path.cwd()).isascii() and not (cache and Path(cache).is_absolute() and cache.isascii()):
+        found.append(NOT_ASCII)
+    return found

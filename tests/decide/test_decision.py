@@ -15,7 +15,15 @@ from reprogpt.params.train import TrainParams
 from reprogpt.tracking.environment import ENVIRONMENT_TAGS
 from reprogpt.tracking.runs import TrackedRun
 
-PRESENT = {"peak_lr": 0.0005, "warmup_ratio": 0.2, "n_epochs": 15, "orig_book_version": False, "eval_freq": 5}
+PRESENT = {
+    "device": "auto",
+    "matmul": "auto",
+    "peak_lr": 0.0005,
+    "warmup_ratio": 0.2,
+    "n_epochs": 15,
+    "orig_book_version": False,
+    "eval_freq": 5,
+}
 VALUES = {1: 6.41, 2: 6.52, 3: 6.47, 4: 6.44, 5: 6.5}  # seed -> final_val_loss
 LR = Question(("peak_lr",))
 _ids = iter(range(1 << 30))
@@ -31,7 +39,8 @@ def run(
         name=f"run-{number}",
         status=status,
         params={key: str(value) for key, value in (PRESENT | {"seed": seed} | params).items()},
-        tags={"train_code": "c", "torch": "2", "weights.sha256": f"w{number}"} | (tags or {}),
+        tags={"device": "cpu", "matmul": "torch", "train_code": "c", "torch": "2", "weights.sha256": f"w{number}"}
+        | (tags or {}),
         metrics={} if value is None else {"final_val_loss": value},
         datasets={"data/tokens/train.npy": "t"},
     )
@@ -223,6 +232,7 @@ def test_equal_bits_are_called_identical() -> None:
 def test_the_present_params_choose_the_group() -> None:
     runs = seeds(n_epochs=3) + seeds(peak_lr=0.001, n_epochs=3) + seeds() + seeds(peak_lr=0.001)
     assert decided(runs).group.inputs["n_epochs"] == "15"
+    assert decided(runs).differs_from_present == {}
     assert decided(runs, present=PRESENT | {"n_epochs": 3}).group.inputs["n_epochs"] == "3"
     other = decided(runs, present=PRESENT | {"n_epochs": 99})
     assert other.differs_from_present == {"n_epochs": ("3", "99")}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from reprogpt.decide.groups import (
+    ONLY_AS_TAGS,
     SEED,
     Group,
     Level,
@@ -81,11 +82,11 @@ def make_decision(question: Question, runs: Sequence[TrackedRun], present: Mappi
     groups = group_runs(trainings, question.keys, question.metric)
     groups = _chosen_by_where(groups, question)
     informative = [group for group in groups if len(group.levels) > 1]
-    now = {key: canonical(value) for key, value in present.items()}
+    now = {key: canonical(value) for key, value in present.items() if key not in ONLY_AS_TAGS}
     if not informative:
         raise _one_value(question, groups, now)
     group = next((group for group in informative if matches(group, now)), informative[0])
-    baseline = _baseline(question, group, now)
+    baseline = _baseline(question, group, present)
     others = [level for level in group.levels if level != baseline]
     higher = question.higher_is_better
     summaries = [summarize(level, group.observations[level]) for level in group.levels]
@@ -202,7 +203,7 @@ def _nearest_pair(groups: Sequence[Group]) -> str:
     return ""
 
 
-def _baseline(question: Question, group: Group, now: Mapping[str, str]) -> Level:
+def _baseline(question: Question, group: Group, present: Mapping[str, object]) -> Level:
     levels = group.levels
     if question.against is not None:
         wanted = tuple(map(canonical, question.against))
@@ -210,8 +211,8 @@ def _baseline(question: Question, group: Group, now: Mapping[str, str]) -> Level
             known = "; ".join(", ".join(level) for level in levels)
             raise PipelineError(f"--against {','.join(question.against)}: no run has this value. There are: {known}")
         return wanted
-    present = tuple(now.get(key, "") for key in question.keys)
-    return present if present in levels else levels[0]
+    now = tuple(canonical(present.get(key, "")) for key in question.keys)
+    return now if now in levels else levels[0]
 
 
 def is_numeric(levels: Sequence[Level]) -> bool:

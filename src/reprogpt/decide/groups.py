@@ -25,7 +25,7 @@ WATCHING = frozenset(
         "torchrun_args",
     }
 )
-# Parameters whose effect on the bits is recorded as a tag: `auto` and `cpu` can be the same.
+# Parameters that change these tags.
 RECORDED_AS_TAGS = {
     "device": ("device",),
     "matmul": ("matmul",),
@@ -35,6 +35,8 @@ RECORDED_AS_TAGS = {
     "init_from": ("started_from_sha256",),
     "init_from_sha256": ("started_from_sha256",),
 }
+# These say less than their tags, and some have the name of one: `auto` can be the same as `cpu`.
+ONLY_AS_TAGS = frozenset({"device", "matmul", "init_from", "init_from_sha256"})
 # Metrics of the evaluations during training, and the parameters that they depend on besides.
 EVALUATION_METRICS = frozenset({"best_val_loss", "train_loss", "val_loss"})
 EVALUATION_KEYS = frozenset({"eval_freq", "eval_iter"})
@@ -115,7 +117,7 @@ def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> dict[s
         left_out |= EVALUATION_KEYS
     left_out |= WATCHING - EVALUATION_KEYS
     tags_of_keys = {tag for key in keys for tag in RECORDED_AS_TAGS.get(key, ())}
-    left_out |= {"device", "matmul", "init_from", "init_from_sha256"}  # their tags say it
+    left_out |= ONLY_AS_TAGS
     params = {key: canonical(run.params[key]) for key in TrainParams.model_fields if key in run.params}
     code = (TRAIN_CODE,) if TRAIN_CODE in run.tags else CODE
     tags = [*CORPUS, *code, *(tag for tag in ENVIRONMENT_TAGS if tag not in RARELY_RELEVANT)]

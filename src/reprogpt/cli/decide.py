@@ -58,7 +58,7 @@ def draw(decision: Decision) -> list[Path]:
         pair = PairPoints(comparison.differences, comparison.interval, "mean, 95 % interval")
         figure = draw_pair(points, pair, parameter, metric)
     else:
-        figure = draw_levels(points, parameter, metric, "mean, 95 % interval (Student)")
+        figure = draw_levels(points, parameter, metric, "mean, 95 % (Student)")
     try:
         save_figure(figure, FOLDER, name)
     except OSError as error:

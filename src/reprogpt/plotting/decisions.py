@@ -14,6 +14,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 from reprogpt.plotting.style import BLACK, BLUE, GUIDE, SHADE, STYLE, VERMILLION, figure_style
 
 LOG_SPAN = 5  # largest over smallest value from which the axis is logarithmic
+SEED: dict[str, Any] = {"marker": "o", "color": GUIDE, "markersize": 3}
 MAX_TICK = 14  # characters of a value below the axis
 CROWDED = 6  # more labels on one axis are turned
 
@@ -91,23 +92,24 @@ def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, inte
             axes.set_xscale("log")
         _plateau(axes, levels, x, is_numeric=is_numeric)
         for at, level in zip(x, levels, strict=True):
-            axes.plot([at] * len(level.by_seed), list(level.by_seed.values()), linestyle="", marker="o", color=GUIDE)
+            axes.plot([at] * len(level.by_seed), list(level.by_seed.values()), linestyle="", zorder=3, **SEED)
             low, high = level.interval
             if math.isfinite(low):
                 axes.plot([at, at], [low, high], color=BLUE, linewidth=1.6)
         means = [(at, level.mean) for at, level in zip(x, levels, strict=True) if level.by_seed]
-        style: dict[str, Any] = {"marker": "D", "color": BLUE, "markersize": 5, "linewidth": 1.0}
+        style: dict[str, Any] = {"marker": "D", "color": BLUE, "markerfacecolor": "white", "markersize": 7}
+        style |= {"linewidth": 1.0, "zorder": 2}
         axes.plot([at for at, _ in means], [mean for _, mean in means], linestyle="-" if is_numeric else "", **style)
         axes.set_ylabel(metric)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
         _value_ticks(axes, x, levels, parameter)
         _marks(axes, levels, x)
         entries = [
-            Line2D([], [], linestyle="", marker="o", color=GUIDE, label="a seed"),
+            Line2D([], [], linestyle="", label="a seed", **SEED),
             Line2D([], [], **style, label=interval_label),
             Line2D([], [], color=SHADE, linewidth=7, label="not told apart from the best"),
         ]
-        figure.legend(handles=entries, loc="outside upper center", ncols=3)
+        figure.legend(handles=entries, loc="outside upper center", ncols=3, handlelength=2, columnspacing=1.2)
     return figure
 
 

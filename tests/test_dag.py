@@ -246,6 +246,7 @@ def test_a_logged_model_has_the_code_and_the_list_of_libraries_that_it_needs() -
         ("requests", {"corpus/download.py"}),
         ("scipy", {"decide/sequential.py"}),
         ("zstandard", {"corpus/decompress.py"}),
+        ("charset_normalizer", {"corpus/foreign_text.py"}),
         ("pickle", set()),
     ],
 )

@@ -5,6 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reprogpt.corpus import text as module
+from reprogpt.corpus.foreign_text import what_else
 from reprogpt.corpus.text import count_characters, read_pieces, split_file, split_text
 from reprogpt.errors import DataError
 
@@ -52,6 +53,10 @@ def test_reading_in_pieces_gives_the_whole_text(
             whole = content.decode()
         except UnicodeDecodeError as error:
             message = f"^pieces is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start};"
+            if error.reason == "unexpected end of data":
+                message = f"^pieces ends within a character, at byte {error.start}:"
+            if what_else(content[:piece_bytes]):
+                message = "^pieces is (a|UTF-16) "
             with pytest.raises(DataError, match=message):
                 list(read_pieces(path, name="pieces"))
             return

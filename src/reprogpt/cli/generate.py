@@ -10,6 +10,7 @@ import tiktoken
 import torch
 
 from reprogpt.cli.output import write_output
+from reprogpt.corpus.foreign_text import advice
 from reprogpt.corpus.normalize import normalize_text
 from reprogpt.corpus.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
@@ -98,7 +99,7 @@ def _read_prompt(prompt: str) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         fault = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; convert it to UTF-8") from None
+        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {advice(content)}") from None
     if prompt == STANDARD_INPUT:
         text = normalize_text(text).removesuffix("\n")
     if not text:

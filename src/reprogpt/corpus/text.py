@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import IO
 
+from reprogpt.corpus.foreign_text import advice, what_else
 from reprogpt.errors import DataError
 from reprogpt.files import atomic_path
 
@@ -41,14 +42,25 @@ def _decoded(contents: Iterable[bytes], name: str) -> Iterator[tuple[bytes, str]
     """Each piece of a text's bytes, the last of them b"", and the characters that end in it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
+    begin = b""
     for content in contents:
+        if not offset:
+            begin = content
+            other = what_else(content)
+            if other:
+                raise DataError(f"{name} {other}")
         held = len(decoder.getstate()[0])  # of a character whose end is still to come
         try:
             piece = decoder.decode(content, final=not content)
         except UnicodeDecodeError as error:
+            place = offset - held + error.start
+            if not content:
+                raise DataError(
+                    f"{name} ends within a character, at byte {place}: it was cut off; get the whole file"
+                ) from None
             raise DataError(
-                f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset "
-                f"{offset - held + error.start}; convert it to UTF-8"
+                f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {place}; "
+                f"{advice(begin if error.start < len(begin) else error.object)}"
             ) from None
         offset += len(content)
         yield content, piece

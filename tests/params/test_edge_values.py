@@ -14,6 +14,7 @@ from reprogpt.cli.check import STAGES, check
 from reprogpt.cli.parser import build_parser
 from reprogpt.errors import ParamsError
 from reprogpt.params.loader import PARAMS_FILE, load_params
+from reprogpt.serving.mlflow_model import _limits
 from reprogpt.serving.text_generator import _check
 from tests.params.test_loader import ROOT, TEXT
 
@@ -122,9 +123,9 @@ def parser_accepts(option: str, value: float) -> bool:
 
 
 def served_model_accepts(key: str, value: float) -> bool:
-    request = {"max_new_tokens": 1, "temperature": 1.0, "top_k": 1, "seed": 1, key: value}
+    request: dict[str, Any] = {"max_new_tokens": 1, "temperature": 1.0, "top_k": 1, "seed": 1, key: value}
     try:
-        _check(request)
+        _check(request, _limits(request)["max_new_tokens"])  # of a model whose default it is
     except MlflowException:
         return False
     return True

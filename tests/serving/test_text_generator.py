@@ -22,6 +22,7 @@ from mlflow.pyfunc import PyFuncModel
 from reprogpt.cli.main import run
 from reprogpt.corpus.tokens import load_encoding, write_tokenizer
 from reprogpt.model.hf_directory import save_model
+from reprogpt.serving import text_generator
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.serving.text_generator import read_encoding
 from reprogpt.tracking.mlflow_writer import upload
@@ -132,7 +133,9 @@ def test_a_text_is_that_of_generate(
         ("A", {"temperature": -0.5}, r"temperature is -0.5, but must be 0 or a number from 0.001 to 1000"),
         ("A", {"temperature": float("nan")}, "temperature is nan"),
         ("A", {"top_k": 0}, "top_k is 0, but must be from 1 to 2147483647"),
-        ("A", {"max_new_tokens": 0}, "max_new_tokens is 0, but must be from 1 to 2147483647"),
+        ("A", {"max_new_tokens": 0}, "max_new_tokens is 0, but must be from 1 to 4096"),
+        ("A", {"max_new_tokens": 1_000_000_000}, "max_new_tokens is 1000000000, but must be from 1 to 4096"),
+        (None, {}, "prompt is None, not a text"),
         ("A", {"seed": -1}, "seed is -1, but must be from 0 to 9223372036854775807"),
         ("A", {"seed": "x"}, "seed"),
         (["A"], {}, r"prompt is \['A'\], not a text"),
@@ -144,6 +147,31 @@ def test_what_can_not_be_answered_is_refused(
     with pytest.raises(MlflowException, match=words) as caught:
         texts(model, prompt, **params)
     assert caught.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "temperature", "top_k", "seed"])
+def test_a_parameter_that_is_null_is_named(name: str) -> None:
+    with pytest.raises(MlflowException, match=f"{name} is null; leave it out") as caught:
+        text_generator._check({"max_new_tokens": 1, "temperature": 0.0, "top_k": 1, "seed": 1, name: None}, 10)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_request_ends_when_its_time_is_up(files: Path) -> None:
+    path = list(sys.path)
+    hasty = mlflow.pyfunc.load_model(str(files), model_config={"max_seconds": 0})
+    sys.path[:] = path
+    with pytest.raises(MlflowException, match="longer than max_seconds=0") as caught:
+        texts(hasty, "Every effort", max_new_tokens=4096)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_the_limits_are_recorded_with_the_model_and_allow_its_default(
+    model: PyFuncModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.metadata.flavors["python_function"]["config"] == {"max_new_tokens": 4096, "max_seconds": 60}
+    monkeypatch.chdir(ROOT)
+    described = write_mlflow_model(tmp_path / "model", {**TRAINED_WITH, "max_new_tokens": 5000})
+    assert described["flavors"]["python_function"]["config"]["max_new_tokens"] == 5000
 
 
 def test_a_word_that_the_model_does_not_know_is_refused(files: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import reprogpt
 from reprogpt.errors import ParamsError
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
+from reprogpt.params.sampling_limits import DEFAULT_LIMITS
 from reprogpt.paths import CHECKPOINT_ARTIFACT
 
 SERVING_SCRIPT = Path(__file__).with_name("text_generator.py")
@@ -75,6 +76,7 @@ def write_mlflow_model(folder: Path, params: Mapping[str, Any]) -> dict[str, Any
             python_model=str(SERVING_SCRIPT),
             code_paths=[str(code)],
             signature=_signature(params),
+            model_config=_limits(params),
             input_example=pd.DataFrame({"prompt": [params["start_context"]]}),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in LIBRARIES],
         )
@@ -99,6 +101,11 @@ def _signature(params: Mapping[str, Any]) -> ModelSignature:
     prompt = Schema([ColSpec("string", "prompt")])
     text = Schema([ColSpec("string", "text")])
     return ModelSignature(prompt, text, ParamSchema(defaults))
+
+
+def _limits(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of a request, recorded with the model; the default of max_new_tokens is always allowed."""
+    return {**DEFAULT_LIMITS, "max_new_tokens": max(DEFAULT_LIMITS["max_new_tokens"], params["max_new_tokens"])}
 
 
 def _sampling_defaults() -> tuple[float, int]:

@@ -6,7 +6,8 @@ mlflow_model.py writes. So a model serves the code it was trained with, whatever
 """
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from reprogpt.model.generation import generate
 from reprogpt.model.hf_directory import load_model
 from reprogpt.numerics.device import temporary_numerics
 from reprogpt.params.sampling_limits import (
+    DEFAULT_LIMITS,
     MAX_NEW_TOKENS,
     MAX_SEED,
     MAX_TOP_K,
@@ -40,7 +42,8 @@ class TextGenerator(PythonModel):
     """Continues prompts as `reprogpt generate` does: the same prompt, parameters and seed give the same text."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load weights and vocabulary from the checkpoint."""
+        """Load weights and vocabulary from the checkpoint; the model's configuration has the limits of a request."""
+        self._limits = {**DEFAULT_LIMITS, **(context.model_config or {})}
         folder = Path(context.artifacts[CHECKPOINT_ARTIFACT])
         with temporary_numerics(**ARITHMETIC) as numerics:
             self._model = load_model(folder).to(numerics.device)
@@ -54,16 +57,19 @@ class TextGenerator(PythonModel):
     ) -> pd.DataFrame:
         """Each row's `text` is its `prompt` continued by max_new_tokens tokens, independent of the other rows.
 
-        params: max_new_tokens, temperature, top_k and seed, with the bounds of `reprogpt generate`.
-        Raises MlflowException (HTTP status 400 when served) for a value out of bounds, an empty prompt, or tokens
-        outside the model's vocabulary.
+        params: max_new_tokens, temperature, top_k and seed, with the bounds of `reprogpt generate`; max_new_tokens is
+        bounded by the model's configuration, too, as is the time of a request: its client may have gone long ago.
+        Raises MlflowException (HTTP status 400 when served) for a value out of bounds, an empty prompt, tokens
+        outside the model's vocabulary, or a request that takes too long.
         """
         assert params is not None  # the signature has a default for each
-        _check(params)
+        _check(params, self._limits["max_new_tokens"])
+        deadline = time.monotonic() + self._limits["max_seconds"]
         with temporary_numerics(**ARITHMETIC):
-            return pd.DataFrame({"text": [self._continue(prompt, params) for prompt in model_input["prompt"]]})
+            texts = [self._continue(prompt, params, deadline) for prompt in model_input["prompt"]]
+        return pd.DataFrame({"text": texts})
 
-    def _continue(self, prompt: str, params: Mapping[str, Any]) -> str:
+    def _continue(self, prompt: str, params: Mapping[str, Any], deadline: float) -> str:
         if not isinstance(prompt, str):  # as in {"prompt": ["a", "b"]}, which MLflow reads as one row
             raise _invalid_parameter(f"prompt is {prompt!r}, not a text; give a table with a row for each prompt")
         ids = self._encoding.encode_ordinary(prompt)
@@ -83,7 +89,16 @@ class TextGenerator(PythonModel):
             top_k=params["top_k"],
             generator=torch.Generator().manual_seed(params["seed"]),
         )
-        return prompt + decode(self._encoding, list(tokens))
+        return prompt + decode(self._encoding, list(self._in_time(tokens, deadline)))
+
+    def _in_time(self, tokens: Iterator[int], deadline: float) -> Iterator[int]:
+        for token in tokens:
+            if time.monotonic() > deadline:
+                raise _invalid_parameter(
+                    f"the request took longer than max_seconds={self._limits['max_seconds']} of the model's "
+                    "configuration; ask for fewer tokens or prompts at a time"
+                )
+            yield token
 
 
 def read_encoding(folder: Path) -> tiktoken.Encoding:
@@ -103,8 +118,11 @@ def read_encoding(folder: Path) -> tiktoken.Encoding:
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
 
-def _check(params: Mapping[str, Any]) -> None:
-    for name, maximum in {"max_new_tokens": MAX_NEW_TOKENS, "top_k": MAX_TOP_K}.items():
+def _check(params: Mapping[str, Any], max_new_tokens: int) -> None:
+    for name, value in params.items():
+        if value is None:
+            raise _invalid_parameter(f"{name} is null; leave it out for the model's default")
+    for name, maximum in {"max_new_tokens": min(max_new_tokens, MAX_NEW_TOKENS), "top_k": MAX_TOP_K}.items():
         if not 1 <= params[name] <= maximum:
             raise _invalid_parameter(f"{name} is {params[name]}, but must be from 1 to {maximum}")
     if not is_valid_temperature(params["temperature"]):

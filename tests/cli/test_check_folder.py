@@ -1,15 +1,19 @@
 """What git and DVC need of the folder, said before DVC fails."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from mlflow.tracking._tracking_service.utils import _has_existing_mlruns_data
 
 from reprogpt.cli import check_folder
-from reprogpt.cli.check_folder import NO_IDENTITY, NOT_ASCII, require_repository, warnings
+from reprogpt.cli.check_folder import NO_IDENTITY, NOT_ASCII, SHALLOW, require_repository, warnings
 from reprogpt.errors import PipelineError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -73,3 +77,37 @@ def test_check_says_it(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(check, "warnings", lambda: ["no identity"])
     check.check()
     assert "warning: no identity" in capsys.readouterr().err
+
+
+def test_a_shallow_clone_is_told_how_to_get_its_history(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        subprocess.run(["git", "commit", "-q", "--allow-empty", "-m", name], cwd=folder, check=True)
+    assert warnings() == []
+    subprocess.run(["git", "clone", "-q", "--depth", "1", folder.as_uri(), "shallow"], cwd=folder.parent, check=True)
+    monkeypatch.chdir(folder.parent / "shallow")
+    assert warnings() == [SHALLOW]
+    subprocess.run(SHALLOW.rpartition(": ")[2].split(), check=True)
+    assert warnings() == []
+
+
+def test_runs_that_an_older_mlflow_left_are_moved_out_of_plain_mlflows_way(folder: Path) -> None:
+    for name in ("0", "0123456789abcdef0123456789abcdef/artifacts"):
+        (folder / "mlruns" / name).mkdir(parents=True)
+    assert warnings() == [] and not _has_existing_mlruns_data()
+    (folder / "mlruns/0/meta.yaml").write_text("name: Default")
+    assert _has_existing_mlruns_data()
+    (warning,) = warnings()
+    subprocess.run(["sh", "-c", warning.splitlines()[-1]], check=True)
+    assert warnings() == [] and not _has_existing_mlruns_data()
+    assert [path.name for path in (folder / "mlruns").iterdir()] == ["0123456789abcdef0123456789abcdef"]
+
+
+def test_line_ends_are_those_of_the_commit_whatever_git_is_set_to(folder: Path) -> None:
+    """DVC's digests are of the bytes: with core.autocrlf all of the code would count as modified."""
+    shutil.copy(ROOT / ".gitattributes", folder)
+    (folder / "code.py").write_bytes(b"a = 1\n")
+    subprocess.run(["git", "add", "--all"], check=True)
+    subprocess.run(["git", "commit", "-qm", "one"], check=True)
+    clone = ["git", "-c", "core.autocrlf=true", "clone", "-q", ".", "../windows"]
+    subprocess.run(clone, check=True)
+    assert (folder.parent / "windows/code.py").read_bytes() == b"a = 1\n"

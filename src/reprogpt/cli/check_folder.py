@@ -20,6 +20,15 @@ NOT_ASCII = (
     "has other letters (\"'ascii' codec can't encode\"). Move DVC's cache to a path without them:\n"
     "dvc cache dir --local /ASCII/PATH && dvc checkout"
 )
+SHALLOW = (
+    "this clone is shallow, so `dvc exp list` and `dvc exp show` don't find the experiments of `--temp` and of the\n"
+    "queue. Get the history: git fetch --unshallow"
+)
+FILE_STORE = (
+    'an older MLflow kept runs of its own in {folders}, so plain `mlflow ui` shows those or refuses ("maintenance\n'
+    'mode") instead of showing mlflow.db. `make ui` names the store; or move them away:\n'
+    "mkdir -p mlruns-old && mv {folders} mlruns-old/"
+)
 
 
 def require_repository() -> None:
@@ -37,11 +46,17 @@ def require_repository() -> None:
 
 
 def warnings() -> list[str]:
-    """What stops some of DVC's commands, though not `dvc repro`."""
+    """What stops some commands of DVC and MLflow, though not `dvc repro`."""
     found = []
     if git("var", "GIT_COMMITTER_IDENT") is None:
         found.append(NO_IDENTITY)
     cache = git("config", "--file", ".dvc/config.local", "cache.dir")
     if not str(Path.cwd()).isascii() and not (cache and Path(cache).is_absolute() and cache.isascii()):
         found.append(NOT_ASCII)
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        found.append(SHALLOW)
+    # As MLflow looks for them; our artifacts lie beside them, in folders that are named after runs.
+    file_stores = sorted(path.parent.as_posix() for path in Path("mlruns").glob("*/meta.yaml"))
+    if file_stores:
+        found.append(FILE_STORE.format(folders=" ".join(file_stores)))
     return found

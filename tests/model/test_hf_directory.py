@@ -1,6 +1,7 @@
 """The model on disk, as a Hugging Face GPT-2 directory."""
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,14 @@ def test_deeply_nested_json_is_refused(folder: Path) -> None:
 def test_a_size_too_long_for_a_number_is_refused(folder: Path) -> None:
     (folder / "config.json").write_text('{"n_head": ' + "9" * 10_000 + "}", encoding="utf-8")
     assert "config.json is missing or not readable: " in load_error(folder)
+
+
+def test_a_full_disk_is_a_message_and_leaves_no_part_of_the_weights(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(ModelError, match=r"model\.safetensors can't be written: .*Make room"):
+            save_model(tmp_path, tiny_model())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

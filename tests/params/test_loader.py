@@ -418,7 +418,10 @@ def test_check_reports_problems_of_several_stages_in_one_message_without_traceba
     assert "Traceback" not in done.stderr
 
 
-def test_check_passes_valid_parameters(folder: Path) -> None:
+def test_check_passes_valid_parameters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    for variable in ("GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(variable, "me@localhost")
     done = run_check(folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"params.yaml: {len(TEXT.splitlines())} keys, all within their ranges\n"
@@ -488,6 +491,19 @@ def test_aliases_of_aliases_are_refused_with_a_short_message(folder: Path) -> No
     message = load_error()
     assert "seed: [[[...], " in message
     assert len(message) < 4000
+
+
+def test_a_path_as_corpus_url_is_answered_with_its_url(
+    values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("私の本.txt").touch()
+    own = {key: values[key] for key in FetchParams.model_fields}
+    for path in ("私の本.txt", str(tmp_path / "私の本.txt")):
+        (problem,) = problems_of(FetchParams, own | {"corpus_url": path})
+        url = problem.rpartition(" ")[2]
+        assert "is a path; write it as a URL: file:///" in problem
+        assert problems_of(FetchParams, own | {"corpus_url": url}) == []
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ def check() -> None:
 
     Raises PipelineError if DVC can't run here at all; what stops some of its commands only is a warning.
     """
-    require_repository()
     values = read_mapping(PARAMS_FILE)
     problems = unknown_keys(values) + [problem for stage in STAGES for problem in problems_of(stage, values)]
     raise_problems(list(dict.fromkeys(problems)))  # a key that two stages read is reported once
+    require_repository()
     print(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges")
     for warning in warnings():
         print(f"\nwarning: {warning}\n", file=sys.stderr)

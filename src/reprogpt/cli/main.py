@@ -9,6 +9,7 @@ from pathlib import Path
 from reprogpt.cli.output import EXIT_BROKEN_PIPE, discard_output, flush_output
 from reprogpt.cli.parser import build_parser
 from reprogpt.errors import PipelineError, run_program
+from reprogpt.utf8_mode import restart_in_utf8_mode
 
 
 def run() -> int | None:
@@ -17,6 +18,7 @@ def run() -> int | None:
     EXIT_BROKEN_PIPE if the reader of standard output closed it early. Raises PipelineError, and SystemExit for wrong
     arguments (2) and help (0).
     """
+    restart_in_utf8_mode()
     _run_code_of(Path.cwd())
     arguments = build_parser().parse_args()
     _require_root()

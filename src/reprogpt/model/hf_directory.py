@@ -83,6 +83,7 @@ def save_model(
 
     weights: the full weights, for a model that is sharded, or others than its present ones; a tied head is one tensor.
     best_step: 0-based step of the evaluation whose weights they are, None for those of a training's last step.
+    Raises ModelError if the weights can't be written.
     """
     config = {gpt2: getattr(model.config, ours) for ours, gpt2 in _CONFIG_KEYS.items()}
     dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop"), model.config.drop_rate)
@@ -91,7 +92,14 @@ def save_model(
     full = model.weights() if weights is None else weights
     on_cpu = {name: tensor.detach().cpu() for name, tensor in full.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
-        save_file(to_gpt2(on_cpu, model.config), temporary, metadata={"format": "pt"})
+        try:
+            save_file(to_gpt2(on_cpu, model.config), temporary, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:  # the latter also for a full disk
+            size = sum(tensor.nbytes for tensor in on_cpu.values())
+            raise ModelError(
+                f"{folder / WEIGHTS} can't be written: {error}; it has {size / 1e9:.1f} GB. Make room, or make the "
+                "folder writable, and run the same command again"
+            ) from None
         os.chmod(temporary, 0o644)  # noqa: PTH101 - safetensors creates it with mode 600
 
 

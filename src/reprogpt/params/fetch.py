@@ -1,6 +1,7 @@
 """What the `fetch` stage reads from params.yaml."""
 
 import re
+from pathlib import Path
 
 from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -36,6 +37,8 @@ class FetchParams(Params):
                 f"and set the environment variable {QUERY_VARIABLE} to it: fetch sends it and records it nowhere",
                 {"names": ", ".join(dict.fromkeys(names))},
             )
+        if "://" not in url and Path(url).is_file():
+            raise ValueError(f"is a path; write it as a URL: {Path(url).absolute().as_uri()}")
         if not re.match(r"(?i:https?|file)://.", url):
             raise ValueError("is not allowed; allowed: an https, http or file URL")
         return url

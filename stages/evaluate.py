@@ -4,7 +4,7 @@ from reprogpt.corpus.tokens import load_encoding, read_tokens
 from reprogpt.evaluation.results import final_results
 from reprogpt.evaluation.samples import sample_text
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
-from reprogpt.model.hf_directory import load_model
+from reprogpt.model.hf_directory import load_model, trained_on_documents
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import announce_device, out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
@@ -34,7 +34,10 @@ def main() -> None:
             model, encoding, train_ids, val_ids, batch_size=params.rows_per_forward, numerics=numerics
         )
         write_json_atomic(EVAL_RESULTS, results)
-        write_text_atomic(SAMPLES, sample_text(model, encoding, params=params, numerics=numerics))
+        stops = params.stop_at_end_of_text and trained_on_documents(MODEL)
+        stop_token = encoding.eot_token if stops else None
+        samples = sample_text(model, encoding, params=params, numerics=numerics, stop_token=stop_token)
+        write_text_atomic(SAMPLES, samples)
         print(f"evaluate: validation loss {results['final_val_loss']:.3f}, perplexity {results['val_perplexity']:.1f}")
         record_evaluation(outbox, params.model_dump(), last_step)
 

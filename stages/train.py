@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from reprogpt.corpus.tokens import decode, load_encoding, write_tokenizer
+from reprogpt.corpus.tokens import contains, decode, load_encoding, read_tokens, write_tokenizer
 from reprogpt.distributed.launcher import launcher_process, run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
 from reprogpt.dvc_files import run_key_of, stage_inputs
@@ -44,14 +44,17 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
     with lock_run(inputs, resume_tags(environment, numerics)) as run_lock:
         checkpointed = CheckpointedTraining(training, run_lock)
         identity = RunIdentity(run_key_of(inputs), run_lock.training_id, run_lock.run_dir)
-        decode_sample = partial(decode, load_encoding(params.encoding))
+        encoding = load_encoding(params.encoding)
+        decode_sample = partial(decode, encoding)
         with start_run(identity, params.model_dump(), environment, training.size, decode_sample) as run_logger:
             run_logger.resume(checkpointed.records)
             for record in checkpointed.run(launcher_process()):
                 run_logger.log_step(record, is_latest=record.step + 1 == training.step)
             kept = {"keep": params.keep, "kept_step": checkpointed.kept_step}
             best_step = checkpointed.kept_step if params.keep == "best" else None
-            save_model(MODEL, training.model, checkpointed.kept_weights(), best_step=best_step)
+            on_documents = contains(read_tokens(TRAIN_TOKENS, vocab_size=params.vocab_size), encoding.eot_token)
+            weights = checkpointed.kept_weights()
+            save_model(MODEL, training.model, weights, best_step=best_step, on_documents=on_documents)
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)
             digests = {"run_key": identity.run_key} | training.initial_weights_tags

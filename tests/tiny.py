@@ -69,12 +69,12 @@ def tiny_model(seed: int = 0, **changes: Any) -> GPTModel:
     return GPTModel(dataclasses.replace(CONFIG, **changes))
 
 
-def model_with_odds(odds: Mapping[int, float]) -> GPTModel:
+def model_with_odds(odds: Mapping[int, float], **changes: Any) -> GPTModel:
     """A tiny model that gives the next token these odds at every position; other tokens have probability zero.
 
     The last norm's output is (1, 0, 0, …), and the output head's first column holds log(odds).
     """
-    model = tiny_model()
+    model = tiny_model(**changes)
     model.final_norm.weight.data.zero_()
     model.final_norm.bias.data.copy_(torch.eye(model.config.emb_dim)[0])
     model.out_head.weight.data.fill_(-1000.0)

@@ -30,7 +30,7 @@ from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
 from reprogpt.tracking.logged_models import finalize_model, upload_model_file
 from reprogpt.tracking.store import open_store
-from tests.tiny import tiny_model
+from tests.tiny import model_with_odds, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ("--length", "12")
@@ -105,6 +105,58 @@ def test_weights_that_are_not_of_the_last_step_are_announced(root: Path, generat
         config.write_text(before, "utf-8")
     assert generate(*SHORT)[0] == text
     assert "weights of step" not in generate(*SHORT)[1]
+
+
+@pytest.fixture
+def ending(root: Path) -> Iterator[Path]:
+    """As data/model, a model of documents that wants to end at once: <|endoftext|> is its likeliest token."""
+    folder, kept = root / "data/model", root / "data/kept"
+    folder.rename(kept)
+    odds = model_with_odds({50256: 9.0, 64: 1.0}, vocab_size=50257, context_length=32)
+    save_model(folder, odds, on_documents=True)
+    yield folder
+    shutil.rmtree(folder)
+    kept.rename(folder)
+
+
+def test_a_model_of_documents_ends_its_text_and_may_start_one(
+    ending: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert generate("A", *SHORT, "--temperature", "0")[0] == "A"
+    assert set(generate("", "--from-start", "--length", "99", "--seed", "2")[0]) <= {"a"}
+    params = load_params(EvaluateParams)
+    on = params.model_copy(update={"stop_at_end_of_text": False})
+    monkeypatch.setattr(command, "load_params", lambda _: on)
+    assert generate("A", "--length", "2", "--temperature", "0")[0] == "A<|endoftext|><|endoftext|>"
+
+
+def test_from_start_gives_the_model_the_end_of_the_document_before(
+    ending: Path, generate: Generate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = []
+    real = generation.generate
+
+    def watched(model: Any, prompt: list[int], *arguments: Any, **options: Any) -> Iterator[int]:
+        prompts.append(prompt)
+        return real(model, prompt, *arguments, **options)
+
+    monkeypatch.setattr(generation, "generate", watched)
+    generate("", "--from-start", *SHORT)
+    generate("A", "--from-start", *SHORT)
+    assert prompts == [[50256], [50256, 32]]
+
+
+def test_a_model_of_a_single_text_never_stops_and_starts_no_document(root: Path, generate: Generate) -> None:
+    folder, kept = root / "data/model", root / "data/kept"
+    folder.rename(kept)
+    try:
+        save_model(folder, model_with_odds({50256: 1.0}, vocab_size=50257, context_length=32))
+        assert generate("A", "--length", "2")[0] == "A<|endoftext|><|endoftext|>"
+        with pytest.raises(PipelineError, match="--from-start needs a model that was trained on several documents"):
+            generate("A", "--from-start")
+    finally:
+        shutil.rmtree(folder)
+        kept.rename(folder)
 
 
 def usual_environment() -> dict[str, str]:

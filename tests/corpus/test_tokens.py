@@ -10,7 +10,16 @@ import pytest
 import tiktoken
 from tiktoken import registry
 
-from reprogpt.corpus.tokens import decode, encode, load_encoding, num_bytes, read_tokens, write_tokenizer, write_tokens
+from reprogpt.corpus.tokens import (
+    contains,
+    decode,
+    encode,
+    load_encoding,
+    num_bytes,
+    read_tokens,
+    write_tokenizer,
+    write_tokens,
+)
 from reprogpt.errors import DataError
 
 UINT16 = np.dtype(np.uint16)
@@ -170,6 +179,12 @@ def test_an_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds token id 64, but vocab_size=64 allows 0 to 63"):
         read_tokens(tmp_path / "ids.npy", vocab_size=64)
     assert len(read_tokens(tmp_path / "ids.npy", vocab_size=65)) == 3
+
+
+def test_a_token_is_found_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reprogpt.corpus.tokens.CHECKED_TOKENS", 4)
+    ids = np.arange(10, dtype=UINT16)
+    assert [contains(ids, token) for token in (0, 3, 4, 9, 10)] == [True, True, True, True, False]
 
 
 def test_the_tokenizer_is_written_in_three_files_without_pickle(tmp_path: Path) -> None:

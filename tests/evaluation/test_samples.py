@@ -18,7 +18,11 @@ def encoding() -> tiktoken.Encoding:
 
 def samples(encoding: tiktoken.Encoding, **changes: object) -> list[tuple[str, str]]:
     """Title and text of each sample. Ids below 64 are single characters, none of them a line end."""
-    values = PARAMS | {"temperature": 1.0, "top_k": 25, "max_new_tokens": 20, "start_context": "A"} | changes
+    values = (
+        PARAMS
+        | {"stop_at_end_of_text": True, "temperature": 1.0, "top_k": 25, "max_new_tokens": 20, "start_context": "A"}
+        | changes
+    )
     params = EvaluateParams(**{key: value for key, value in values.items() if key in EvaluateParams.model_fields})
     blocks = sample_text(tiny_model(), encoding, params=params, numerics=CPU).split("\n\n")
     return [(block.split("\n")[0], block.split("\n")[1]) for block in blocks]
@@ -33,6 +37,17 @@ def test_each_sample_continues_the_prompt_and_all_differ(encoding: tiktoken.Enco
     texts = [text for _, text in samples(encoding)]
     assert all(text[0] == "A" and len(text) == 21 for text in texts)
     assert len(set(texts)) == 4
+
+
+def test_a_sample_ends_before_the_stop_token(encoding: tiktoken.Encoding) -> None:
+    prompt = encoding.encode_ordinary("A")
+    greedy = list(generate(tiny_model(), prompt, 20))
+    values = PARAMS | {"stop_at_end_of_text": True, "temperature": 0.0, "top_k": 1, "max_new_tokens": 20}
+    params = EvaluateParams(**{key: value for key, value in values.items() if key in EvaluateParams.model_fields})
+    params = params.model_copy(update={"start_context": "A"})
+    text = sample_text(tiny_model(), encoding, params=params, numerics=CPU, stop_token=greedy[3])
+    expected = decode(encoding, prompt + greedy[: greedy.index(greedy[3])])
+    assert text.startswith(f"greedy\n{expected}\n\n")
 
 
 def test_the_greedy_sample_is_the_greedy_continuation(encoding: tiktoken.Encoding) -> None:

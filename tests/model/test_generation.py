@@ -108,6 +108,15 @@ def test_the_mode_is_restored_if_the_caller_stops_early() -> None:
     assert model.training
 
 
+def test_a_stop_token_ends_the_text_and_is_not_part_of_it() -> None:
+    model = tiny_model()
+    drawn = list(generate(model, [1], 30, temperature=1.0, generator=seeded()))
+    stop_token = drawn[12]
+    expected = drawn[: drawn.index(stop_token)]
+    assert list(generate(model, [1], 30, temperature=1.0, generator=seeded(), stop_token=stop_token)) == expected
+    assert len(expected) < 30 and model.training
+
+
 def test_generating_records_no_graph() -> None:
     model, recorded = tiny_model(), []
     model.final_norm.register_forward_hook(lambda module, inputs, output: recorded.append(output.requires_grad))

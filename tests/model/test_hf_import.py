@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.baseline import MODEL_KEYS, PlainGPT
 from reprogpt.errors import ParamsError
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.model.hf_directory import save_model
@@ -194,7 +195,6 @@ def test_nonzero_biases_that_would_be_dropped_are_refused(tmp_path: Path) -> Non
     ("ours", "theirs"),
     [
         ({"vocab_size": 63}, "vocab_size: 63 in params.yaml, but vocab_size is 64"),
-        ({"context_length": 4}, "context_length: 4 in params.yaml, but n_positions is 8"),
         ({"context_length": 16}, "context_length: 16 in params.yaml, but n_positions is 8"),
         ({"emb_dim": 64}, "emb_dim: 64 in params.yaml, but n_embd is 32"),
         ({"n_heads": 8}, "n_heads: 8 in params.yaml, but n_head is 4"),
@@ -207,8 +207,8 @@ def test_another_size_is_refused_naming_both_values(tmp_path: Path, ours: dict[s
 
 
 def test_all_sizes_that_differ_are_named_at_once(tmp_path: Path) -> None:
-    message = import_error(saved(tmp_path), replace(BIASED, n_layers=3, context_length=4))
-    assert "n_layers: 3" in message and "context_length: 4" in message
+    message = import_error(saved(tmp_path), replace(BIASED, n_layers=3, context_length=9))
+    assert "n_layers: 3" in message and "context_length: 9" in message
 
 
 @pytest.mark.parametrize(
@@ -405,3 +405,99 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, change: Callable[...,
 def test_a_tied_head_of_its_own_is_refused(tmp_path: Path) -> None:
     change_config(saved(tmp_path), tie_word_embeddings=True)
     assert "tie_word_embeddings: true, but lm_head.weight is not transformer.wte.weight" in import_error(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_of_more_positions_than_context_length_the_first_are_taken(
+    tmp_path: Path, tied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = gpt2_model(tied=tied)
+    theirs.save_pretrained(tmp_path)
+    ours = imported(tmp_path, replace(BIASED, context_length=5))
+    assert "init_from: the first 5 of 8 positions are taken" in capsys.readouterr().err
+    assert torch.equal(ours.pos_emb.weight, theirs.get_parameter("transformer.wpe.weight")[:5])
+    with torch.no_grad():
+        assert torch.allclose(ours(IDS[:, :5]), theirs(IDS[:, :5]).logits, rtol=0, atol=1e-5)
+
+
+def test_more_positions_than_are_stored_are_refused(tmp_path: Path) -> None:
+    message = import_error(saved(tmp_path), replace(BIASED, context_length=9))
+    assert "context_length: 9 in params.yaml, but n_positions is 8" in message
+
+
+def books_weights(**changes: Any) -> dict[str, Tensor]:
+    """What `torch.save(model.state_dict())` of the book's program holds: its LayerNorm and its mask."""
+    torch.manual_seed(3)
+    sizes = {key: getattr(CONFIG, key) for key in MODEL_KEYS} | changes
+    return {name: tensor.clone() for name, tensor in PlainGPT(**sizes).state_dict().items()}
+
+
+def book_folder(folder: Path, weights: dict[str, Tensor]) -> Path:
+    masks = {f"trf_blocks.{layer}.att.mask": torch.triu(torch.ones(8, 8), 1) for layer in (0, 1)}
+    renamed = {
+        name.replace("norm1.weight", "norm1.scale").replace("norm1.bias", "norm1.shift"): tensor
+        for name, tensor in weights.items()
+    }
+    save_file(masks | renamed, folder / "model.safetensors")
+    return folder
+
+
+def test_weights_under_the_books_names_are_read_without_a_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = books_weights()
+    model = imported(book_folder(tmp_path, weights), CONFIG)
+    plain = PlainGPT(**{key: getattr(CONFIG, key) for key in MODEL_KEYS})
+    plain.load_state_dict(weights)
+    with torch.no_grad():
+        assert torch.allclose(model(IDS), plain.eval()(IDS), rtol=0, atol=1e-5)
+    assert "nothing tells n_heads; 4 is params.yaml's" in capsys.readouterr().err
+    short = imported(tmp_path, replace(CONFIG, context_length=5))
+    assert torch.equal(short.pos_emb.weight, weights["pos_emb.weight"][:5])
+    assert "the first 5 of 8 positions are taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BIASED, "lacks tensor trf_blocks.0.att.W_key.bias; set qkv_bias to false"),
+        (replace(CONFIG, n_layers=1), "has an unknown tensor trf_blocks.1."),
+        (replace(CONFIG, vocab_size=65), "has tok_emb.weight as torch.float32 [64, 32], but params.yaml asks for"),
+        (
+            replace(CONFIG, tie_weights=True),
+            "has another out_head.weight than tok_emb.weight; set tie_weights to false",
+        ),
+    ],
+)
+def test_weights_of_the_book_that_do_not_fit_are_refused(tmp_path: Path, config: GPTConfig, message: str) -> None:
+    assert f"which has the book's names, {message}" in import_error(book_folder(tmp_path, books_weights()), config)
+
+
+def test_weights_of_the_book_with_biases_need_qkv_bias(tmp_path: Path) -> None:
+    folder = book_folder(tmp_path, books_weights(qkv_bias=True))
+    assert "unknown tensor trf_blocks.0.att.W_key.bias; set qkv_bias to true" in import_error(folder, CONFIG)
+    assert imported(folder, BIASED).config == BIASED
+
+
+@pytest.mark.parametrize("names_the_file", [False, True])
+def test_a_pickle_is_answered_with_its_conversion_and_never_read(tmp_path: Path, names_the_file: bool) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"weight": Trap()}, tmp_path / "model.pth")
+    message = import_error(tmp_path / "model.pth" if names_the_file else tmp_path, CONFIG)
+    assert "model.pth is a pickle" in message and "safetensors.torch.save_file" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_conversion_that_the_message_shows_gives_weights_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model_state_dict": books_weights(), "optimizer_state_dict": {}}, "model.pth")
+    lines = import_error(tmp_path, CONFIG).splitlines()
+    code = "\n".join(line.strip() for line in lines if line.startswith("  ")).replace("FOLDER", "folder")
+    (tmp_path / "folder").mkdir()
+    exec(code)
+    assert torch.equal(imported(tmp_path / "folder", CONFIG).out_head.weight, books_weights()["out_head.weight"])

@@ -82,6 +82,7 @@ start_context: Every effort moves you
 max_new_tokens: 50
 temperature: 1.0
 top_k: 25
+stop_at_end_of_text: true
 device: auto
 precision: fp32
 matmul: auto

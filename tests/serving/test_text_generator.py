@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow.pyfunc
@@ -24,12 +25,12 @@ from reprogpt.corpus.tokens import load_encoding, write_tokenizer
 from reprogpt.model.hf_directory import save_model
 from reprogpt.serving import text_generator
 from reprogpt.serving.mlflow_model import write_mlflow_model
-from reprogpt.serving.text_generator import read_encoding
+from reprogpt.serving.text_generator import TextGenerator, read_encoding
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import open_outbox
 from reprogpt.tracking.run_logger import record_model
 from reprogpt.tracking.store import open_store, store_name
-from tests.tiny import PARAMS, tiny_model
+from tests.tiny import PARAMS, model_with_odds, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED_WITH = {**PARAMS, "max_new_tokens": 50, "start_context": "Every effort moves you"}  # as in params.yaml
@@ -101,6 +102,28 @@ def generate(root: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.C
 def texts(model: PyFuncModel, *prompts: str, **params: Any) -> list[str]:
     predicted: Any = model.predict(pd.DataFrame({"prompt": prompts}), params=params)
     return list(predicted["text"])
+
+
+def test_a_model_of_documents_ends_its_text_unless_asked_otherwise(tmp_path: Path) -> None:
+    odds = model_with_odds({50256: 1.0}, **SIZES)
+    save_model(tmp_path, odds, on_documents=True)
+    write_tokenizer(tmp_path)
+    served = TextGenerator()
+    served.load_context(SimpleNamespace(artifacts={"checkpoint": str(tmp_path)}, model_config=None))  # type: ignore[arg-type]
+    params = {"max_new_tokens": 2, "temperature": 0.0, "top_k": 1, "seed": 1, "from_start": False}
+
+    def answer(prompt: str, **changes: bool) -> str:
+        request = {**params, "stop_at_end_of_text": True, **changes}
+        answered = served.predict(None, pd.DataFrame({"prompt": [prompt]}), request)  # type: ignore[arg-type]
+        return str(answered["text"][0])
+
+    assert (answer("A"), answer("A", stop_at_end_of_text=False)) == ("A", "A<|endoftext|><|endoftext|>")
+    assert answer("", from_start=True) == ""
+    save_model(tmp_path, odds)
+    served.load_context(SimpleNamespace(artifacts={"checkpoint": str(tmp_path)}, model_config=None))  # type: ignore[arg-type]
+    assert answer("A") == "A<|endoftext|><|endoftext|>"
+    with pytest.raises(MlflowException, match="from_start needs a model that was trained on several documents"):
+        answer("A", from_start=True)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +232,8 @@ def test_defaults_are_those_of_params_and_greedy_where_evaluate_will_refuse_them
     model: PyFuncModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defaults = {param.name: param.default for param in model.metadata.get_params_schema().params}
-    assert defaults == {"max_new_tokens": 50, "temperature": 1.0, "top_k": 25, "seed": 123}
+    sampling = {"max_new_tokens": 50, "temperature": 1.0, "top_k": 25, "seed": 123}
+    assert defaults == sampling | {"stop_at_end_of_text": True, "from_start": False}
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     text = (ROOT / "params.yaml").read_text("utf-8")

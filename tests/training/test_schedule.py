@@ -40,8 +40,14 @@ def their_scheduler(lr_decay: str) -> LRScheduler:
     """20 steps from 0.001 to 0.01, then down to 0.001 by step 100, for wsd in the last 30 steps."""
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.01)
     if lr_decay == "wsd":
-        lengths = {"num_warmup_steps": 20, "num_decay_steps": 30, "num_training_steps": 100}
-        found: LRScheduler = get_wsd_schedule(optimizer, **lengths, decay_type="1-sqrt", min_lr_ratio=0.1)
+        found: LRScheduler = get_wsd_schedule(
+            optimizer,
+            num_warmup_steps=20,
+            num_decay_steps=30,
+            num_training_steps=100,
+            decay_type="1-sqrt",
+            min_lr_ratio=0.1,
+        )
         return found
     warmup = LinearLR(optimizer, start_factor=0.1, total_iters=20)
     if lr_decay == "cosine":
@@ -56,7 +62,7 @@ def rates_of(scheduler: LRScheduler, num_steps: int) -> list[float]:
     """The learning rates of a scheduler of torch's."""
     rates = []
     for _ in range(num_steps):
-        rates.append(scheduler.get_last_lr()[0])
+        rates.append(float(scheduler.get_last_lr()[0]))
         scheduler.optimizer.step()
         scheduler.step()
     return rates

@@ -17,7 +17,7 @@ from reprogpt.errors import PipelineError
 from reprogpt.lineage.resolve_run import parent_run, require_run
 from reprogpt.model import generation
 from reprogpt.model.gpt import GPTModel
-from reprogpt.model.hf_directory import best_step, load_model
+from reprogpt.model.hf_directory import best_step, load_model, trained_on_documents
 from reprogpt.numerics.device import out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
@@ -37,20 +37,29 @@ def generate(
     top_k: int | None,
     seed: int | None,
     run: str | None,
+    from_start: bool = False,
 ) -> int:
     """Write prompt and continuation to standard output, token by token, and a final newline; returns 0.
 
-    prompt: STANDARD_INPUT reads it from there. run: whose model, as in require_run; None takes data/model.
+    prompt: STANDARD_INPUT reads it from there; with from_start it begins a document, and may be "".
+    run: whose model, as in require_run; None takes data/model.
     The others have the bounds of cli/parser.py; None takes params.yaml's value for evaluate.
     Raises PipelineError for an empty or unreadable prompt, tokens outside the model's vocabulary, a missing model,
     and output that can't be written; BrokenPipeError if the reader has closed the pipe.
     """
     params = load_params(EvaluateParams)
-    text = params.start_context if prompt is None else _read_prompt(prompt)
+    text = params.start_context if prompt is None else _read_prompt(prompt, may_be_empty=from_start)
     encoding = load_encoding(params.encoding)
     ids = encode(encoding, text).tolist()
     numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto")
-    model = (_load_workspace_model() if run is None else _load_run_model(run)).to(numerics.device)
+    model, on_documents = _load_workspace_model() if run is None else _load_run_model(run)
+    model.to(numerics.device)
+    if from_start and not on_documents:
+        raise PipelineError(
+            "--from-start needs a model that was trained on several documents: this one never saw <|endoftext|>;\n"
+            "leave --from-start out, or train on a manifest"
+        )
+    ids = [encoding.eot_token, *ids] if from_start else ids
     _refuse_unknown_tokens(ids, encoding, model.config.vocab_size)
     tokens = generation.generate(
         model,
@@ -59,6 +68,7 @@ def generate(
         temperature=params.temperature if temperature is None else temperature,
         top_k=params.top_k if top_k is None else top_k,
         generator=torch.Generator().manual_seed(params.seed if seed is None else seed),
+        stop_token=encoding.eot_token if on_documents and params.stop_at_end_of_text else None,
     )
     write_output(text)
     for piece in pieces(encoding, tokens):
@@ -82,7 +92,7 @@ def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
         yield rest
 
 
-def _read_prompt(prompt: str) -> str:
+def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
     """The prompt, or the contents of standard input as a corpus is read: LF line ends, no byte order mark.
 
     One newline at its end, which echo adds, is dropped.
@@ -102,7 +112,7 @@ def _read_prompt(prompt: str) -> str:
         raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {advice(content)}") from None
     if prompt == STANDARD_INPUT:
         text = normalize_text(text).removesuffix("\n")
-    if not text:
+    if not text and not may_be_empty:
         raise PipelineError(
             "the prompt is empty; give a text of at least one character, or leave PROMPT out for start_context of\n"
             "params.yaml"
@@ -110,7 +120,7 @@ def _read_prompt(prompt: str) -> str:
     return text
 
 
-def _load_workspace_model() -> GPTModel:
+def _load_workspace_model() -> tuple[GPTModel, bool]:
     if not MODEL.is_dir():
         raise PipelineError(
             f"{MODEL} is missing: `dvc repro` trains it, `dvc pull` fetches it where a remote has it,\n"
@@ -119,8 +129,8 @@ def _load_workspace_model() -> GPTModel:
     return _load(MODEL)
 
 
-def _load_run_model(what: str) -> GPTModel:
-    """The model that the run trained, downloaded into a temporary folder."""
+def _load_run_model(what: str) -> tuple[GPTModel, bool]:
+    """The model that the run trained, downloaded into a temporary folder, as _load returns it."""
     runs = search_runs()
     found, remark = require_run(what, runs)
     trained = parent_run(found, runs) or found
@@ -138,13 +148,16 @@ def _load_run_model(what: str) -> GPTModel:
         return _load(checkpoint)
 
 
-def _load(folder: Path) -> GPTModel:
-    """The model, saying on standard error if its weights are not those of a training's last step."""
+def _load(folder: Path) -> tuple[GPTModel, bool]:
+    """The model, and whether it was trained on several documents.
+
+    Says on standard error if its weights are not those of a training's last step.
+    """
     model = load_model(folder)
     step = best_step(folder)
     if step is not None:
         print(f"weights of step {step}, the evaluation with the lowest val_loss (keep: best)", file=sys.stderr)
-    return model
+    return model, trained_on_documents(folder)
 
 
 def _refuse_unknown_tokens(ids: list[int], encoding: tiktoken.Encoding, vocab_size: int) -> None:

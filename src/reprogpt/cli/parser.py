@@ -121,6 +121,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     words = "decides every draw: the same seed, the same text; at least 0 (seed of params.yaml)"
     parser.add_argument("--seed", metavar="S", type=_whole_number(0, MAX_SEED), help=words)
     parser.add_argument("--run", metavar="RUN", help=f"use its model instead of data/model. {RUN}")
+    words = 'PROMPT, which may be "", begins a document; for a model that was trained on several'
+    parser.add_argument("--from-start", action="store_true", help=words)
 
 
 def _add_register(parser: argparse.ArgumentParser) -> None:
@@ -151,7 +153,8 @@ GENERATE = Command(
     Print PROMPT and the model's continuation to standard output, each character as soon as it is
     generated, and a final newline. Options default to params.yaml, so the same command gives the same
     text; another --seed gives another one. With --temperature 0 it is evaluate's greedy sample, for
-    the same prompt.
+    the same prompt. A model that was trained on several documents ends its text before max_new_tokens
+    where it ends a document, unless stop_at_end_of_text of params.yaml is false.
 
     One newline at the end of standard input is not part of the prompt. A PROMPT that begins with a
     dash needs -- before it. The model sees the last context_length tokens. It computes in fp32, on a
@@ -165,6 +168,7 @@ GENERATE = Command(
     reprogpt generate --temperature 0
     reprogpt generate "He said" --seed 7 --top-k 50 --run corrected
     reprogpt generate - < prompt.txt | head -n 3
+    reprogpt generate --from-start ""
     """,
     _add_generate,
 )

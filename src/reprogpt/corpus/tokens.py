@@ -116,6 +116,16 @@ def release_memory(ids: np.ndarray) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
+def contains(ids: np.ndarray, token: int) -> bool:
+    """Whether the ids, (n,), have this one; reads a mapped file up to the first."""
+    for start in range(0, len(ids), CHECKED_TOKENS):
+        found = bool((ids[start : start + CHECKED_TOKENS] == token).any())
+        release_memory(ids)
+        if found:
+            return True
+    return False
+
+
 def num_bytes(encoding: tiktoken.Encoding, ids: np.ndarray) -> int:
     """How many bytes of text the ids, (n,), stand for; the end of a text stands for none."""
     counts = np.zeros(encoding.n_vocab, np.int64)

@@ -14,8 +14,18 @@ NUM_DRAWN = 3
 _SAMPLES = 3  # second word of a generator's seed; randomness.py uses 1, 2 and 4
 
 
-def sample_text(model: GPTModel, encoding: tiktoken.Encoding, *, params: EvaluateParams, numerics: Numerics) -> str:
-    """The text of samples.txt: start_context continued greedily, then NUM_DRAWN times from generators of their own."""
+def sample_text(
+    model: GPTModel,
+    encoding: tiktoken.Encoding,
+    *,
+    params: EvaluateParams,
+    numerics: Numerics,
+    stop_token: int | None = None,
+) -> str:
+    """The text of samples.txt: start_context continued greedily, then NUM_DRAWN times from generators of their own.
+
+    stop_token: ends a sample early and is not part of it; None: none does.
+    """
     prompt = encoding.encode_ordinary(params.start_context)
 
     def continue_prompt(temperature: float, generator: torch.Generator | None) -> str:
@@ -27,6 +37,7 @@ def sample_text(model: GPTModel, encoding: tiktoken.Encoding, *, params: Evaluat
                 temperature=temperature,
                 top_k=params.top_k,
                 generator=generator,
+                stop_token=stop_token,
             )
             return decode(encoding, prompt + list(ids))
 

@@ -17,6 +17,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     generator: torch.Generator | None = None,
+    stop_token: int | None = None,
 ) -> Iterator[int]:
     """Yield max_new_tokens token ids that continue prompt; the model's mode is restored afterwards.
 
@@ -24,6 +25,7 @@ def generate(
     temperature: 0 is greedy and draws nothing; above 0 samples from softmax(logits / temperature), among the top_k
     largest logits where top_k is given.
     generator: a CPU generator, needed when temperature is above 0.
+    stop_token: an id that ends the text early and is not yielded; None: none does.
     """
     was_training = model.training
     model.eval()
@@ -31,8 +33,11 @@ def generate(
     ids = list(prompt)
     try:
         for _ in range(max_new_tokens):
-            ids.append(_next_token(decoder.last_logits(ids), temperature, top_k, generator))
-            yield ids[-1]
+            token = _next_token(decoder.last_logits(ids), temperature, top_k, generator)
+            if token == stop_token:
+                return
+            ids.append(token)
+            yield token
     finally:
         model.train(was_training)
 

@@ -34,9 +34,9 @@ _CONFIG_KEYS = {
     "qkv_bias": "qkv_bias",  # not a key of GPT-2, which always has these biases: zeros are written
     "tie_weights": "tie_word_embeddings",
 }
-BEST_STEP = (
-    "best_step"  # not a key of GPT-2: there if the weights are those of the best evaluation, not of the last step
-)
+# Not keys of GPT-2, and left out where they don't apply.
+BEST_STEP = "best_step"  # of the evaluation whose weights they are, if not of the last step
+DOCUMENTS = "trained_on_documents"  # true: the training tokens had <|endoftext|>
 # within a block: our module -> GPT-2's, and whether GPT-2 stores its matrix transposed
 _BLOCK_NAMES = {
     "att.out_proj": ("attn.c_proj", True),
@@ -77,18 +77,26 @@ _REMEDY = "Restore it with `dvc checkout`, or train again with `dvc repro -f tra
 
 
 def save_model(
-    folder: Path, model: GPTModel, weights: Mapping[str, Tensor] | None = None, *, best_step: int | None = None
+    folder: Path,
+    model: GPTModel,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    best_step: int | None = None,
+    on_documents: bool = False,
 ) -> None:
     """Write config.json and model.safetensors (float32) into folder, each atomically.
 
     weights: the full weights, for a model that is sharded, or others than its present ones; a tied head is one tensor.
     best_step: 0-based step of the evaluation whose weights they are, None for those of a training's last step.
+    on_documents: whether the training tokens had an end of text.
     Raises ModelError if the weights can't be written.
     """
     config = {gpt2: getattr(model.config, ours) for ours, gpt2 in _CONFIG_KEYS.items()}
     dropouts = dict.fromkeys(("attn_pdrop", "embd_pdrop"), model.config.drop_rate)
-    chosen = {} if best_step is None else {BEST_STEP: best_step}
-    write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **config, **chosen})
+    origin: dict[str, Any] = {} if best_step is None else {BEST_STEP: best_step}
+    if on_documents:
+        origin[DOCUMENTS] = True
+    write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **config, **origin})
     full = model.weights() if weights is None else weights
     on_cpu = {name: tensor.detach().cpu() for name, tensor in full.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
@@ -132,6 +140,11 @@ def best_step(folder: Path) -> int | None:
     """
     step = read_config(folder / CONFIG).get(BEST_STEP)
     return step if type(step) is int else None
+
+
+def trained_on_documents(folder: Path) -> bool:
+    """Whether the training tokens of the model had an end of text. Raises ModelError if config.json can't be read."""
+    return read_config(folder / CONFIG).get(DOCUMENTS) is True
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Imports weights from any Hugging Face GPT-2 directory (`init_from`).
+"""Imports weights from any Hugging Face GPT-2 directory, or with the book's own names (`init_from`).
 
 Entries are rearranged and half precision is converted to float32, which is exact. What this model can't represent is
 refused. Only safetensors files are read: a pickle can run code.
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from reprogpt.errors import ModelError, ParamsError
 from reprogpt.files import repository_root
+from reprogpt.model.book_names import POSITIONS as BOOK_POSITIONS
+from reprogpt.model.book_names import UnfitTensorError, are_the_books, from_book
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.model.hf_directory import (
     CONFIG,
@@ -34,7 +36,8 @@ from reprogpt.paths import MODEL
 
 INDEX, PICKLE = f"{WEIGHTS}.index.json", "pytorch_model.bin"
 PICKLE_INDEX = f"{PICKLE}.index.json"
-HEAD, EMBEDDINGS = "lm_head.weight", "transformer.wte.weight"
+HEAD, EMBEDDINGS, POSITIONS = "lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"
+PICKLE_SUFFIXES = (".pth", ".pt")  # as the book saves with torch.save
 _PREFIX = "transformer."  # written by GPT2LMHeadModel, not by GPT2Model or the first published files
 _PREFIXED = re.compile(r"(wte|wpe|h|ln_f)\.")
 # A name of GPT-2 after a prefix of a wrapper, such as DistributedDataParallel's `module.`
@@ -62,20 +65,18 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
     init_from_sha256: of its model.safetensors; "" accepts any, with a warning.
     A tied output head stays tied with tie_weights, and otherwise becomes a copy of the token embeddings. Query, key
     and value biases that are not stored are zeros; nonzero ones need qkv_bias.
+    Of more positions than context_length the first are taken. A model.safetensors without config.json may have the
+    book's own names.
     Raises ParamsError if the folder is missing or not a GPT-2 directory, has other sizes or settings than this model,
     another digest, or weights that are not finite.
     """
     folder = repository_root() / init_from
     try:
-        foreign = _read_config(folder)
-        _require_same_model(foreign, config)
-        content = _read_weights(folder)
-        sha256 = hashlib.sha256(content).hexdigest()
-        _require_digest(init_from_sha256, sha256)
-        stored = _normalize_names(_parse(content))
-        _require_finite(stored)
-        _complete(stored, config, tied=bool(foreign.get("tie_word_embeddings", True)))
-        _require_shapes(stored, config)
+        _require_folder(folder)
+        if (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+            weights, sha256 = _read_gpt2(folder, init_from_sha256, config)
+        else:
+            weights, sha256 = _read_book(folder, init_from_sha256, config)
     except _UnusableError as fault:
         raise ParamsError(f"init_from={init_from} can't be used: {fault}") from None
     except OSError as error:
@@ -87,7 +88,78 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
             f"runs (`dvc repro -f train`); to pin these, set init_from_sha256 to\n{sha256}",
             file=sys.stderr,
         )
-    return InitialWeights(from_gpt2(stored, config), sha256)
+    return InitialWeights(weights, sha256)
+
+
+def _read_gpt2(folder: Path, wanted_sha256: str, config: GPTConfig) -> tuple[dict[str, Tensor], str]:
+    """Weights by GPTModel's names, and the digest of their file, of a GPT-2 directory."""
+    foreign = _read_config(folder)
+    _require_same_model(foreign, config)
+    content = _read_weights(folder)
+    sha256 = hashlib.sha256(content).hexdigest()
+    _require_digest(wanted_sha256, sha256)
+    stored = _normalize_names(_parse(content))
+    _require_finite(stored)
+    _take_first_positions(stored, foreign[SIZES["context_length"]], config)
+    _complete(stored, config, tied=bool(foreign.get("tie_word_embeddings", True)))
+    _require_shapes(stored, config)
+    return from_gpt2(stored, config), sha256
+
+
+def _read_book(folder: Path, wanted_sha256: str, config: GPTConfig) -> tuple[dict[str, Tensor], str]:
+    """The same of a folder without config.json, whose tensors have the book's own names."""
+    content = _read_weights(folder)
+    sha256 = hashlib.sha256(content).hexdigest()
+    stored = _parse(content)
+    if not are_the_books(stored):
+        raise _UnusableError(f"{folder} has no {CONFIG}, so it is not a GPT-2 directory")
+    _require_digest(wanted_sha256, sha256)
+    try:
+        weights = from_book(stored, config)
+    except UnfitTensorError as problem:
+        raise _UnusableError(f"its {WEIGHTS}, which has the book's names, {problem}") from None
+    _require_finite(weights)
+    _say_positions(len(stored[BOOK_POSITIONS]), config)
+    print(f"init_from: without {CONFIG}, nothing tells n_heads; {config.n_heads} is params.yaml's", file=sys.stderr)
+    return weights, sha256
+
+
+def _take_first_positions(stored: dict[str, Tensor], num_positions: int, config: GPTConfig) -> None:
+    """Cut the rows of positions beyond context_length, if there are as many as config.json says."""
+    positions = stored.get(POSITIONS)
+    if positions is not None and positions.ndim == 2 and len(positions) == num_positions:
+        stored[POSITIONS] = positions[: config.context_length].clone()
+        _say_positions(len(positions), config)
+
+
+def _say_positions(num_stored: int, config: GPTConfig) -> None:
+    if num_stored > config.context_length:
+        print(f"init_from: the first {config.context_length} of {num_stored} positions are taken", file=sys.stderr)
+
+
+def _require_folder(folder: Path) -> None:
+    """Raise with what to do where init_from names no folder, or one that has a pickle and no model.safetensors."""
+    if folder.is_file():
+        if folder.suffix in PICKLE_SUFFIXES:
+            raise _UnusableError(_pickle_advice(folder))
+        raise _UnusableError(f"{folder} is a file; name the folder that has it as {WEIGHTS}")
+    if not folder.is_dir() or (folder / WEIGHTS).exists() or (folder / CONFIG).exists():
+        return
+    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise _UnusableError(_pickle_advice(pickles[0]))
+
+
+def _pickle_advice(path: Path) -> str:
+    return (
+        f"{path} is a pickle, which can run code when it is loaded; it is never read here. If you\n"
+        "trust it, convert it in Python, into a folder of its own, and name that folder:\n"
+        "  import torch, safetensors.torch\n"
+        f"  weights = torch.load({path.name!r}, map_location='cpu', weights_only=True)\n"
+        "  weights = weights.get('model_state_dict', weights)  # saved with the optimizer\n"
+        "  weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}\n"
+        f"  safetensors.torch.save_file(weights, 'FOLDER/{WEIGHTS}')"
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -109,7 +181,7 @@ def _require_same_model(foreign: Mapping[str, Any], config: GPTConfig) -> None:
     other_sizes = [
         f"{ours}: {getattr(config, ours)} in params.yaml, but {theirs} is {foreign.get(theirs, 'missing')}"
         for ours, theirs in SIZES.items()
-        if foreign.get(theirs) != getattr(config, ours)
+        if foreign.get(theirs) != getattr(config, ours) and not _has_more_positions(foreign, config, theirs)
     ]
     other_model = config_problems(foreign)
     if not (other_sizes or other_model):
@@ -121,6 +193,12 @@ def _require_same_model(foreign: Mapping[str, Any], config: GPTConfig) -> None:
     if other_sizes:
         advice.append("Set the keys of params.yaml that are named to its values")
     raise _UnusableError(f"its {CONFIG} describes another model\n{listing}\n" + "\n".join(advice))
+
+
+def _has_more_positions(foreign: Mapping[str, Any], config: GPTConfig, key: str) -> bool:
+    """Whether this key is the number of positions, of which the first context_length are there to be taken."""
+    stored = foreign.get(key)
+    return key == SIZES["context_length"] and type(stored) is int and stored > config.context_length
 
 
 def _read_weights(folder: Path) -> bytes:

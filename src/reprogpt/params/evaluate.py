@@ -11,6 +11,7 @@ class EvaluateParams(SharedParams):
 
     temperature: float = Field(description=TEMPERATURE_RANGE)
     top_k: int = Field(ge=1, le=MAX_TOP_K)
+    stop_at_end_of_text: bool
 
     @field_validator("temperature")
     @classmethod

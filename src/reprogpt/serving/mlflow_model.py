@@ -91,12 +91,14 @@ def write_mlflow_model(folder: Path, params: Mapping[str, Any]) -> dict[str, Any
 
 def _signature(params: Mapping[str, Any]) -> ModelSignature:
     """Column `prompt` in, column `text` out; parameters with the defaults of `reprogpt generate`."""
-    temperature, top_k = _sampling_defaults()
+    temperature, top_k, stop_at_end_of_text = _sampling_defaults()
     defaults = [
         ParamSpec("max_new_tokens", "long", params["max_new_tokens"]),
         ParamSpec("temperature", "double", temperature),
         ParamSpec("top_k", "long", top_k),
         ParamSpec("seed", "long", params["seed"]),
+        ParamSpec("stop_at_end_of_text", "boolean", stop_at_end_of_text),
+        ParamSpec("from_start", "boolean", False),
     ]
     prompt = Schema([ColSpec("string", "prompt")])
     text = Schema([ColSpec("string", "text")])
@@ -108,13 +110,13 @@ def _limits(params: Mapping[str, Any]) -> dict[str, Any]:
     return {**DEFAULT_LIMITS, "max_new_tokens": max(DEFAULT_LIMITS["max_new_tokens"], params["max_new_tokens"])}
 
 
-def _sampling_defaults() -> tuple[float, int]:
-    """temperature and top_k of params.yaml; greedy where they are invalid, which train does not check."""
+def _sampling_defaults() -> tuple[float, int, bool]:
+    """temperature, top_k and stop_at_end_of_text of params.yaml; greedy where one is invalid: train checks none."""
     try:
         params = load_params(EvaluateParams)
     except ParamsError:
-        return 0.0, 1
-    return params.temperature, params.top_k
+        return 0.0, 1, True
+    return params.temperature, params.top_k, params.stop_at_end_of_text
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
 from reprogpt.corpus.tokens import VOCABULARY_FILES, decode
 from reprogpt.model.generation import generate
-from reprogpt.model.hf_directory import load_model
+from reprogpt.model.hf_directory import load_model, trained_on_documents
 from reprogpt.numerics.device import temporary_numerics
 from reprogpt.params.sampling_limits import (
     DEFAULT_LIMITS,
@@ -47,6 +47,7 @@ class TextGenerator(PythonModel):
         folder = Path(context.artifacts[CHECKPOINT_ARTIFACT])
         with temporary_numerics(**ARITHMETIC) as numerics:
             self._model = load_model(folder).to(numerics.device)
+        self._on_documents = trained_on_documents(folder)
         self._encoding = read_encoding(folder)
 
     def predict(
@@ -57,8 +58,9 @@ class TextGenerator(PythonModel):
     ) -> pd.DataFrame:
         """Each row's `text` is its `prompt` continued by max_new_tokens tokens, independent of the other rows.
 
-        params: max_new_tokens, temperature, top_k and seed, with the bounds of `reprogpt generate`; max_new_tokens is
-        bounded by the model's configuration, too, as is the time of a request: its client may have gone long ago.
+        params: max_new_tokens, temperature, top_k and seed, with the bounds of `reprogpt generate`, and
+        stop_at_end_of_text and from_start (its --from-start); max_new_tokens is bounded by the model's configuration,
+        too, as is the time of a request: its client may have gone long ago.
         Raises MlflowException (HTTP status 400 when served) for a value out of bounds, an empty prompt, tokens
         outside the model's vocabulary, or a request that takes too long.
         """
@@ -73,6 +75,10 @@ class TextGenerator(PythonModel):
         if not isinstance(prompt, str):  # as in {"prompt": ["a", "b"]}, which MLflow reads as one row
             raise _invalid_parameter(f"prompt is {prompt!r}, not a text; give a table with a row for each prompt")
         ids = self._encoding.encode_ordinary(prompt)
+        if params["from_start"]:
+            if not self._on_documents:
+                raise _invalid_parameter("from_start needs a model that was trained on several documents")
+            ids = [self._encoding.eot_token, *ids]
         vocab_size = self._model.config.vocab_size
         if not ids:
             raise _invalid_parameter("prompt is empty; give a text of at least one character")
@@ -88,6 +94,7 @@ class TextGenerator(PythonModel):
             temperature=params["temperature"],
             top_k=params["top_k"],
             generator=torch.Generator().manual_seed(params["seed"]),
+            stop_token=self._encoding.eot_token if self._on_documents and params["stop_at_end_of_text"] else None,
         )
         return prompt + decode(self._encoding, list(self._in_time(tokens, deadline)))
 

@@ -131,6 +131,18 @@ def test_with_keep_best_a_training_that_had_ended_has_its_best_weights_again(run
     assert (checkpointed.kept_step, kept) == best_weights(**changes)
 
 
+def test_a_finished_training_that_is_given_more_epochs_is_told_that_it_starts_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lock = {"stages": {"train": {"cmd": "c", "params": {"params.yaml": {"n_epochs": 2}}, "deps": [], "outs": []}}}
+    Path("dvc.lock").write_text(json.dumps(lock))
+    origin = {"workspace": True, "inputs": {"params": {"n_epochs": 3}, "deps": {}}, "environment": {}}
+    start(RunLock("0" * 32, tmp_path, origin), n_epochs=3)
+    message = capsys.readouterr().err
+    assert "n_epochs 2 -> 3 does not lengthen the finished training" in message and "set init_from to start" in message
+
+
 def test_with_keep_last_the_weights_are_those_of_the_last_step(run_lock: RunLock) -> None:
     training, checkpointed = start(run_lock)
     list(checkpointed.run_until(StopRequest()))

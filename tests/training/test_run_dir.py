@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from reprogpt.dvc_files import dvc_md5
 from reprogpt.training import run_dir
-from reprogpt.training.run_dir import RunLock, changes_since_interrupted, lock_run, mark_complete, prune
+from reprogpt.training.run_dir import RunLock, changes_since_interrupted, lock_run, mark_complete, prune, raised_epochs
 
 INPUTS = {"cmd": "python -m stages.train", "deps": {"tokens.npy": "d1"}, "params": {"peak_lr": 0.001, "seed": 1}}
 ENVIRONMENT = {"torch": "2.13.0", "threads": "2"}
@@ -184,6 +184,29 @@ def test_changes_since_the_interrupted_training_are_listed() -> None:
             "threads: 2 -> 1",
             "tokens.npy has changed",
         ]
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "found"),
+    [
+        ({"n_epochs": 15}, {"n_epochs": 30}, (15, 30)),
+        ({"n_epochs": 15}, {"n_epochs": 10}, None),
+        ({"n_epochs": 15}, {"n_epochs": 30, "seed": 2}, None),
+        ({"n_epochs": 15}, {"n_epochs": 15}, None),
+    ],
+)
+def test_n_epochs_raised_after_the_end_is_told_from_other_changes(
+    root: Path, recorded: dict[str, Any], now: dict[str, Any], found: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INPUTS, "params", other(**recorded)["params"])
+    write_lock(root)
+    with lock_run(other(**now), ENVIRONMENT) as run_lock:
+        assert raised_epochs(run_lock) == found
+
+
+def test_without_a_finished_training_none_is_lengthened() -> None:
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        assert raised_epochs(run_lock) is None
 
 
 def test_a_first_training_has_no_changes_to_list() -> None:

@@ -22,7 +22,7 @@ from reprogpt.signals import StopRequest, graceful_shutdown
 from reprogpt.step_record import StepRecord
 from reprogpt.training import checkpoint_io
 from reprogpt.training.loop import train
-from reprogpt.training.run_dir import RunLock, changes_since_interrupted, remove_run_dir
+from reprogpt.training.run_dir import RunLock, changes_since_interrupted, raised_epochs, remove_run_dir
 from reprogpt.training.state import Training
 
 MAX_SAVING_SHARE = 0.02  # of a training's time that it may wait for checkpoints
@@ -60,6 +60,13 @@ class CheckpointedTraining:
             changes = changes_since_interrupted(run_lock)
             if changes:
                 _warn("starting from step 0: the interrupted training was another one\n  " + "\n  ".join(changes))
+            elif epochs := raised_epochs(run_lock):
+                _warn(
+                    f"n_epochs {epochs[0]} -> {epochs[1]} does not lengthen the finished training: the schedule of the "
+                    "learning rate spans all\nsteps, so this is another training, which starts from step 0. To "
+                    f"continue with the finished weights instead, set n_epochs\nback to {epochs[0]}, run "
+                    "`dvc repro` and `cp -r data/model start`, and set init_from to start"
+                )
         self._saved_step = training.step
         self._saved_at = time.monotonic()
         self._saving_seconds = 0.0

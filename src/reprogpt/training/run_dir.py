@@ -144,6 +144,20 @@ def changes_since_interrupted(run_lock: RunLock) -> list[str]:
     return describe_changes(_read_metadata(newest.parent), run_lock.origin)
 
 
+def raised_epochs(run_lock: RunLock) -> tuple[int, int] | None:
+    """n_epochs of the training that dvc.lock records, and this one's, if it is higher and no other parameter differs.
+
+    None in a copy of the workspace, where experiments differ on purpose.
+    """
+    locked = locked_stage("train")
+    if not locked or not run_lock.origin["workspace"]:
+        return None
+    before, now = recorded_inputs(locked)["params"], run_lock.origin["inputs"]["params"]
+    if _changed_keys(before, now) != ["n_epochs"] or not before["n_epochs"] < now["n_epochs"]:
+        return None
+    return before["n_epochs"], now["n_epochs"]
+
+
 def describe_changes(then: Origin, now: Origin) -> list[str]:
     """What makes two trainings different, one line each: parameters, then the environment, then files."""
     lines = []

@@ -16,7 +16,9 @@ from reprogpt.errors import exit_on_signal_during_imports, run_program
 from reprogpt.numerics.env_vars import set_env_vars
 from reprogpt.params.loader import differs_from_last_result, peek
 from reprogpt.standard_streams import outlive_readers
+from reprogpt.utf8_mode import restart_in_utf8_mode
 
+restart_in_utf8_mode()
 exit_on_signal_during_imports()
 set_env_vars(peek("numerics"))  # before a stage imports numpy or torch, which read the variables at import
 

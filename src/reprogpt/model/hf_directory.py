@@ -5,7 +5,6 @@ only rearranges entries, so the float32 weights keep their bits.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def save_model(
                 f"{folder / WEIGHTS} can't be written: {error}; it has {size / 1e9:.1f} GB. Make room, or make the "
                 "folder writable, and run the same command again"
             ) from None
-        os.chmod(temporary, 0o644)  # noqa: PTH101 - safetensors creates it with mode 600
+        temporary.chmod((folder / CONFIG).stat().st_mode)  # as the umask says: safetensors creates it with mode 600
 
 
 def load_model(folder: Path) -> GPTModel:

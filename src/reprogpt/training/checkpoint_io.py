@@ -61,7 +61,7 @@ def write(checkpoint: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     begins = [0, *ends[:-1]]
     header = _header(tensors, begins, ends)
     data_start = len(header)
-    file = os.open(checkpoint.with_suffix(_TENSORS), os.O_CREAT | os.O_WRONLY, 0o600)
+    file = os.open(checkpoint.with_suffix(_TENSORS), os.O_CREAT | os.O_WRONLY, 0o666)  # as the umask says
     try:
         os.pwrite(file, header, 0)
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,0 +1,49 @@
+"""Who can read what is made: the user's umask decides, as with git and MLflow."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from reprogpt.files import write_text_atomic
+from reprogpt.model.hf_directory import save_model
+from reprogpt.tracking.outbox import open_outbox
+from reprogpt.tracking.store import open_store
+from reprogpt.training import checkpoint_io
+from reprogpt.training.run_dir import lock_run
+from tests.tiny import tiny_model
+
+
+@pytest.fixture(params=[0o077, 0o022, 0o002], ids=lambda mask: f"umask {mask:03o}")
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def test_everything_that_is_made_follows_the_umask(umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    monkeypatch.chdir(root)
+    open_store()
+    write_text_atomic(Path("params.yaml"), "seed: 1")
+    outbox = open_outbox("1")
+    outbox.append("training", name="a")
+    outbox.append_file(Path("params.yaml"), "")
+    outbox.mark_nothing_uploaded()
+    save_model(Path("data/model"), tiny_model())
+    inputs = {"cmd": "", "deps": {}, "params": {}}
+    with lock_run(inputs, {}) as run_lock:
+        assert run_lock.run_dir is not None
+        checkpoint = checkpoint_io.slots(run_lock.run_dir)[0]
+        digests = checkpoint_io.write(checkpoint, {"a": torch.zeros(2)})
+        checkpoint_io.commit(checkpoint, 1, digests, b"", run_lock.training_id)
+    made = {path.relative_to(root).as_posix(): path.stat().st_mode & 0o777 for path in root.rglob("*")}
+    assert {"mlflow.db", ".reprogpt/outbox/1/records.jsonl", "data/model/model.safetensors"} < made.keys()
+    least = {"mlflow.db", *(name for name in made if name.endswith("lock"))}  # SQLite and filelock ask for 644
+    for name, mode in made.items():
+        asked = 0o777 if (root / name).is_dir() else 0o644 if name in least else 0o666
+        assert mode == asked & ~umask, name
+    outbox.release()

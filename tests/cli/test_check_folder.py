@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking._tracking_service.utils import _has_existing_mlruns_data
 
 from reprogpt.cli import check_folder
-from reprogpt.cli.check_folder import NO_IDENTITY, NOT_ASCII, SHALLOW, require_repository, warnings
+from reprogpt.cli.check_folder import NO_IDENTITY, NOT_ASCII, SHALLOW, require_repository, restore_lock, warnings
 from reprogpt.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,3 +111,36 @@ def test_line_ends_are_those_of_the_commit_whatever_git_is_set_to(folder: Path) 
     clone = ["git", "-c", "core.autocrlf=true", "clone", "-q", ".", "../windows"]
     subprocess.run(clone, check=True)
     assert (folder.parent / "windows/code.py").read_bytes() == b"a = 1\n"
+
+
+LOCK = (ROOT / "dvc.lock").read_bytes()
+
+
+def test_a_cut_dvc_lock_is_restored_and_kept(folder: Path) -> None:
+    lock = folder / "dvc.lock"
+    assert restore_lock() is None  # there is none
+    lock.write_bytes(LOCK)
+    subprocess.run(["git", "add", "dvc.lock"], check=True)
+    subprocess.run(["git", "commit", "-qm", "result"], check=True)
+    assert restore_lock() is None
+    for length in (0, 12, 25, 1000, len(LOCK) // 2 + 3):
+        cut = LOCK[:length]
+        lock.write_bytes(cut)
+        said = restore_lock()
+        if said is None:  # cut between two entries: DVC reads it, and restores the rest from its run cache
+            assert lock.read_bytes() == cut
+            continue
+        assert "the committed one is restored" in said
+        assert lock.read_bytes() == LOCK and (folder / "dvc.lock.cut").read_bytes() == cut
+
+
+def test_a_cut_dvc_lock_that_was_never_committed_is_moved_away(folder: Path) -> None:
+    (folder / "dvc.lock").write_bytes(LOCK[:12])
+    assert "DVC writes a new one" in str(restore_lock())
+    assert not (folder / "dvc.lock").exists()
+
+
+def test_a_conflict_of_a_merge_in_dvc_lock_is_left_to_the_person(folder: Path) -> None:
+    conflict = b"<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n"
+    (folder / "dvc.lock").write_bytes(conflict)
+    assert restore_lock() is None and (folder / "dvc.lock").read_bytes() == conflict

@@ -2,7 +2,7 @@
 
 import sys
 
-from reprogpt.cli.check_folder import require_repository, warnings
+from reprogpt.cli.check_folder import require_repository, restore_lock, warnings
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import PARAMS_FILE, Params, problems_of, raise_problems, read_mapping, unknown_keys
@@ -16,12 +16,16 @@ STAGES: tuple[type[Params], ...] = (FetchParams, SplitParams, TokenizeParams, Tr
 def check() -> None:
     """Raise ParamsError with every problem of params.yaml, or say on the terminal that there is none.
 
+    A dvc.lock that was cut is restored.
     Raises PipelineError if DVC can't run here at all; what stops some of its commands only is a warning.
     """
     values = read_mapping(PARAMS_FILE)
     problems = unknown_keys(values) + [problem for stage in STAGES for problem in problems_of(stage, values)]
     raise_problems(list(dict.fromkeys(problems)))  # a key that two stages read is reported once
     require_repository()
+    restored = restore_lock()
+    if restored:
+        print(restored, file=sys.stderr)
     print(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges")
     for warning in warnings():
         print(f"\nwarning: {warning}\n", file=sys.stderr)

@@ -3,8 +3,10 @@
 import subprocess
 from pathlib import Path
 
-from reprogpt.errors import PipelineError
-from reprogpt.tracking.git import git
+from reprogpt.errors import ParamsError, PipelineError
+from reprogpt.files import write_bytes_atomic
+from reprogpt.params.loader import LOCK_FILE, read_mapping
+from reprogpt.tracking.git import git, git_bytes
 
 NO_REPOSITORY = (
     "DVC works in a git repository only. In a folder from an archive, make one:\n"
@@ -43,6 +45,37 @@ def require_repository() -> None:
     reason = done.stderr.decode("utf-8", "replace").strip()  # no repository, or one of another user
     advice = "" if "dubious ownership" in reason else f"\n{NO_REPOSITORY}"
     raise PipelineError(f"git can't use {Path.cwd()}: {reason}{advice}")
+
+
+def restore_lock() -> str | None:
+    """Put the committed dvc.lock back if a kill of DVC has cut the file; returns what was done, None if it is whole.
+
+    DVC reads the file before any stage starts, and stops. What was cut is kept beside it; results that it alone
+    recorded are in DVC's run cache, so that no stage runs again for them.
+    """
+    if not LOCK_FILE.exists() or _is_valid_lock(LOCK_FILE):
+        return None
+    if b"<<<<<<< " in LOCK_FILE.read_bytes():  # a merge that a person has to end
+        return None
+    committed = git_bytes("show", f"HEAD:./{LOCK_FILE}")
+    kept = LOCK_FILE.with_name("dvc.lock.cut")
+    LOCK_FILE.replace(kept)
+    if committed is None:
+        return f"{LOCK_FILE} was cut, as by a kill of dvc; it is kept as {kept}, and DVC writes a new one"
+    write_bytes_atomic(LOCK_FILE, committed)
+    return f"{LOCK_FILE} was cut, as by a kill of dvc; the committed one is restored, the cut one is kept as {kept}"
+
+
+def _is_valid_lock(path: Path) -> bool:
+    """By DVC's own schema."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(read_mapping(path))
+    except (ParamsError, Invalid):
+        return False
+    return True
 
 
 def warnings() -> list[str]:

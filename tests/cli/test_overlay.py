@@ -14,8 +14,9 @@ import pytest
 from mlflow.entities import Metric, Param
 
 from reprogpt.cli.main import run
-from reprogpt.cli.overlay import MAX_LABEL, _file_names, corpus_remark, labels
+from reprogpt.cli.overlay import MAX_LABEL, _cut, _drawable, _file_names, corpus_remark, labels, num_cells
 from reprogpt.errors import PipelineError
+from reprogpt.plotting import style
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import open_store
 from reprogpt.training.loop import train
@@ -196,6 +197,26 @@ def test_a_label_is_as_long_as_fits_and_counts_what_it_leaves_out() -> None:
     assert first == f"{'n' * 30} [RUNNING]: +5 more" and len(first) <= MAX_LABEL
     # A third would fit, but not with the number of those that then still lack.
     assert second == f"{'b' * 10}: seed=absent, stride=absent, +3 more" and len(second) <= MAX_LABEL
+
+
+def test_names_of_wide_characters_are_cut_by_cells_and_files_by_bytes() -> None:
+    assert _cut("吾輩は猫である", 8) == "吾輩は…" and _cut("吾輩は猫", 8) == "吾輩は猫"
+    runs = [TrackedRun(f"{n}" * 32, "吾輩は猫である。" * 20 + str(n), "FINISHED", {}, {}, {}, {}) for n in range(6)]
+    names = _file_names(runs)
+    assert len("-".join(names).encode()) < 250 and len(set(names)) == 6
+    assert all(num_cells(label) <= MAX_LABEL for label in labels(runs))
+
+
+def test_a_name_that_no_font_has_is_drawn_as_the_runs_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(style, "FALLBACK_FONTS", ())
+    runs = [
+        TrackedRun("a" * 32, "吾輩", "FINISHED", {}, {}, {}, {}),
+        TrackedRun("b" * 32, "été", "FINISHED", {}, {}, {}, {}),
+    ]
+    assert _drawable(["吾輩", "été"], runs) == ["aaaaaaaa", "été"]
+    assert capsys.readouterr().err.count("fonts-noto-cjk") == 1
 
 
 def test_other_tokens_of_the_same_text_do_not_compare_either() -> None:

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import reprogpt
+from reprogpt.plotting import style
 from reprogpt.plotting.style import save_figure
 from reprogpt.plotting.training_figures import learning_rate, losses
 from tests.plotting.histories import FILES, KINDS, training
@@ -79,3 +80,25 @@ def test_a_failure_while_writing_leaves_the_older_figure_unchanged(
     with pytest.raises(OSError, match="No space left"):
         save_figure(losses(training(2, warmup_steps=0), 5, "last"), tmp_path, "losses")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"losses.png": b"older"}
+
+
+def test_an_installed_font_draws_what_the_usual_one_lacks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One of matplotlib's own stands for a Japanese font here. Other texts keep their bytes."""
+    private = chr(0xE000)
+
+    def drawn(title: str) -> list[bytes]:
+        with style.figure_style():
+            figure, axes = style.new_figure()
+            axes.set_title(title)
+        save_figure(figure, tmp_path, "figure")  # a missing glyph would be a warning, which is an error here
+        return [(tmp_path / f"figure.{kind}").read_bytes() for kind in style.METADATA]
+
+    monkeypatch.setattr(style, "FALLBACK_FONTS", ("no such font",))
+    assert style.can_draw("loss é …") and not style.can_draw(private)
+    before = drawn("loss é …")
+    with pytest.raises(UserWarning, match="missing from font"):
+        drawn(private)
+    monkeypatch.setattr(style, "FALLBACK_FONTS", ("no such font", "STIXNonUnicode"))
+    assert style.can_draw(private)
+    assert drawn("loss é …") == before
+    drawn(private)

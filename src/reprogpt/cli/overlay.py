@@ -1,6 +1,8 @@
 """`reprogpt overlay A B …`: draws several runs in the same figures."""
 
 import re
+import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +15,14 @@ from reprogpt.lineage.revisions import Workspace, list_experiments, resolve_comm
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import TRAIN_SUMMARY
 from reprogpt.plotting.overlay import MAX_RUNS, METRICS, RunCurves, draw_overlay
-from reprogpt.plotting.style import METADATA, save_figure
+from reprogpt.plotting.style import METADATA, can_draw, save_figure
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import metric_histories, search_runs
 
 FOLDER = Path("overlays")  # git ignores it
 WORKSPACE = "."
-MAX_LABEL = 58  # characters that fit into the legend
-MAX_NAME = 30
+MAX_LABEL = 58  # cells that fit into the legend
+MAX_NAME = 30  # cells; of a file's name, bytes: six fit into the 255 of a file system
 WIDTH = 97
 
 
@@ -38,7 +40,7 @@ def overlay(words: Sequence[str]) -> int:
     chosen = [find_training(word, runs) for word in words]
     trainings = [run for run, _ in chosen]
     require_distinct(words, trainings, runs)
-    drawn = [_curves(run, label) for run, label in zip(trainings, labels(trainings), strict=True)]
+    drawn = [_curves(run, label) for run, label in zip(trainings, _drawable(labels(trainings), trainings), strict=True)]
     differing = differences(trainings)
     for (run, remark), curves, pairs in zip(chosen, drawn, differing, strict=True):
         print(f"{run.id}  {run.name}  {run.status}  {_extent(curves)}")
@@ -99,12 +101,24 @@ def labels(runs: Sequence[TrackedRun]) -> list[str]:
             joint = ", " if number else ": "
             rest = len(pairs) - number
             room = MAX_LABEL - (len(f", +{rest} more") if rest > 1 else 0)
-            if len(text + joint + pair) > room:
+            if num_cells(text + joint + pair) > room:
                 text += f"{joint}+{rest} more"
                 break
             text += joint + pair
         made.append(text)
     return made
+
+
+def _drawable(made: Sequence[str], runs: Sequence[TrackedRun]) -> list[str]:
+    """The labels; the run's id instead of one with characters that no font here has, which is said once."""
+    drawable = [can_draw(label) for label in made]
+    if not all(drawable):
+        print(
+            "no font for all characters of these names is installed: the figures have the runs' ids instead\n"
+            "(Debian: apt-get install fonts-noto-cjk)",
+            file=sys.stderr,
+        )
+    return [label if fits else run.id[:8] for label, fits, run in zip(made, drawable, runs, strict=True)]
 
 
 def corpus_remark(runs: Sequence[TrackedRun]) -> str:
@@ -143,7 +157,8 @@ def _names(runs: Sequence[TrackedRun]) -> list[str]:
 
 def _file_names(runs: Sequence[TrackedRun]) -> list[str]:
     """As _names, shortened to characters that every file system allows."""
-    made = [re.sub(r"[^\w.]+", "-", name).strip("-.")[:MAX_NAME] for name in _names(runs)]
+    made = [re.sub(r"[^\w.]+", "-", name).strip("-.") for name in _names(runs)]
+    made = [name.encode()[:MAX_NAME].decode(errors="ignore") for name in made]
     return [name if name and made.count(name) == 1 else run.id[:8] for name, run in zip(made, runs, strict=True)]
 
 
@@ -152,7 +167,17 @@ def _value(value: str | None) -> str:
 
 
 def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """The text, or its beginning and an ellipsis, in at most so many cells."""
+    if num_cells(text) <= most:
+        return text
+    while num_cells(text) > most - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def num_cells(text: str) -> int:
+    """The width of a text in cells of a terminal, near its width in a figure: wide characters have two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 @contextmanager

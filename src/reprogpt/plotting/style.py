@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager, get_font
 from matplotlib.ticker import MaxNLocator
 
 from reprogpt.files import atomic_path
@@ -23,6 +24,13 @@ SHADE, GUIDE = "#EDEDED", "#595959"
 MAX_MARKERS = 40  # more of them on one line run into a band
 MAX_POINTS = 500  # more of them on one jagged line run into a block
 BINNED_POINTS = 250  # then steps are binned into this many
+
+# For letters that DejaVu Sans lacks, where one of them is installed: Chinese, Japanese and Korean.
+FALLBACK_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans JP", "Noto Sans CJK SC", "Source Han Sans", "IPAexGothic", "IPAGothic"),
+    *("TakaoGothic", "VL Gothic", "Hiragino Sans", "Yu Gothic", "MS Gothic", "PingFang SC", "WenQuanYi Zen Hei"),
+    *("Microsoft YaHei", "Droid Sans Fallback"),
+)
 
 STYLE: dict[Any, Any] = {
     "figure.figsize": (5.5, 3.2),  # inches
@@ -59,8 +67,21 @@ def figure_style() -> Iterator[None]:
     """While the block runs: matplotlib's defaults plus STYLE, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(STYLE | {"font.family": _font_names()})
         yield
+
+
+def can_draw(text: str) -> bool:
+    """Whether the fonts of the figures have all characters of the text; others would be boxes, with a warning each."""
+    missing = {ord(character) for character in text if not character.isspace()}
+    for name in _font_names():
+        missing -= get_font(fontManager.findfont(name)).get_charmap().keys()
+    return not missing
+
+
+def _font_names() -> list[str]:
+    installed = {font.name for font in fontManager.ttflist}
+    return [*STYLE["font.family"], *(name for name in FALLBACK_FONTS if name in installed)]
 
 
 def new_figure() -> tuple[Figure, Axes]:

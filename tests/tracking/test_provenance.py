@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.tracking.provenance import git_tags
+from reprogpt.tracking.provenance import git_tags, user_tags
 
 FILES = {
     "dvc.yaml": "stages: {}\n",
@@ -60,3 +60,12 @@ def test_outside_a_repository_nothing_is_claimed(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / ".git").rename(tmp_path / "away")
     assert git_tags() == {}
+
+
+def test_the_user_is_recorded_where_the_system_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGNAME", "yamada")
+    assert user_tags() == {"mlflow.user": "yamada"}
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)  # docker run -u
+    assert user_tags() == {}

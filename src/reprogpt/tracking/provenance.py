@@ -1,5 +1,6 @@
 """Where a run comes from: commit, DVC experiment and corpus."""
 
+import getpass
 import json
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from reprogpt.paths import SOURCE
 from reprogpt.tracking.git import git
 from reprogpt.tracking.stage_code import code_patch
 
+MLFLOW_USER = "mlflow.user"
 TRAIN_CODE = "train_code"  # tag: 32 hex digits that identify the code of the training
 
 
@@ -33,6 +35,14 @@ def git_tags() -> dict[str, str]:
         "dirty": "true" if patch is None or patch.paths else "false",
         "mlflow.source.git.commit": commit,
     }
+
+
+def user_tags() -> dict[str, str]:
+    """Who runs this, in MLflow's own tag; {} where the system has no name for the user, as in some containers."""
+    try:
+        return {MLFLOW_USER: getpass.getuser()}
+    except (KeyError, OSError):
+        return {}
 
 
 def experiment_tags() -> dict[str, str]:

@@ -20,7 +20,7 @@ from reprogpt.progress import TrainingProgress
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
 from reprogpt.tracking.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.provenance import code_tags, corpus_tags, experiment_tags, git_tags, read_source
+from reprogpt.tracking.provenance import code_tags, corpus_tags, experiment_tags, git_tags, read_source, user_tags
 from reprogpt.tracking.results import record_evaluation, record_plots
 from reprogpt.tracking.stage_code import MAX_PATCH_BYTES, code_patch
 from reprogpt.tracking.store import recorded_store
@@ -174,6 +174,7 @@ def start_run(
     if next(outbox.records(), None) is None:
         tags = (
             git_tags()
+            | user_tags()
             | code_tags()
             | experiment
             | corpus_tags(source)

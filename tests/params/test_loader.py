@@ -494,6 +494,17 @@ def test_aliases_of_aliases_are_refused_with_a_short_message(folder: Path) -> No
     assert len(message) < 4000
 
 
+@pytest.mark.parametrize(
+    ("written", "what"),
+    [("seed\uff1a123", "a full-width colon"), ("seed:\u3000123", "a full-width space after the colon")],
+)
+def test_wide_punctuation_is_named_with_its_line(folder: Path, written: str, what: str) -> None:
+    replace(("seed: 123", written))
+    number = PARAMS_FILE.read_text("utf-8").splitlines().index(written) + 1
+    with pytest.raises(ParamsError, match=f"line {number} has {what} .*; write seed: and a space"):
+        load_params(FetchParams)
+
+
 def test_a_path_as_corpus_url_is_answered_with_its_url(
     values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ Values are written in params.yaml only, so parameter classes have no defaults. E
 own, in a file of its own: a new key of one stage reruns no other.
 """
 
+import re
 import reprlib
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -76,10 +77,22 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except RecursionError:
         raise ParamsError(f"{path} is not readable YAML: it is nested too deeply; its values are single ones") from None
     except (YAMLError, *_CONSTRUCTOR_ERRORS) as error:
-        raise ParamsError(f"{path} is not readable YAML: {shortened(' '.join(str(error).split()))}") from None
+        raise ParamsError(
+            f"{path} is not readable YAML: {_wide_colon(path) or shortened(' '.join(str(error).split()))}"
+        ) from None
     if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
     return values
+
+
+def _wide_colon(path: Path) -> str:
+    """What is wrong with the first line whose key ends in a full-width colon or space; "" if there is none."""
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        match = re.match(r"\s*(\w+)\s*(\uff1a|:\u3000)", line)
+        if match:
+            what = "a full-width colon" if match[2] == "\uff1a" else "a full-width space after the colon"
+            return f"line {number} has {what} ({line.strip()}); write {match[1]}: and a space, as ASCII"
+    return ""
 
 
 def peek(key: str) -> object:

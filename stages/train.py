@@ -23,7 +23,8 @@ from stages import run_stage
 
 
 def main() -> None:
-    run_in_processes(load_params(TrainParams), "stages.train", train)
+    params = load_params(TrainParams)
+    run_in_processes(params, "stages.train", train, torchrun_args=params.torchrun_args)
 
 
 @out_of_memory_advice()

@@ -37,7 +37,7 @@ ALLOWED = {
     "serving": BASE,
     "plotting": BASE,
     "training": {"evaluation", "distributed", "model", "corpus"} | BASE,
-    "evaluation": {"model", "corpus"} | BASE,
+    "evaluation": {"distributed", "model", "corpus"} | BASE,
     "distributed": {"model"} | BASE,
     "model": {""},
     "corpus": {""},

@@ -89,7 +89,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def start(device: str, nproc_per_node: int, torchrun_args: str = "") -> None:
     changes = {"device": device, "nproc_per_node": nproc_per_node, "torchrun_args": torchrun_args, "batch_size": 12}
-    run_in_processes(TrainParams(**PARAMS | changes), "stages.train", lambda params, group: None)
+    params = TrainParams(**PARAMS | changes)
+    run_in_processes(params, "stages.train", lambda params, group: None, torchrun_args=torchrun_args)
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])

@@ -52,3 +52,16 @@ def test_lineage_holds_and_a_second_repro_runs_nothing(changed: Workspace) -> No
     changed.succeed("python", "-m", "reprogpt", "lineage")
     assert changed.stages_run(changed.succeed("dvc", "repro")) == []
     changed.succeed("python", "-m", "reprogpt", "check")
+
+
+def test_evaluate_in_two_processes_writes_the_same_bytes_and_says_what_it_left_out(changed: Workspace) -> None:
+    names = ("data/metrics/eval.json", "data/samples.txt")
+    before = changed.files()
+    changed.set_params(nproc_per_node=2)
+    output = changed.succeed("python", "-m", "stages.evaluate")
+    assert output.count("evaluate: validation loss") == 1 and "spread evenly" not in output
+    assert [name for name in names if changed.files()[name] != before[name]] == []
+    changed.set_params(eval_max_tokens=640)
+    assert "final_train_loss is of 10 of 72 rows of 64 tokens, spread evenly" in changed.succeed(
+        "python", "-m", "stages.evaluate"
+    )

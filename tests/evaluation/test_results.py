@@ -1,15 +1,26 @@
 """The metrics of eval.json."""
 
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reprogpt.corpus.tokens import load_encoding
+from reprogpt.corpus.windows import windows
+from reprogpt.distributed.process_group import SINGLE_PROCESS
 from reprogpt.errors import DataError, NonFiniteError
-from reprogpt.evaluation.results import final_results
+from reprogpt.evaluation.evaluate import evaluate
+from reprogpt.evaluation.results import chosen_rows, final_results
 from reprogpt.model.gpt import GPTModel
+from tests.evaluation import in_processes
 from tests.tiny import CPU, model_with_odds, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -51,3 +62,39 @@ def test_weights_that_are_not_finite_give_no_results(model: GPTModel) -> None:
     ids = np.zeros(17, np.uint16)
     with pytest.raises(NonFiniteError, match="evaluation of the final weights: final_train_loss is nan"):
         final_results(model, load_encoding("gpt2"), ids, ids, batch_size=1, numerics=CPU)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_any_number_of_processes_gives_the_same_bits(num_processes: int) -> None:
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
+    command = [sys.executable, "-m", *torchrun, "-m", "tests.evaluation.in_processes"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == in_processes.evaluate(SINGLE_PROCESS)
+
+
+def test_batches_are_added_in_their_order_as_one_evaluation_does() -> None:
+    ids = np.random.default_rng(0).integers(0, 64, 8 * 11 + 1).astype(np.uint16)
+    found = final_results(tiny_model(), load_encoding("gpt2"), ids, ids, batch_size=2, numerics=CPU)
+    rows = windows(ids, context_length=8, stride=8)
+    assert found["final_train_loss"] == evaluate(tiny_model(), *rows, batch_size=2, numerics=CPU).loss
+
+
+def test_the_chosen_rows_are_spread_evenly() -> None:
+    assert chosen_rows(10, 8, 0).tolist() == chosen_rows(10, 8, 80).tolist() == list(range(10))
+    assert chosen_rows(10, 8, 47).tolist() == [0, 2, 4, 6, 8]
+    assert chosen_rows(10, 8, 24).tolist() == [0, 3, 6]
+    assert chosen_rows(10, 8, 7).tolist() == [0]
+
+
+def test_the_training_loss_is_that_of_the_chosen_rows() -> None:
+    ids = np.random.default_rng(0).integers(0, 64, 8 * 10 + 1).astype(np.uint16)
+    found = final_results(
+        tiny_model(), load_encoding("gpt2"), ids, ids, batch_size=2, numerics=CPU, max_train_tokens=24
+    )
+    inputs, targets = windows(ids, context_length=8, stride=8)
+    rows = np.array([0, 3, 6])
+    expected = evaluate(tiny_model(), inputs[rows], targets[rows], batch_size=2, numerics=CPU)
+    assert found["final_train_loss"] == expected.loss
+    assert found["final_val_loss"] == evaluate(tiny_model(), inputs, targets, batch_size=2, numerics=CPU).loss

@@ -83,6 +83,7 @@ max_new_tokens: 50
 temperature: 1.0
 top_k: 25
 stop_at_end_of_text: true
+eval_max_tokens: 0
 device: auto
 precision: fp32
 matmul: auto

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -25,7 +25,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from reprogpt import errors
 from reprogpt.distributed.process_group import ProcessGroup, init_process_group
 from reprogpt.errors import ParamsError, PipelineError, Terminated
-from reprogpt.params.train import TrainParams
+from reprogpt.params.shared import SharedParams
 
 SHUTDOWN_TIMEOUT = 120  # seconds for a worker to finish its step and save a checkpoint after a signal
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"  # environment variable: where torchrun looks for a worker's error
@@ -36,17 +36,26 @@ def launcher_process() -> psutil.Process | None:
     return psutil.Process().parent() if dist.is_torchelastic_launched() else None
 
 
-def run_in_processes(params: TrainParams, module: str, train: Callable[[TrainParams, ProcessGroup], None]) -> None:
-    """Call train in this process, or in nproc_per_node new ones started as `python -m module`."""
-    _require_a_gpu_each(params)
-    if params.in_several_processes and launcher_process() is None:
-        launch(module, nproc_per_node=params.nproc_per_node, torchrun_args=params.torchrun_args)
+P = TypeVar("P", bound=SharedParams)
+
+
+def run_in_processes(
+    params: P, module: str, work: Callable[[P, ProcessGroup], None], *, torchrun_args: str = ""
+) -> None:
+    """Call work in this process, or in nproc_per_node new ones started as `python -m module`.
+
+    torchrun_args: as in params.yaml, for processes of several machines.
+    """
+    in_several_processes = params.nproc_per_node > 1 or bool(torchrun_args)
+    _require_a_gpu_each(params, in_several_processes)
+    if in_several_processes and launcher_process() is None:
+        launch(module, nproc_per_node=params.nproc_per_node, torchrun_args=torchrun_args)
         return
     with worker_errors(), init_process_group(params.device) as group:
-        train(params, group)
+        work(params, group)
 
 
-def _require_a_gpu_each(params: TrainParams) -> None:
+def _require_a_gpu_each(params: SharedParams, in_several_processes: bool) -> None:
     """Raise ParamsError if several processes of this machine would have to share a GPU."""
     if params.device in ("auto", "cuda") and torch.cuda.is_available():
         num_gpus = torch.cuda.device_count()
@@ -55,7 +64,7 @@ def _require_a_gpu_each(params: TrainParams) -> None:
                 f"nproc_per_node={params.nproc_per_node}, but this machine has {num_gpus} GPU"
                 f"{'' if num_gpus == 1 else 's'}, one per process; set it to at most {num_gpus}, or device to cpu"
             )
-    elif params.in_several_processes and params.device in ("auto", "mps") and torch.backends.mps.is_available():
+    elif in_several_processes and params.device in ("auto", "mps") and torch.backends.mps.is_available():
         raise ParamsError(
             "device: mps is for one process: it has one GPU and no communication between processes;\n"
             'set device to cpu, or nproc_per_node to 1 and torchrun_args to ""'

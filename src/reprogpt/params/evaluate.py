@@ -5,6 +5,8 @@ from pydantic import Field, field_validator
 from reprogpt.params.sampling_limits import MAX_TOP_K, TEMPERATURE_RANGE, is_valid_temperature
 from reprogpt.params.shared import SharedParams
 
+MAX_EVAL_TOKENS = 2**63 - 1
+
 
 class EvaluateParams(SharedParams):
     """How the extra samples are drawn; the model's shape comes from its config.json."""
@@ -12,6 +14,12 @@ class EvaluateParams(SharedParams):
     temperature: float = Field(description=TEMPERATURE_RANGE)
     top_k: int = Field(ge=1, le=MAX_TOP_K)
     stop_at_end_of_text: bool
+    eval_max_tokens: int = Field(ge=0, le=MAX_EVAL_TOKENS)
+
+    @property
+    def rows_per_evaluation(self) -> int:
+        """Rows in one forward pass of an evaluation of whole splits, the same for any number of processes."""
+        return self.batch_size // self.accumulate
 
     @field_validator("temperature")
     @classmethod

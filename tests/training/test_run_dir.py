@@ -254,3 +254,28 @@ def test_a_result_that_cannot_be_removed_is_not_resumed_when_training_is_forced(
     monkeypatch.setattr("pathlib.Path.unlink", fail)
     with lock_run(INPUTS, ENVIRONMENT) as run_lock:
         assert run_lock.run_dir is None
+
+
+def test_a_result_that_dvcs_full_cache_lacks_is_resumed_and_not_trained_again(root: Path) -> None:
+    """DVC then writes dvc.lock and succeeds, but removes the outs and runs the stage again the next time."""
+    (root / "model").unlink()
+    (root / "model").mkdir()
+    (root / "model/weights").write_text("weights")
+    interrupted()
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        mark_complete(run_lock)
+    write_lock(root)
+    cache = root / ".dvc/cache/files/md5"
+    cache.mkdir(parents=True)
+    prune()
+    with lock_run(INPUTS, ENVIRONMENT) as run_lock:
+        assert run_lock.run_dir is not None
+        assert (run_lock.run_dir / "checkpoint-a.json").exists()
+    (root / ".dvc/config.local").write_text("[cache]\n    dir = /elsewhere\n")
+    assert run_dir._is_recorded(run_lock.run_dir)  # not known
+    (root / ".dvc/config.local").unlink()
+    md5 = dvc_md5(root / "model")
+    (cache / md5[:2]).mkdir()
+    (cache / md5[:2] / md5[2:]).touch()
+    prune()
+    assert run_dirs() == []

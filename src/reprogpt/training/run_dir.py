@@ -7,6 +7,7 @@ a queued experiment's copy of the workspace, which is removed afterwards.
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import uuid
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from reprogpt.dvc_files import (
@@ -111,7 +113,8 @@ def prune() -> None:
     for metadata in _run_dirs().glob(f"*/{METADATA}"):
         run_dir = metadata.parent
         is_replaced = _in_workspace() and _read_metadata(run_dir).get("workspace", False)
-        if not (is_replaced or _is_recorded(run_dir)):
+        is_lost_without_it = _matches_lock(run_dir) and not _is_cached(run_dir)
+        if is_lost_without_it or not (is_replaced or _is_recorded(run_dir)):
             continue
         with suppress(Timeout, OSError), FileLock(run_dir / LOCK).acquire(timeout=0):  # OSError: the next stage tries
             remove_run_dir(run_dir)
@@ -228,6 +231,27 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_recorded(run_dir: Path) -> bool:
+    """Whether DVC has the result of this training: its dvc.lock records the outs, and its cache has them."""
+    return _matches_lock(run_dir) and _is_cached(run_dir)
+
+
+def _is_cached(run_dir: Path) -> bool:
+    """False if DVC's cache lacks a folder among the outs of this training.
+
+    On a full disk, DVC writes dvc.lock and succeeds, but has no copy of a folder: it will train again. True where the
+    cache is not in its default place.
+    """
+    folder = repository_root() / ".dvc/cache/files/md5"
+    settings = [repository_root() / ".dvc" / name for name in ("config", "config.local")]
+    settings.append(platformdirs.user_config_path("dvc", appauthor=False) / "config")
+    has_own_place = any(re.search(r"(?m)^\s*dir\s*=", path.read_text("utf-8")) for path in settings if path.is_file())
+    if has_own_place or not folder.is_dir():
+        return True
+    folders = [md5 for md5 in _read_json(run_dir / COMPLETE).values() if str(md5).endswith(".dir")]
+    return all((folder / md5[:2] / md5[2:]).exists() for md5 in folders)
+
+
+def _matches_lock(run_dir: Path) -> bool:
     """Whether the current folder's dvc.lock records the outs of this training, made from the same inputs."""
     outs = _read_json(run_dir / COMPLETE)
     locked = locked_stage("train")

@@ -25,7 +25,7 @@ def all_files(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_the_demo_shows_two_runs_and_leaves_the_workspace_as_it_was(workspace: Workspace, tmp_path: Path) -> None:
     edited = workspace.path / "stages/plot.py"
     edited.write_text(edited.read_text("utf-8") + "# uncommitted\n", "utf-8")

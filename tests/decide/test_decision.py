@@ -152,7 +152,9 @@ def test_runs_with_other_inputs_are_another_group(change: Any) -> None:
 @pytest.mark.parametrize("key", sorted(WATCHING))
 def test_watching_keys_don_t_matter(key: str) -> None:
     assert key in TrainParams.model_fields
-    runs = seeds(**{key: 7})[:2] + seeds(**{key: 8})[2:] + seeds(-0.1, **{key: 9}, peak_lr=0.001)
+    values: tuple[Any, ...] = ({key: 7}, {key: 8}, {key: 9})
+    first, second, third = values
+    runs = seeds(0, **first)[:2] + seeds(0, **second)[2:] + seeds(-0.1, **third, peak_lr=0.001)
     assert decided(runs).comparisons[0].num_pairs == 5
 
 

@@ -286,6 +286,18 @@ def test_a_loss_that_is_not_finite_leaves_nothing_to_resume(run_lock: RunLock) -
     assert not run_lock.run_dir.exists()
 
 
+def test_a_full_disk_before_the_first_checkpoint_names_no_previous_one(
+    run_lock: RunLock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(checkpoint: Path, tensors: dict[str, torch.Tensor]) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io, "write", full)
+    assert finish(run_lock)[:2] == uninterrupted()
+    printed = capsys.readouterr().err
+    assert "No space left on device; training continues\n" in printed and "previous" not in printed
+
+
 def test_a_full_disk_is_reported_and_the_previous_checkpoint_kept(
     run_lock: RunLock, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -298,7 +310,8 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_kept(
 
     monkeypatch.setattr(checkpoint_io, "write", full)
     assert finish(run_lock)[:2] == uninterrupted()
-    assert "no checkpoint at step 4: No space left on device" in capsys.readouterr().err
+    message = "no checkpoint at step 4: No space left on device; training continues, the previous one is kept"
+    assert message in capsys.readouterr().err
     monkeypatch.undo()
     assert finish(run_lock)[2] == list(range(3, 10))
 

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -18,6 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from reprogpt.errors import TrackingError
+from reprogpt.progress import say_error
 from reprogpt.tracking.description import describe_evaluation, describe_training
 from reprogpt.tracking.logged_models import finalize_model, upload_model_file
 from reprogpt.tracking.outbox import DAMAGED, RECORDS, OutboxFile, Pending, Record, RecordError
@@ -123,10 +123,9 @@ def _write_or_set_aside(client: MlflowClient, run_id: str | None, outbox: Outbox
             if batch[0] not in set_aside:
                 kind = batch[0].record["kind"]
                 line = outbox.line_number(batch[0])
-                print(
+                say_error(
                     f"MLflow refused a record of kind {kind}: {error}\n"
-                    f"It is kept: line {line} of {outbox.folder / RECORDS}; `python -m reprogpt sync` tries it again",
-                    file=sys.stderr,
+                    f"It is kept: line {line} of {outbox.folder / RECORDS}; `python -m reprogpt sync` tries it again"
                 )
             return 0
     for item in batch:

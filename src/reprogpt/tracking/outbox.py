@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from reprogpt.errors import PipelineError
 from reprogpt.files import fsync_folder, state_dir, write_text_atomic
+from reprogpt.progress import say_error
 
 RECORDS, _DELIVERED, _FILES, _LOCK, _SET_ASIDE = "records.jsonl", "delivered", "files", "lock", "set-aside.json"
 DAMAGED = "damaged line"  # the kind of what is no record
@@ -107,7 +108,7 @@ class OutboxFile:
             yield
         except OSError as error:
             reason = f"{what}: {error.strerror or error}"
-            print(f"{self.folder} can't be used; not recorded is {reason}", file=sys.stderr)
+            say_error(f"{self.folder} can't be used; not recorded is {reason}")
             self.losses.append(reason)
 
     def records(self) -> Iterator[Record]:

@@ -169,7 +169,6 @@ def start_run(
         _warn_of_fallback(source["path"])
     experiment = experiment_tags()
     name = experiment.get("dvc.experiment", f"repro-{identity.run_key[:8]}")
-    progress = TrainingProgress(size["total_steps"])
     outbox = open_outbox(identity.training_id)
     if next(outbox.records(), None) is None:
         tags = (
@@ -192,6 +191,7 @@ def start_run(
     _queue_source_files(outbox)
     outbox.append("start", name=name)
     outbox.append("description")
+    progress = TrainingProgress(size["total_steps"])  # after what is printed above: the bar is shown at once
     try:
         with uploading(outbox):
             yield RunLogger(outbox, progress, decode_sample, size["total_steps"])

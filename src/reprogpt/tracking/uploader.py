@@ -1,7 +1,6 @@
 """Uploads queued records to MLflow in a background thread, which the stage never waits for."""
 
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.files import state_dir
+from reprogpt.progress import say_error
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
 from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
 from reprogpt.tracking.store import AuthenticationError, open_store
@@ -56,7 +56,7 @@ class Uploader:
             self._thread.join(0.2)
         error = self._outbox.flush()
         if error:
-            print(f"{self._outbox.folder}: {error.strerror}; the last records are lost", file=sys.stderr)
+            say_error(f"{self._outbox.folder}: {error.strerror}; the last records are lost")
         with self._outbox.note_losses("whether all is in MLflow"):
             self._report_rest()
         self._outbox.release()
@@ -64,17 +64,15 @@ class Uploader:
     def _report_rest(self) -> None:
         num_left = len(self._outbox.pending())
         if num_left:
-            print(
+            say_error(
                 f"\nThe last {num_left} records of this run are not in MLflow: {self._failure}\n"
-                "They are kept. Upload them when the store is available:  python -m reprogpt sync\n",
-                file=sys.stderr,
+                "They are kept. Upload them when the store is available:  python -m reprogpt sync\n"
             )
         num_set_aside = len(self._outbox.set_aside())
         if num_set_aside:
-            print(
+            say_error(
                 f"\n{num_set_aside} records of this run were refused and are kept in {self._outbox.folder}.\n"
-                "Once their cause is gone, upload them:  python -m reprogpt sync\n",
-                file=sys.stderr,
+                "Once their cause is gone, upload them:  python -m reprogpt sync\n"
             )
 
     def _run(self) -> None:
@@ -106,15 +104,12 @@ class Uploader:
         except Exception as error:  # training must not stop, whatever a tracking server does
             message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
             if self._failure is None:
-                print(
-                    f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox",
-                    file=sys.stderr,
-                )
+                say_error(f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox")
             self._failure = message
             self._is_auth_failure = isinstance(error, AuthenticationError)
             return False
         if self._failure is not None:
-            print("\nthe MLflow store is available again: no record is missing", file=sys.stderr)
+            say_error("\nthe MLflow store is available again: no record is missing")
         self._failure = None
         return True
 
@@ -123,7 +118,7 @@ class Uploader:
         for failure in failures:
             if failure not in self._reported:
                 self._reported.add(failure)
-                print(f"\nrecords of an earlier run wait: {failure}", file=sys.stderr)
+                say_error(f"\nrecords of an earlier run wait: {failure}")
 
 
 def _failures_of_others() -> list[str]:

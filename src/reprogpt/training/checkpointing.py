@@ -6,7 +6,6 @@ With keep: best it holds the weights of the best evaluation so far, too.
 """
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reprogpt.errors import NonFiniteError, Terminated
+from reprogpt.progress import say_error
 from reprogpt.signals import StopRequest, graceful_shutdown
 from reprogpt.step_record import StepRecord
 from reprogpt.training import checkpoint_io
@@ -162,7 +162,7 @@ class CheckpointedTraining:
         try:
             digests = checkpoint_io.write(checkpoint, tensors)
         except OSError as error:
-            _warn_not_saved(step, error)
+            self._warn_not_saved(step, error)
             checkpoint_io.remove(checkpoint)
             return
         finally:
@@ -175,8 +175,12 @@ class CheckpointedTraining:
             checkpoint_io.commit(checkpoint, step, digests, records, self._training_id)
             self._newest = checkpoint
         except OSError as error:
-            _warn_not_saved(step, error)
+            self._warn_not_saved(step, error)
             checkpoint_io.remove(checkpoint)
+
+    def _warn_not_saved(self, step: int, error: OSError) -> None:
+        previous = ", the previous one is kept" if self._newest else ""
+        _warn(f"no checkpoint at step {step}: {error.strerror or error}; training continues{previous}")
 
     def _wait_for_commit(self) -> None:
         if self._commit is not None:
@@ -264,9 +268,5 @@ def _load_state_tensors(training: Training, step: int, tensors: dict[str, Tensor
     training.randomness.load_state(randomness)
 
 
-def _warn_not_saved(step: int, error: OSError) -> None:
-    _warn(f"no checkpoint at step {step}: {error.strerror or error}; training continues, the previous one is kept")
-
-
 def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
+    say_error(text)

@@ -18,8 +18,6 @@ def run() -> int | None:
     EXIT_BROKEN_PIPE if the reader of standard output closed it early. Raises PipelineError, and SystemExit for wrong
     arguments (2) and help (0).
     """
-    restart_in_utf8_mode()
-    _run_code_of(Path.cwd())
     arguments = build_parser().parse_args()
     _require_root()
     try:
@@ -106,5 +104,12 @@ def _dispatch(arguments: argparse.Namespace) -> int | None:
             raise AssertionError(unknown)
 
 
+def _start() -> int | None:
+    """run(), in UTF-8 mode and with the code of the current folder: both may start the program again."""
+    restart_in_utf8_mode()
+    _run_code_of(Path.cwd())
+    return run()
+
+
 def main() -> None:
-    run_program(run)
+    run_program(_start)

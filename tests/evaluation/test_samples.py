@@ -20,7 +20,14 @@ def samples(encoding: tiktoken.Encoding, **changes: object) -> list[tuple[str, s
     """Title and text of each sample. Ids below 64 are single characters, none of them a line end."""
     values = (
         PARAMS
-        | {"stop_at_end_of_text": True, "temperature": 1.0, "top_k": 25, "max_new_tokens": 20, "start_context": "A"}
+        | {
+            "eval_max_tokens": 0,
+            "stop_at_end_of_text": True,
+            "temperature": 1.0,
+            "top_k": 25,
+            "max_new_tokens": 20,
+            "start_context": "A",
+        }
         | changes
     )
     params = EvaluateParams(**{key: value for key, value in values.items() if key in EvaluateParams.model_fields})
@@ -42,7 +49,13 @@ def test_each_sample_continues_the_prompt_and_all_differ(encoding: tiktoken.Enco
 def test_a_sample_ends_before_the_stop_token(encoding: tiktoken.Encoding) -> None:
     prompt = encoding.encode_ordinary("A")
     greedy = list(generate(tiny_model(), prompt, 20))
-    values = PARAMS | {"stop_at_end_of_text": True, "temperature": 0.0, "top_k": 1, "max_new_tokens": 20}
+    values = PARAMS | {
+        "eval_max_tokens": 0,
+        "stop_at_end_of_text": True,
+        "temperature": 0.0,
+        "top_k": 1,
+        "max_new_tokens": 20,
+    }
     params = EvaluateParams(**{key: value for key, value in values.items() if key in EvaluateParams.model_fields})
     params = params.model_copy(update={"start_context": "A"})
     text = sample_text(tiny_model(), encoding, params=params, numerics=CPU, stop_token=greedy[3])

@@ -19,7 +19,9 @@ TARGETS = IDS.roll(-1, dims=1)
 
 def plain_model(seed: int = 0, **changes: Any) -> PlainGPT:
     torch.manual_seed(seed)
-    return PlainGPT(**dataclasses.asdict(dataclasses.replace(CONFIG, **changes)))
+    shape = dataclasses.asdict(dataclasses.replace(CONFIG, **changes))
+    assert not shape.pop("tie_weights")  # the plain model's are not
+    return PlainGPT(**shape)
 
 
 def plain_name(name: str) -> str:

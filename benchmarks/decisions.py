@@ -1,6 +1,6 @@
 """How often `reprogpt decide` errs, and how many pairs it needs: simulated differences of pairs.
 
-python -m benchmarks.decisions prints the tables of docs/comparing-runs.md: half a minute.
+python -m benchmarks.decisions prints the tables of docs/deciding.md: half a minute.
 """
 
 from collections.abc import Callable

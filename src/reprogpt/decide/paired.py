@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from reprogpt.compare import WEIGHTS
 from reprogpt.decide.groups import Level, Observation
 from reprogpt.decide.sequential import (
     ALPHA,
@@ -19,7 +20,6 @@ from reprogpt.decide.sequential import (
     sign_p_value,
 )
 
-WEIGHTS = "weights.sha256"
 BySeed = Mapping[int, Observation]
 
 

@@ -11,6 +11,7 @@ Ville's inequality, M_n >= 1 / alpha ever happens with probability at most alpha
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from scipy import stats
@@ -76,6 +77,7 @@ def sign_p_value(num_better: int, num_worse: int) -> float:
     return min(1.0, math.exp(-log_m))
 
 
+@cache  # verdict and queue ask for the same
 def pairs_needed(effect: float, alpha: float = ALPHA) -> int | None:
     """Pairs after which a true mean of `effect` standard deviations is decided with probability POWER.
 

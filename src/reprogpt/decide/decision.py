@@ -20,9 +20,8 @@ from reprogpt.decide.paired import LevelSummary, PairedComparison, compare_level
 from reprogpt.errors import PipelineError
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
-from reprogpt.tracking.runs import TrackedRun
+from reprogpt.tracking.runs import PARENT, TrackedRun
 
-PARENT = "mlflow.parentRunId"  # of an evaluation with other parameters than the training's run has
 DEFAULT_METRIC = "final_val_loss"
 HIGHER_IS_BETTER = frozenset({"val_accuracy", "tokens_per_second"})
 

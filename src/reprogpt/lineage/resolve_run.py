@@ -4,10 +4,9 @@ import re
 from collections.abc import Sequence
 
 from reprogpt.errors import PipelineError
-from reprogpt.tracking.runs import TrackedRun
+from reprogpt.tracking.runs import PARENT, TrackedRun
 
 MAX_LISTED = 10
-PARENT = "mlflow.parentRunId"
 
 
 def find_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | None:

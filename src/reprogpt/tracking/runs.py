@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+PARENT = "mlflow.parentRunId"  # tag of an evaluation with other parameters than the training's run has
+
 
 @dataclass(frozen=True)
 class TrackedRun:

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from reprogpt import dvc_files
 from reprogpt.errors import OrphanedError, Terminated
 from reprogpt.signals import StopRequest, graceful_shutdown
 
@@ -76,20 +77,30 @@ while request.reason() is None and time.monotonic() < deadline:
     time.sleep(0.01)
 print(type(request.reason()).__name__, flush=True)
 """
-# Stands in for DVC: starts the child, through a shell or not, and waits.
+# Stands in for DVC: notes its process id as DVC does, starts the child in a shell, and waits for it if told to.
 PARENT = """
-import subprocess, sys
-subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"' + sys.argv[1]])
+import json, os, pathlib, subprocess, sys
+rwlock = pathlib.Path(".dvc/tmp/rwlock")
+rwlock.parent.mkdir(parents=True)
+writer = {"pid": os.getpid(), "cmd": "dvc repro"}
+rwlock.write_text(json.dumps({"read": {}, "write": {"data/model": writer}}))
+shell = subprocess.Popen(["/bin/sh", "-c", f'"{sys.executable}" -c "$CHILD"' + sys.argv[1]])
+if sys.argv[2] == "wait":
+    shell.wait()
 """
+# "; true" keeps the shell alive after DVC, as some shells do anyway; without it, others become the child themselves.
+SHELLS = ("; true", "")
 
 
-# "; true" keeps the shell alive after DVC; without it, the shell becomes the child itself.
-@pytest.mark.parametrize("more", ["; true", ""])
+def _start_parent(folder: Path, child: str, *arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "DVC_STAGE": "train", "CHILD": child}
+    command = [sys.executable, "-c", PARENT, *arguments]
+    return subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("more", SHELLS)
 def test_a_killed_dvc_is_detected(tmp_path: Path, more: str) -> None:
-    program = tmp_path / "dvc"
-    program.write_text(PARENT)
-    environment = {**os.environ, "DVC_STAGE": "train", "CHILD": CHILD}
-    parent = subprocess.Popen([sys.executable, program, more], env=environment, stdout=subprocess.PIPE, text=True)
+    parent = _start_parent(tmp_path, CHILD, more, "wait")
     assert parent.stdout is not None
     try:
         assert parent.stdout.readline() == "ready None\n"
@@ -102,22 +113,26 @@ def test_a_killed_dvc_is_detected(tmp_path: Path, more: str) -> None:
         parent.stdout.close()
 
 
-def test_a_dvc_killed_during_the_stages_imports_is_detected(tmp_path: Path) -> None:
-    """The child sleeps first, as a stage that imports torch for seconds."""
-    child = f"import time; time.sleep(0.5){CHILD}"
-    program = tmp_path / "dvc"
-    program.write_text('import os, subprocess, sys; subprocess.Popen([sys.executable, "-c", os.environ["CHILD"]])')
-    environment = {**os.environ, "DVC_STAGE": "train", "CHILD": child}
-    # In a session of its own, as a terminal or scheduler starts it: process 1 may share the session of these tests.
-    parent = subprocess.run(
-        [sys.executable, program],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        start_new_session=True,
-    )
-    assert parent.stdout.startswith("ready the dvc process that started this stage has ended")
+@pytest.mark.parametrize("more", SHELLS)
+def test_a_dvc_killed_during_the_stages_imports_is_detected(tmp_path: Path, more: str) -> None:
+    """The child sleeps first, as a stage that imports torch for seconds; the process that adopts it is in its session,
+    as process 1 of a container may be."""
+    with _start_parent(tmp_path, f"import time; time.sleep(0.5){CHILD}", more, "leave") as parent:
+        output, _ = parent.communicate(timeout=60)
+    assert output.startswith("ready the dvc process that started this stage has ended")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"read": {}}', None])
+def test_without_dvcs_own_record_a_stage_is_not_stopped(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    monkeypatch.setattr(dvc_files, "_RWLOCK_WAIT", 0.001)
+    if content is not None:
+        Path(".dvc/tmp").mkdir(parents=True)
+        Path(".dvc/tmp/rwlock").write_text(content)
+    assert StopRequest().reason() is None
 
 
 def test_a_lost_terminal_stops_as_sigterm_does_and_repeats_are_ignored() -> None:

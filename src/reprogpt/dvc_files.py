@@ -6,6 +6,7 @@ Paths in both files are relative to the current folder: the repository's root, o
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE, read_mappin
 
 LARGE_FILE_BYTES = 1 << 24  # smaller files are simply read
 IGNORE_FILE = Path(".dvcignore")
+_RWLOCK = Path(".dvc/tmp/rwlock")  # what running DVC processes read and write, so that no two write the same
+_RWLOCK_READS, _RWLOCK_WAIT = 20, 0.1  # attempts, and seconds between them: DVC does not replace it atomically
 
 
 def dvc_md5(path: Path) -> str:
@@ -131,3 +134,18 @@ def is_up_to_date(stage: str) -> bool:
     if not locked or not all(path.exists() and dvc_md5(path) == md5 for path, md5 in outs.items()):
         return False
     return recorded_inputs(locked) == stage_inputs(stage)
+
+
+def pids_writing_outs() -> set[int] | None:
+    """The process ids of the DVC processes that run a stage here, by DVC's own record; a killed one may still be there.
+
+    None if there is no such record, or none that can be read.
+    """
+    for _ in range(_RWLOCK_READS):
+        try:
+            return {int(writer["pid"]) for writer in json.loads(_RWLOCK.read_text("utf-8"))["write"].values()}
+        except OSError:
+            return None
+        except (ValueError, LookupError, TypeError, AttributeError):
+            time.sleep(_RWLOCK_WAIT)
+    return None

@@ -9,6 +9,7 @@ from types import FrameType
 
 import psutil
 
+from reprogpt.dvc_files import pids_writing_outs
 from reprogpt.errors import OrphanedError, Terminated
 
 
@@ -20,7 +21,10 @@ class StopRequest:
 
     def __init__(self, launcher: psutil.Process | None = None) -> None:
         self.signal: int | None = None
-        self._dvc = _find_dvc_parent()
+        running = pids_writing_outs() if "DVC_STAGE" in os.environ else None
+        self._dvc = _nearest_ancestor(running) if running is not None else None
+        # DVC that is killed while the stage is still importing is no ancestor any more.
+        self._is_run_by_dvc = running is not None
         self._launcher = launcher
 
     def reason(self) -> BaseException | None:
@@ -33,14 +37,9 @@ class StopRequest:
             return KeyboardInterrupt() if self.signal == signal.SIGINT else Terminated()
         if self._launcher and not _is_alive(self._launcher):
             return OrphanedError("the launcher of this process has ended; run the same command again to resume")
-        if "DVC_STAGE" in os.environ and not self._is_dvc_alive():
+        if self._is_run_by_dvc and not (self._dvc and _is_alive(self._dvc)):
             return OrphanedError("the dvc process that started this stage has ended; run the same command to resume")
         return None
-
-    def _is_dvc_alive(self) -> bool:
-        if self._dvc is None:
-            return _has_parent_in_session()
-        return _is_alive(self._dvc)
 
 
 @contextmanager
@@ -80,34 +79,11 @@ def graceful_shutdown(launcher: psutil.Process | None = None, *, quiet: bool = F
         restore()
 
 
-def _find_dvc_parent() -> psutil.Process | None:
-    """The nearest ancestor that runs DVC, maybe with a shell in between.
-
-    None if DVC has ended already, or was called from a program with another name.
-    """
+def _nearest_ancestor(pids: set[int]) -> psutil.Process | None:
     try:
-        return next((process for process in psutil.Process().parents() if _runs_dvc(process)), None)
+        return next((process for process in psutil.Process().parents() if process.pid in pids), None)
     except psutil.Error:
         return None
-
-
-def _runs_dvc(process: psutil.Process) -> bool:
-    try:
-        return any("dvc" in word.rpartition("/")[2].lower() for word in process.cmdline()[:4])
-    except psutil.Error:
-        return False
-
-
-def _has_parent_in_session() -> bool:
-    """False if the parent has ended: the process that adopts this one, such as process 1, is in another session.
-
-    Limit: in a container whose process 1 shares the session, a DVC that is killed while the stage is still importing
-    is not noticed.
-    """
-    try:
-        return os.getsid(os.getppid()) == os.getsid(0)
-    except OSError:
-        return True
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import psutil
 import pytest
 
 from tests.end_to_end.workspace import Workspace, checkpoints, kill_after_a_checkpoint, make_workspace
@@ -48,13 +49,22 @@ def test_a_forced_training_does_not_resume_from_a_checkpoint(clone: Workspace) -
     assert "resumed" not in output and "Iter 000000" in output
 
 
-def test_where_dvc_alone_is_killed_its_stage_saves_a_checkpoint_and_exits(clone: Workspace) -> None:
-    clone.set_params(peak_lr=0.005, n_epochs=100)
+# While it trains, and while it is still importing: without $SHELL, as in cron and containers, DVC uses /bin/sh, which
+# may live on between it and its stage.
+@pytest.mark.parametrize(("last_line", "shell"), [("Iter 00001", True), ("python -m stages.train", False)])
+def test_where_dvc_alone_is_killed_its_stage_saves_a_checkpoint_and_exits(
+    clone: Workspace, monkeypatch: pytest.MonkeyPatch, last_line: str, shell: bool
+) -> None:
+    if not shell:
+        monkeypatch.delitem(clone.env, "SHELL", raising=False)
+    clone.set_params(peak_lr=0.005 + shell / 1000, n_epochs=100)
     process = clone.start("dvc", "repro")
     try:
         assert process.stdout is not None
-        while "Iter 00001" not in process.stdout.readline():
+        while last_line not in process.stdout.readline():
             assert process.poll() is None
+        while not psutil.Process(process.pid).children():  # DVC prints the command before it starts it
+            time.sleep(0.01)
         process.kill()  # DVC alone
         output = process.stdout.read()  # to the end of the orphan, which has the pipe too
     finally:

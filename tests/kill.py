@@ -130,7 +130,8 @@ def _killed(workspace: Workspace, log: Path, aim: str, chance: random.Random, re
 def _stage_process(dvc: int) -> psutil.Process | None:
     try:
         children = psutil.Process(dvc).children(recursive=True)
-        return next((child for child in children if any("stages." in word for word in child.cmdline())), None)
+        # Not a shell between DVC and the stage, whose words hold the whole command.
+        return next((child for child in children if any(word.startswith("stages.") for word in child.cmdline())), None)
     except psutil.Error:
         return None
 

@@ -122,7 +122,18 @@ def test_a_dvc_killed_during_the_stages_imports_is_detected(tmp_path: Path, more
     assert output.startswith("ready the dvc process that started this stage has ended")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"read": {}}', None])
+def test_a_stage_of_a_dvc_that_another_one_has_found_dead_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next DVC removes the entries of a killed one before it runs a stage of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "train")
+    Path(".dvc/tmp").mkdir(parents=True)
+    Path(".dvc/tmp/rwlock").write_text('{"read": {}}')
+    assert isinstance(StopRequest().reason(), OrphanedError)
+
+
+@pytest.mark.parametrize("content", ["", "[]", None])
 def test_without_dvcs_own_record_a_stage_is_not_stopped(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

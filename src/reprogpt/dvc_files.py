@@ -143,7 +143,8 @@ def pids_writing_outs() -> set[int] | None:
     """
     for _ in range(_RWLOCK_READS):
         try:
-            return {int(writer["pid"]) for writer in json.loads(_RWLOCK.read_text("utf-8"))["write"].values()}
+            writers = json.loads(_RWLOCK.read_text("utf-8")).get("write", {})  # which is absent while no stage runs
+            return {int(writer["pid"]) for writer in writers.values()}
         except OSError:
             return None
         except (ValueError, LookupError, TypeError, AttributeError):

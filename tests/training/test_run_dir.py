@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 
 from reprogpt.dvc_files import dvc_md5
+from reprogpt.errors import OrphanedError
+from reprogpt.files import write_json_atomic
 from reprogpt.training import run_dir
 from reprogpt.training.run_dir import RunLock, changes_since_interrupted, lock_run, mark_complete, prune, raised_epochs
 
@@ -104,6 +106,15 @@ def test_of_two_at_once_the_second_waits_and_then_saves_no_checkpoints(
     stderr = capsys.readouterr().err
     assert "already training with these parameters in another process; waiting up to 0 s" in stderr
     assert "it is still training; this process trains on its own, without checkpoints" in stderr
+
+
+def test_one_whose_dvc_has_ended_while_it_waited_does_not_train(
+    locked_elsewhere: RunLock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")
+    write_json_atomic(Path(".dvc/tmp/rwlock"), {"write": {}})
+    with pytest.raises(OrphanedError), lock_run(INPUTS, ENVIRONMENT):
+        pass
 
 
 def test_prune_leaves_what_another_process_has_locked(locked_elsewhere: RunLock, root: Path) -> None:

@@ -29,6 +29,7 @@ from reprogpt.dvc_files import (
     stage_definition,
 )
 from reprogpt.files import repository_root, state_dir, write_json_atomic
+from reprogpt.signals import StopRequest
 
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its present step
 METADATA = "training.json"
@@ -56,7 +57,7 @@ def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Itera
     """Lock the run directory of the training with these inputs, creating it for a new training.
 
     If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this one
-    trains without a run directory and says so.
+    trains without a run directory and says so. Raises OrphanedError if DVC has ended meanwhile.
     """
     origin = {"inputs": dict(inputs), "environment": dict(environment), "workspace": _in_workspace()}
     run_dir = _run_dirs() / _fingerprint(origin)
@@ -188,6 +189,8 @@ def _acquire(run_dir: Path) -> FileLock | None:
             continue
         except Timeout:
             if timeout:
+                if stop := StopRequest().reason():  # DVC has ended: the next one has its own stage
+                    raise stop from None
                 _warn("it is still training; this process trains on its own, without checkpoints")
                 return None
         timeout = LOCK_TIMEOUT

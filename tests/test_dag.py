@@ -235,6 +235,7 @@ def test_a_logged_model_has_the_code_and_the_list_of_libraries_that_it_needs() -
                 "tracking/mlflow_writer.py",
                 "tracking/decisions.py",
                 "tracking/logged_models.py",
+                "tracking/unused_artifacts.py",
                 "serving/mlflow_model.py",
                 "serving/text_generator.py",
             },

@@ -70,7 +70,7 @@ def test_records_for_a_store_that_is_gone_are_uploaded_to_another(
     training("http://misspelt:5000")
     assert sync() == 1
     assert "--to URI" in capsys.readouterr().out
-    monkeypatch.setattr(sync_module, "_confirmed", lambda _: False)
+    monkeypatch.setattr(sync_module, "confirmed", lambda _: False)
     assert sync(to="sqlite:///mlflow.db") == 1 and num_waiting() == 1
     assert sync(to="sqlite:///mlflow.db", yes=True) == 0 and num_waiting() == 0
     assert [run.name for run in search_runs()] == ["a"]
@@ -78,7 +78,7 @@ def test_records_for_a_store_that_is_gone_are_uploaded_to_another(
 
 def test_records_for_other_stores_are_deleted_only_when_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     training("http://retired:5000")
-    monkeypatch.setattr(sync_module, "_confirmed", lambda _: False)
+    monkeypatch.setattr(sync_module, "confirmed", lambda _: False)
     assert sync(drop=True) == 1 and num_waiting() == 1
-    monkeypatch.setattr(sync_module, "_confirmed", lambda _: True)
+    monkeypatch.setattr(sync_module, "confirmed", lambda _: True)
     assert sync(drop=True) == 0 and num_waiting() == 0

@@ -4,6 +4,8 @@ import argparse
 import os
 import shlex
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 from reprogpt.cli.output import EXIT_BROKEN_PIPE, discard_output, flush_output
@@ -58,50 +60,13 @@ def _run_code_of(root: Path) -> None:
     )
 
 
-# Imports are local: MLflow and torch take seconds to load, and `--help` should not.
 def _dispatch(arguments: argparse.Namespace) -> int | None:
-    match arguments.command:
-        case "check":
-            from reprogpt.cli.check import check
-
-            check()
-            return None
-        case "generate":
-            from reprogpt.cli.generate import generate
-
-            options = {key: value for key, value in vars(arguments).items() if key != "command"}
-            return generate(**options)
-        case "register":
-            from reprogpt.cli.register import register
-
-            return register(arguments.name, arguments.run)
-        case "compare":
-            from reprogpt.cli.compare import compare
-
-            return compare(arguments.a, arguments.b)
-        case "decide":
-            from reprogpt.cli.decide import decide
-
-            options = {key: value for key, value in vars(arguments).items() if key != "command"}
-            return decide(**options)
-        case "overlay":
-            from reprogpt.cli.overlay import overlay
-
-            return overlay([arguments.a, *arguments.b])
-        case "lineage":
-            from reprogpt.cli.lineage import lineage
-
-            return lineage(arguments.what)
-        case "verify":
-            from reprogpt.cli.verify import verify
-
-            return verify(arguments.stage)
-        case "sync":
-            from reprogpt.cli.sync import sync
-
-            return sync(to=arguments.to, drop=arguments.drop, yes=arguments.yes)
-        case unknown:  # the parser accepts no other
-            raise AssertionError(unknown)
+    """Call the command: the function of its name in the file of its name, with the parser's arguments."""
+    options = dict(vars(arguments))
+    name = options.pop("command")
+    # Imported here: MLflow and torch take seconds to load, and `--help` should not.
+    command: Callable[..., int | None] = getattr(import_module(f"reprogpt.cli.{name}"), name)
+    return command(**options)
 
 
 def _start() -> int | None:

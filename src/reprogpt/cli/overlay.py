@@ -26,12 +26,13 @@ MAX_NAME = 30  # cells; of a file's name, bytes: six fit into the 255 of a file 
 WIDTH = 97
 
 
-def overlay(words: Sequence[str]) -> int:
-    """Draw the trainings that the words name, into a folder in overlays/ named after them; returns 0.
+def overlay(a: str, b: Sequence[str]) -> int:
+    """Draw the trainings that a and b, the others, name, into a folder in overlays/ named after them; returns 0.
 
     Prints what is drawn, and the files. Raises PipelineError for more than MAX_RUNS words, a word that names no
     training, two that name the same one, a run without steps, and if the files can't be written.
     """
+    words = [a, *b]
     if len(words) > MAX_RUNS:
         raise PipelineError(
             f"{len(words)} runs are too many for one figure: more than {MAX_RUNS} lines can't be told apart"

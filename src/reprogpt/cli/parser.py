@@ -342,7 +342,38 @@ SYNC = Command(
     """,
     _add_sync_arguments,
 )
-COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, DECIDE, OVERLAY, LINEAGE, VERIFY, SYNC)
+
+
+def _add_gc(parser: argparse.ArgumentParser) -> None:
+    words = "also runs and experiments that are deleted in MLflow, which could be restored until then"
+    parser.add_argument("--deleted", action="store_true", help=words)
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--dry-run", action="store_true", help="only list")
+    choice.add_argument("--yes", action="store_true", help="don't ask")
+
+
+GC = Command(
+    "gc",
+    "free the disk space of runs that are gone from MLflow",
+    """\
+    List the artifacts and models of runs that the MLflow store no longer has, with their sizes, and
+    remove them after a question. Deleting a run in MLflow only marks it: it is listed apart, and kept
+    unless --deleted is given, which lets `mlflow gc` remove all deleted runs and experiments for good.
+
+    Models in the registry are kept, and what a copy of the store in the same folder has, too. For a
+    store in a SQLite file. DVC's cache is cleaned by `dvc gc`.""",
+    """\
+    0 if nothing unused is left, 1 if something is (--dry-run, or the answer was no), 2 if it can't be
+    removed, or the store is a server
+    """,
+    """\
+    reprogpt gc --dry-run
+    reprogpt gc
+    reprogpt gc --deleted --yes
+    """,
+    _add_gc,
+)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, DECIDE, OVERLAY, LINEAGE, VERIFY, SYNC, GC)
 
 
 def build_parser() -> argparse.ArgumentParser:

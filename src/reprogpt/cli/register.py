@@ -13,27 +13,28 @@ from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import search_runs
 
 
-def register(name: str, what: str | None) -> int:
-    """Register the model of the run that `what` names, None for the run that made data/model; returns 0.
+def register(name: str, run: str | None) -> int:
+    """Register the model of the run that `run` names, None for the run that made data/model; returns 0.
 
     name: as cli/parser.py allows. A model that is already a version of that name keeps its version.
     Raises PipelineError if there is no such run, or it has no model.
     """
     runs = search_runs()
-    chosen, remark = _runs_of_workspace(runs) if what is None else _named_run(what, runs)
-    if remark:
-        print(remark, file=sys.stderr)
-    for run in chosen:
-        made = register_model(run.id, name)
+    chosen, note = _runs_of_workspace(runs) if run is None else _named_run(run, runs)
+    if note:
+        print(note, file=sys.stderr)
+    for training in chosen:
+        made = register_model(training.id, name)
         if made:
-            print(f"{made.name} version {made.version}{'' if made.new else ', as before'}: run {run.id}  {run.name}")
+            remark = "" if made.new else ", as before"
+            print(f"{made.name} version {made.version}{remark}: run {training.id}  {training.name}")
             print(f"  models:/{made.name}/{made.version}")
             print("to serve it:")
             print(f"  mlflow models serve -m models:/{made.name}/{made.version} --env-manager local --port 5001")
             return 0
-    run = chosen[0]
+    training = chosen[0]
     raise PipelineError(
-        f"run {run.id} ({run.name}, {run.status}) has no model: it is uploaded when a\n"
+        f"run {training.id} ({training.name}, {training.status}) has no model: it is uploaded when a\n"
         "training ends. `reprogpt sync` uploads one that still waits; a run from before runs had models needs\n"
         "`dvc repro -f train` with its parameters, which gives the same weights"
     )

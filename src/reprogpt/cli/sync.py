@@ -2,6 +2,7 @@
 
 import os
 
+from reprogpt.cli.confirm import confirmed
 from reprogpt.tracking.store import store_name
 from reprogpt.tracking.uploader import drop_records_for_other_stores, upload_abandoned, waiting_for_other_stores
 
@@ -19,7 +20,7 @@ def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int
         for store, count in others.items():
             print(f"{count} records wait for {store}")
         what = f"Upload them to {store_name()}?" if to else "Delete them for good?"
-        if others and not (yes or _confirmed(what)):
+        if others and not (yes or confirmed(what)):
             print("nothing is changed")
             return 1
         if drop:
@@ -36,10 +37,3 @@ def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int
     for what in found.set_aside:
         print(f"refused: {what}")
     return 1 if found.other_stores or found.failures or found.set_aside else 0
-
-
-def _confirmed(question: str) -> bool:
-    try:
-        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-    except EOFError:  # no terminal: --yes is needed
-        return False

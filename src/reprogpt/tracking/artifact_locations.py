@@ -42,7 +42,7 @@ def update_locations(database: Path, experiment_location: str) -> None:
     present = artifact_folder(database)
     if recorded is None:
         return
-    former = _path(recorded["folder"])
+    former = location_path(recorded["folder"])
     is_in_use = os.path.exists(former)  # noqa: PTH110 - Path.exists() raises where another user's permissions hide it
     if former.resolve() == present.resolve() or (is_in_use and not present.exists()):
         return  # in place; or elsewhere, and not beside the database
@@ -54,7 +54,8 @@ def update_locations(database: Path, experiment_location: str) -> None:
             raise
 
 
-def _path(location: str) -> Path:
+def location_path(location: str) -> Path:
+    """The path of a location that MLflow records, a file: URI or a path; one outside every folder for other URIs."""
     return Path(unquote(urlsplit(location).path)) if location.startswith("file:") else Path(location)
 
 

@@ -107,10 +107,7 @@ def open_store() -> tuple[MlflowClient, str]:
 
     Raises TrackingError if the store can't be used.
     """
-    for noisy in ("alembic", "mlflow.tracking.fluent"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It logs each error with its traceback and the whole statement; the exception has what a person needs.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    _quiet_libraries()
     _move_credentials_to_env()
     with store_errors(), _creation_lock():
         path = _sqlite_file()
@@ -123,6 +120,40 @@ def open_store() -> tuple[MlflowClient, str]:
                 _experiment(MlflowClient(sqlite_uri(temporary)))
         client = MlflowClient(store_uri())
         return client, _experiment(client)
+
+
+def sqlite_store() -> Path:
+    """The file of the store. Raises TrackingError if there is none yet, or the store is no SQLite file."""
+    path = _sqlite_file()
+    if path is None:
+        raise TrackingError(
+            f"the MLflow store {store_name()} is no SQLite file on this machine: whoever runs it can remove what is\n"
+            "deleted, with `mlflow gc`"
+        )
+    if not path.exists():
+        raise TrackingError(f"there is no MLflow store {store_name()}; `dvc repro` makes one")
+    return path
+
+
+def open_client() -> MlflowClient:
+    """A client of a SQLite store that exists, also where the experiment was deleted.
+
+    Raises TrackingError if the store can't be used.
+    """
+    path = sqlite_store()
+    _quiet_libraries()
+    with store_errors(), _creation_lock():
+        _require_database(path)
+        client = MlflowClient(store_uri())
+        client.search_experiments(max_results=1)
+        return client
+
+
+def _quiet_libraries() -> None:
+    for noisy in ("alembic", "mlflow.tracking.fluent"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # It logs each error with its traceback and the whole statement; the exception has what a person needs.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -141,14 +172,18 @@ def _creation_lock() -> Iterator[None]:
         lock.release()
 
 
+def is_sqlite(path: Path) -> bool:
+    """Whether a file begins as SQLite's do. Raises OSError if it can't be read."""
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+
+
 def _require_database(path: Path) -> None:
     """Raise OSError if the file can't be read, or is none of SQLite: SQLite's own words don't say why.
 
     Read-only files pass: runs can be read from them.
     """
-    with path.open("rb") as file:
-        begin = file.read(len(_SQLITE_MAGIC))
-    if begin and begin != _SQLITE_MAGIC:
+    if path.stat().st_size and not is_sqlite(path):
         raise TrackingError(
             f"the MLflow store {store_name()} can't be used: {path} is not a SQLite database{_REPLACED}"
         )

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE, read_mappin
 
 LARGE_FILE_BYTES = 1 << 24  # smaller files are simply read
 IGNORE_FILE = Path(".dvcignore")
-_RWLOCK = Path(".dvc/tmp/rwlock")  # what running DVC processes read and write, so that no two write the same
+RWLOCK = Path(".dvc/tmp/rwlock")  # what running DVC processes read and write, so that no two write the same
 _RWLOCK_READS, _RWLOCK_WAIT = 20, 0.1  # attempts, and seconds between them: DVC does not replace it atomically
 
 
@@ -141,12 +142,22 @@ def pids_writing_outs() -> set[int] | None:
 
     None if there is no such record, or none that can be read.
     """
+    try:
+        writers = read_rwlock().get("write", {})  # which is absent while no stage runs
+        return {int(writer["pid"]) for writer in writers.values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def read_rwlock() -> dict[str, Any]:
+    """DVC's record of its running processes.
+
+    Raises OSError if it can't be read, ValueError if it was cut, as by a kill of DVC.
+    """
     for _ in range(_RWLOCK_READS):
-        try:
-            writers = json.loads(_RWLOCK.read_text("utf-8")).get("write", {})  # which is absent while no stage runs
-            return {int(writer["pid"]) for writer in writers.values()}
-        except OSError:
-            return None
-        except (ValueError, LookupError, TypeError, AttributeError):
-            time.sleep(_RWLOCK_WAIT)
-    return None
+        with suppress(ValueError):
+            record = json.loads(RWLOCK.read_text("utf-8"))
+            if isinstance(record, dict):
+                return record
+        time.sleep(_RWLOCK_WAIT)
+    raise ValueError(f"{RWLOCK} is not whole")

@@ -7,10 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from dvc import rwlock as rwlock_of_dvc
+from dvc.fs import localfs
 from mlflow.tracking._tracking_service.utils import _has_existing_mlruns_data
 
+from reprogpt import dvc_files
 from reprogpt.cli import check_folder
-from reprogpt.cli.check_folder import NO_IDENTITY, NOT_ASCII, SHALLOW, require_repository, restore_lock, warnings
+from reprogpt.cli.check_folder import (
+    NO_IDENTITY,
+    NOT_ASCII,
+    SHALLOW,
+    remove_cut_rwlock,
+    require_repository,
+    restore_lock,
+    warnings,
+)
 from reprogpt.errors import PipelineError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,3 +155,25 @@ def test_a_conflict_of_a_merge_in_dvc_lock_is_left_to_the_person(folder: Path) -
     conflict = b"<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n"
     (folder / "dvc.lock").write_bytes(conflict)
     assert restore_lock() is None and (folder / "dvc.lock").read_bytes() == conflict
+
+
+def test_a_cut_record_of_dvcs_processes_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DVC itself is asked: it stops over each cut, and no more afterwards."""
+    monkeypatch.setattr(dvc_files, "_RWLOCK_WAIT", 0.001)
+    rwlock = folder / ".dvc/tmp/rwlock"
+    assert remove_cut_rwlock() is None  # there is none
+    rwlock.parent.mkdir(parents=True)
+    record = b'{"read": {}, "write": {"a": {"pid": 1, "cmd": "dvc repro"}}}'
+    rwlock.write_bytes(record)
+    assert remove_cut_rwlock() is None and rwlock.read_bytes() == record
+
+    def dvc_reads_it() -> None:
+        with rwlock_of_dvc._edit_rwlock(str(rwlock.parent), localfs, False):
+            pass
+
+    for length in (0, 1, 30):
+        rwlock.write_bytes(record[:length])
+        with pytest.raises(rwlock_of_dvc.RWLockFileCorruptedError):
+            dvc_reads_it()
+        assert "it is removed" in str(remove_cut_rwlock())
+        dvc_reads_it()

@@ -2,7 +2,7 @@
 
 import sys
 
-from reprogpt.cli.check_folder import require_repository, restore_lock, warnings
+from reprogpt.cli.check_folder import remove_cut_rwlock, require_repository, restore_lock, warnings
 from reprogpt.cli.output import write_output
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.fetch import FetchParams
@@ -17,16 +17,16 @@ STAGES: tuple[type[Params], ...] = (FetchParams, SplitParams, TokenizeParams, Tr
 def check() -> None:
     """Raise ParamsError with every problem of params.yaml, or say on the terminal that there is none.
 
-    A dvc.lock that was cut is restored.
+    Files that a kill of DVC has cut are restored or removed: dvc.lock, and DVC's record of its running processes.
     Raises PipelineError if DVC can't run here at all; what stops some of its commands only is a warning.
     """
     values = read_mapping(PARAMS_FILE)
     problems = unknown_keys(values) + [problem for stage in STAGES for problem in problems_of(stage, values)]
     raise_problems(list(dict.fromkeys(problems)))  # a key that two stages read is reported once
     require_repository()
-    restored = restore_lock()
-    if restored:
-        print(restored, file=sys.stderr)
+    for repaired in (restore_lock(), remove_cut_rwlock()):
+        if repaired:
+            print(repaired, file=sys.stderr)
     # Not print: DVC, which restore_lock imports, has standard output wrapped so that errors lose their place.
     write_output(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges\n")
     for warning in warnings():

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from reprogpt.dvc_files import RWLOCK, read_rwlock
 from reprogpt.errors import ParamsError, PipelineError
 from reprogpt.files import write_bytes_atomic
 from reprogpt.params.loader import LOCK_FILE, read_mapping
@@ -64,6 +65,21 @@ def restore_lock() -> str | None:
         return f"{LOCK_FILE} was cut, as by a kill of dvc; it is kept as {kept}, and DVC writes a new one"
     write_bytes_atomic(LOCK_FILE, committed)
     return f"{LOCK_FILE} was cut, as by a kill of dvc; the committed one is restored, the cut one is kept as {kept}"
+
+
+def remove_cut_rwlock() -> str | None:
+    """Remove DVC's record of its running processes if a kill of DVC has cut it; returns what was done.
+
+    DVC stops over it ("Unable to read RWLock-file"), and advises to remove it.
+    """
+    try:
+        read_rwlock()
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        RWLOCK.unlink(missing_ok=True)
+        return f"{RWLOCK} was cut, as by a kill of dvc; it is removed, and DVC writes a new one"
+    return None
 
 
 def _is_valid_lock(path: Path) -> bool:

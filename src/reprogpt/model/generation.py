@@ -1,6 +1,7 @@
 """Autoregressive sampling from a model."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -27,43 +28,114 @@ def generate(
     generator: a CPU generator, needed when temperature is above 0.
     stop_token: an id that ends the text early and is not yielded; None: none does.
     """
+    steps = generate_batch(
+        model,
+        [prompt],
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        generators=[generator],
+        stop_token=stop_token,
+    )
+    with closing(steps):
+        for tokens in steps:
+            yield tokens[0]
+
+
+def generate_batch(
+    model: GPTModel,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    generators: Sequence[torch.Generator | None],
+    stop_token: int | None = None,
+) -> Generator[dict[int, int]]:
+    """Continue several prompts at once, each as generate continues it alone; yield a step's tokens by their row.
+
+    prompts: of any lengths; a row is an index into them. A row whose text has ended is in no later step.
+    generators: one for each row, so that a row's draws do not depend on the others.
+    The rest is as in generate. A row's logits may differ from those that it has alone by rounding, since matrix
+    products add in another order when there are more rows.
+    """
     was_training = model.training
     model.eval()
     decoder = _CachedDecoder(model)
-    ids = list(prompt)
+    texts = {row: list(prompt) for row, prompt in enumerate(prompts)}
     try:
         for _ in range(max_new_tokens):
-            token = _next_token(decoder.last_logits(ids), temperature, top_k, generator)
-            if token == stop_token:
+            tokens = {}
+            for row, logits in decoder.last_logits(texts).items():
+                tokens[row] = _next_token(logits, temperature, top_k, generators[row])
+            for row in [row for row, token in tokens.items() if token == stop_token]:
+                del tokens[row], texts[row]
+            if not texts:
                 return
-            ids.append(token)
-            yield token
+            for row, token in tokens.items():
+                texts[row].append(token)
+            yield tokens
     finally:
         model.train(was_training)
 
 
 class _CachedDecoder:
-    """Decodes with a KV cache while the text fits into context_length.
+    """Decodes texts with one KV cache while they fit into context_length.
 
-    A longer text moves its window at every token, which changes each token's position: it is read again.
+    A prompt is read by itself, then all rows advance together. A text that is longer than context_length moves its
+    window at every token, which changes each token's position: it is read again, by itself.
     """
 
     def __init__(self, model: GPTModel) -> None:
         self._model = model
         self._kv_caches: list[KVCache] = []
-        self._num_read = 0
+        self._rows: list[int] = []  # in the caches, in their order
 
     @torch.no_grad()
-    def last_logits(self, ids: list[int]) -> Tensor:
-        """Logits of the token after ids: (V,) float32 on the CPU. The output head sees the last position only."""
-        length = self._model.config.context_length
-        if self._num_read == 0 or len(ids) > length:
-            self._kv_caches = [KVCache() for _ in self._model.trf_blocks]
-            self._num_read = max(0, len(ids) - length)
-        unread = torch.tensor([ids[self._num_read :]], device=self._model.tok_emb.weight.device)
-        self._num_read = len(ids)
-        hidden = self._model.hidden_states(unread, self._kv_caches)
-        logits: Tensor = self._model.out_head(hidden[0, -1])
+    def last_logits(self, texts: Mapping[int, list[int]]) -> dict[int, Tensor]:
+        """Logits of the token after each text: (V,) float32 on the CPU. The output head sees the last position only.
+
+        texts: by their row; since the last call, each has grown by a token, and some may have been dropped.
+        """
+        logits: dict[int, Tensor] = {}
+        self._keep_rows([row for row in self._rows if row in texts and self._fits(texts[row])])
+        if self._rows:
+            hidden = self._hidden_states([texts[row][-1:] for row in self._rows], self._kv_caches)
+            logits.update(zip(self._rows, self._logits(hidden), strict=True))
+        read: dict[int, list[KVCache]] = {}
+        for row, ids in texts.items():
+            if row in logits:
+                continue
+            kv_caches = [KVCache() for _ in self._model.trf_blocks]
+            hidden = self._hidden_states([ids[-self._model.config.context_length :]], kv_caches)
+            logits[row] = self._logits(hidden)[0]
+            if self._fits(ids):
+                read[row] = kv_caches
+        if read:  # prompts: later, a text that is not in the caches no longer fits
+            self._rows = list(read)
+            self._kv_caches = [KVCache.stack(of_block) for of_block in zip(*read.values(), strict=True)]
+        return {row: logits[row] for row in texts}
+
+    def _fits(self, ids: list[int]) -> bool:
+        return len(ids) <= self._model.config.context_length
+
+    def _keep_rows(self, rows: list[int]) -> None:
+        if not rows:
+            self._kv_caches = []
+        elif rows != self._rows:
+            kept = [self._rows.index(row) for row in rows]
+            for kv_cache in self._kv_caches:
+                kv_cache.keep_rows(kept)
+        self._rows = rows
+
+    def _hidden_states(self, ids: list[list[int]], kv_caches: list[KVCache]) -> Tensor:
+        return self._model.hidden_states(torch.tensor(ids, device=self._model.tok_emb.weight.device), kv_caches)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """(R, T, D) -> (R, V), of the last position."""
+        last = hidden[:, -1]
+        # One row is a vector to the output head: as a matrix of one row, its logits would be rounded otherwise.
+        logits: Tensor = self._model.out_head(last[0])[None] if len(last) == 1 else self._model.out_head(last)
         return logits.float().cpu()
 
 

@@ -95,8 +95,7 @@ class GPTModel(nn.Module):
 
         kv_caches: one per block, updated here; eval mode only. If they hold tokens, ids is the next one, T = 1.
         """
-        start = kv_caches[0].num_tokens if kv_caches else 0
-        x = self._token_embeddings(ids) + self.pos_emb.weight[start : start + ids.shape[1]]
+        x = self._token_embeddings(ids) + self._position_embeddings(ids.shape[1], kv_caches)
         if self.training:
             x = self.dropout(x, self.config.drop_rate)
         for index, block in enumerate(self.trf_blocks):
@@ -106,6 +105,14 @@ class GPTModel(nn.Module):
                 x = block(x, kv_caches[index] if kv_caches else None)
         normed: Tensor = self.final_norm(x)
         return normed
+
+    def _position_embeddings(self, num_tokens: int, kv_caches: list[KVCache] | None) -> Tensor:
+        """Of the next num_tokens tokens, (T, D); (B, 1, D) where cached rows differ in length."""
+        start = kv_caches[0].num_positions if kv_caches else 0
+        padding = kv_caches[0].padding if kv_caches else None
+        if padding is not None:
+            return self.pos_emb.weight[start - padding].unsqueeze(1)
+        return self.pos_emb.weight[start : start + num_tokens]
 
     def _token_embeddings(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)."""
@@ -160,8 +167,10 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x: Tensor, kv_cache: KVCache | None = None) -> Tensor:
         query, key, value = self._project(x)
+        mask = None
         if kv_cache is not None:
             key, value = kv_cache.update(key, value)
+            mask = kv_cache.attention_mask()
         drop_rate = self.drop_rate if self.training else 0.0
         if drop_rate > 0 and not query.is_cuda:
             context = self._attend_with_dropout(query, key, value)
@@ -169,7 +178,7 @@ class MultiHeadAttention(nn.Module):
             # A single new token attends to all cached ones. Dropout inside this call is torch's, fused on a GPU only.
             is_causal = query.shape[2] > 1
             context = functional.scaled_dot_product_attention(
-                query, key, value, dropout_p=drop_rate, is_causal=is_causal
+                query, key, value, attn_mask=mask, dropout_p=drop_rate, is_causal=is_causal
             )
         out: Tensor = self.out_proj(context.transpose(1, 2).flatten(2))  # (B, H, T, D/H) -> (B, T, D)
         return out

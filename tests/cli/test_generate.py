@@ -314,13 +314,30 @@ def test_standard_input_is_read_as_a_corpus_is(generate: Generate, stdin: str) -
         (["-"], b"\n", "the prompt is empty; give a text"),
         (["-"], b"A\xff", "the prompt is not UTF-8 text: byte 0xff at offset 1"),
         (["A\udcff"], b"", "the prompt is not UTF-8 text: byte 0xff at offset 1"),
+        (
+            ["\N{BULLET}" * 100_001],
+            b"",
+            "the prompt has 100001 characters, but at most 100000 are allowed",
+        ),
+        ([" " * 1_000_000], b"", "the prompt has 1000000 characters, but at most 100000 are allowed"),
+        (["-"], b" " * 400_005, "the prompt has 400005 characters, but at most 100000 are allowed"),
+        (["-"], b"^" * 1_000_000, "the prompt has more than 100000 characters, but at most 100000 are allowed"),
     ],
 )
-def test_an_empty_or_unreadable_prompt_is_refused(
+def test_an_empty_unreadable_or_too_long_prompt_is_refused(
     generate: Generate, arguments: list[str], stdin: bytes, message: str
 ) -> None:
     with pytest.raises(PipelineError, match=message):
         generate(*arguments, stdin=stdin)
+
+
+@pytest.mark.parametrize("letter", [" ", "^", "\N{GRINNING FACE}"])
+def test_the_longest_prompt_is_continued(generate: Generate, letter: str) -> None:
+    """With what standard input may have besides: a byte order mark and the newline that echo adds."""
+    text = letter * 100_000
+    made = generate("-", *SHORT, stdin=f"\ufeff{text}\r\n".encode())[0]
+    assert made == generate("-", *SHORT, stdin=text.encode())[0]
+    assert made.startswith(text) and len(made) > len(text)
 
 
 @pytest.mark.parametrize(

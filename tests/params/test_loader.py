@@ -15,6 +15,7 @@ import torch
 from reprogpt.cli.check import STAGES, check
 from reprogpt.errors import ParamsError
 from reprogpt.model.gpt import GPTConfig, GPTModel
+from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import (
     DVC_FILE,
@@ -212,12 +213,22 @@ def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
             "orig_book_version: True needs clip_from: warmup; set it to false to clip from the start",
         ),
         ({"encoding": "p50k_base"}, "encoding: 'p50k_base' is not allowed; allowed: gpt2"),
-        ({"start_context": ""}, "start_context: '' is not allowed; allowed: text of at least one character"),
+        ({"start_context": ""}, "start_context: '' is not allowed; allowed: text of 1 to 100000 characters"),
     ],
 )
 def test_a_value_is_refused_by_key_value_and_what_is_allowed(values: Values, changes: Values, problem: str) -> None:
     [found] = problems_of(TrainParams, values | changes)
     assert found.startswith(problem)
+
+
+@pytest.mark.parametrize("stage", [TrainParams, EvaluateParams])
+def test_a_start_context_longer_than_a_prompt_may_be_is_refused_in_a_short_message(
+    values: Values, stage: type[Params]
+) -> None:
+    [problem] = problems_of(stage, values | {"start_context": " " * 1_000_000})
+    assert problem.startswith("start_context: '  ") and len(problem) < 300
+    assert problem.endswith(" is not allowed; allowed: text of 1 to 100000 characters")
+    assert problems_of(stage, values | {"start_context": " " * 100_000}) == []
 
 
 @pytest.mark.parametrize("matmul", ["auto", "onednn"])

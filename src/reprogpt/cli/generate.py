@@ -21,11 +21,14 @@ from reprogpt.model.hf_directory import best_step, load_model, trained_on_docume
 from reprogpt.numerics.device import out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
+from reprogpt.params.sampling_limits import MAX_PROMPT_CHARACTERS
 from reprogpt.paths import MODEL
 from reprogpt.tracking.logged_models import download_checkpoint
 from reprogpt.tracking.store import search_runs
 
 STANDARD_INPUT = "-"
+# Read of it: a character has at most 4 bytes, and normalizing drops a byte order mark and one newline, of CRLF here.
+_MAX_INPUT_BYTES = 4 * MAX_PROMPT_CHARACTERS + 5
 
 
 @out_of_memory_advice()
@@ -44,8 +47,8 @@ def generate(
     prompt: STANDARD_INPUT reads it from there; with from_start it begins a document, and may be "".
     run: whose model, as in require_run; None takes data/model.
     The others have the bounds of cli/parser.py; None takes params.yaml's value for evaluate.
-    Raises PipelineError for an empty or unreadable prompt, tokens outside the model's vocabulary, a missing model,
-    and output that can't be written; BrokenPipeError if the reader has closed the pipe.
+    Raises PipelineError for an empty, unreadable or too long prompt, tokens outside the model's vocabulary, a missing
+    model, and output that can't be written; BrokenPipeError if the reader has closed the pipe.
     """
     params = load_params(EvaluateParams)
     text = params.start_context if prompt is None else _read_prompt(prompt, may_be_empty=from_start)
@@ -100,7 +103,9 @@ def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
     if prompt == STANDARD_INPUT:
         if sys.stdin is None:
             raise PipelineError("standard input is closed; give the prompt as an argument")
-        content = sys.stdin.buffer.read()
+        content = sys.stdin.buffer.read(_MAX_INPUT_BYTES + 1)
+        if len(content) > _MAX_INPUT_BYTES:
+            raise _too_long(f"more than {MAX_PROMPT_CHARACTERS}")
     else:
         content = prompt.encode(
             "utf-8", errors="surrogateescape"
@@ -112,12 +117,21 @@ def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
         raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {advice(content)}") from None
     if prompt == STANDARD_INPUT:
         text = normalize_text(text).removesuffix("\n")
+    if len(text) > MAX_PROMPT_CHARACTERS:
+        raise _too_long(str(len(text)))
     if not text and not may_be_empty:
         raise PipelineError(
             "the prompt is empty; give a text of at least one character, or leave PROMPT out for start_context of\n"
             "params.yaml"
         )
     return text
+
+
+def _too_long(num_characters: str) -> PipelineError:
+    return PipelineError(
+        f"the prompt has {num_characters} characters, but at most {MAX_PROMPT_CHARACTERS} are allowed; give its end,\n"
+        "since the model sees the last context_length tokens only"
+    )
 
 
 def _load_workspace_model() -> tuple[GPTModel, bool]:

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from reprogpt.params.loader import Params, require_divisor
-from reprogpt.params.sampling_limits import MAX_NEW_TOKENS, MAX_SEED
+from reprogpt.params.sampling_limits import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, MAX_SEED
 
 MAX_COUNT = 2**31 - 1  # of what is counted in steps, epochs or rows
 
@@ -23,7 +23,9 @@ class SharedParams(Params):
     precision: Literal["fp32", "tf32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
     numerics: Literal["native", "portable"]
-    start_context: str = Field(min_length=1, description="text of at least one character")
+    start_context: str = Field(
+        min_length=1, max_length=MAX_PROMPT_CHARACTERS, description=f"text of 1 to {MAX_PROMPT_CHARACTERS} characters"
+    )
     max_new_tokens: int = Field(ge=1, le=MAX_NEW_TOKENS)
 
     @property

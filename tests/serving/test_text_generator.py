@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,63 +27,10 @@ from reprogpt.model.hf_directory import save_model
 from reprogpt.serving import text_generator
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.serving.text_generator import TextGenerator, read_encoding
-from reprogpt.tracking.mlflow_writer import upload
-from reprogpt.tracking.outbox import open_outbox
-from reprogpt.tracking.run_logger import record_model
-from reprogpt.tracking.store import open_store, store_name
-from tests.tiny import PARAMS, model_with_odds, tiny_model
+from tests.serving.conftest import ROOT, SIZES, TRAINED_WITH, load
+from tests.tiny import model_with_odds, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAINED_WITH = {**PARAMS, "max_new_tokens": 50, "start_context": "Every effort moves you"}  # as in params.yaml
-SIZES = {"vocab_size": 50257, "context_length": 32}
 Generate = Callable[..., str]
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
-    """A repository's root after a training, and its store, which has the model."""
-    folder = tmp_path_factory.mktemp("root")
-    for name in ("params.yaml", "dvc.yaml"):
-        shutil.copy(ROOT / name, folder)
-    save_model(folder / "data/model", tiny_model(**SIZES))
-    write_tokenizer(folder / "data/model")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        open_store()
-        outbox = open_outbox("1" * 32)
-        tags = {"training_id": "1" * 32, "run_key": "k"}
-        outbox.append("training", name="n", tags=tags, params=TRAINED_WITH, datasets=[], store=store_name())
-        record_model(outbox)
-        upload(outbox)
-        outbox.release()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def files(root: Path) -> Path:
-    """The model's folder in the store."""
-    (folder,) = root.glob("mlruns/models/*/artifacts")
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def matmul_precision_restored() -> Iterator[None]:
-    backend: Any = torch.backends.mkldnn
-    before = backend.matmul.fp32_precision
-    yield
-    backend.matmul.fp32_precision = before
-
-
-def load(folder: Path) -> PyFuncModel:
-    path = list(sys.path)
-    loaded = mlflow.pyfunc.load_model(str(folder))
-    sys.path[:] = path  # MLflow puts the model's own code first
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def model(files: Path) -> PyFuncModel:
-    return load(files)
 
 
 @pytest.fixture
@@ -152,16 +100,25 @@ def test_a_text_is_that_of_generate(
 @pytest.mark.parametrize(
     ("prompt", "params", "words"),
     [
-        ("", {}, "prompt is empty"),
+        ("", {}, "prompt is empty; give a text of at least one character"),
         ("A", {"temperature": -0.5}, r"temperature is -0.5, but must be 0 or a number from 0.001 to 1000"),
         ("A", {"temperature": float("nan")}, "temperature is nan"),
         ("A", {"top_k": 0}, "top_k is 0, but must be from 1 to 2147483647"),
         ("A", {"max_new_tokens": 0}, "max_new_tokens is 0, but must be from 1 to 4096"),
         ("A", {"max_new_tokens": 1_000_000_000}, "max_new_tokens is 1000000000, but must be from 1 to 4096"),
-        (None, {}, "prompt is None, not a text"),
+        (None, {}, "prompt is null; give a text of at least one character"),
+        (float("nan"), {}, "prompt is null"),
+        (pd.NA, {}, "prompt is null"),
+        (7, {}, "prompt is 7, not a text"),
+        (1.5, {}, "prompt is 1.5, not a text"),
+        (True, {}, "prompt is True, not a text"),
+        ({"a": "b"}, {}, r"prompt is \{'a': 'b'\}, not a text"),
+        ([7], {}, "prompt is 7, not a text"),
+        ([["A"]], {}, r"prompt is \['A'\], not a text"),
+        (["A", None], {}, "prompt 2 of 2 is null"),
+        ("\N{BULLET}" * 100_001, {}, "prompt has 100001 characters, but at most 100000 are allowed"),
         ("A", {"seed": -1}, "seed is -1, but must be from 0 to 9223372036854775807"),
         ("A", {"seed": "x"}, "seed"),
-        (["A"], {}, r"prompt is \['A'\], not a text"),
     ],
 )
 def test_what_can_not_be_answered_is_refused(
@@ -179,6 +136,22 @@ def test_a_parameter_that_is_null_is_named(name: str) -> None:
     assert caught.value.get_http_status_code() == 400
 
 
+def test_torchs_settings_are_kept_until_the_last_of_overlapping_requests_is_done() -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        numerics = text_generator._SharedNumerics()
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(numerics.in_use())
+        second.enter_context(numerics.in_use())
+        first.close()
+        assert torch.are_deterministic_algorithms_enabled()
+        second.close()
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 def test_a_request_ends_when_its_time_is_up(files: Path) -> None:
     path = list(sys.path)
     hasty = mlflow.pyfunc.load_model(str(files), model_config={"max_seconds": 0})
@@ -191,7 +164,11 @@ def test_a_request_ends_when_its_time_is_up(files: Path) -> None:
 def test_the_limits_are_recorded_with_the_model_and_allow_its_default(
     model: PyFuncModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert model.metadata.flavors["python_function"]["config"] == {"max_new_tokens": 4096, "max_seconds": 60}
+    assert model.metadata.flavors["python_function"]["config"] == {
+        "max_new_tokens": 4096,
+        "max_prompts": 64,
+        "max_seconds": 60,
+    }
     monkeypatch.chdir(ROOT)
     described = write_mlflow_model(tmp_path / "model", {**TRAINED_WITH, "max_new_tokens": 5000})
     assert described["flavors"]["python_function"]["config"]["max_new_tokens"] == 5000

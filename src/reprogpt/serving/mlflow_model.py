@@ -16,6 +16,7 @@ import mlflow.pyfunc
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType
 
 import reprogpt
 from reprogpt.errors import ParamsError
@@ -100,7 +101,9 @@ def _signature(params: Mapping[str, Any]) -> ModelSignature:
         ParamSpec("stop_at_end_of_text", "boolean", stop_at_end_of_text),
         ParamSpec("from_start", "boolean", False),
     ]
-    prompt = Schema([ColSpec("string", "prompt")])
+    # To a column of strings MLflow's server converts what it is sent: null becomes the text "None", 1 becomes "1".
+    # text_generator.py refuses what is no text.
+    prompt = Schema([ColSpec(AnyType(), "prompt")])  # type: ignore[no-untyped-call]
     text = Schema([ColSpec("string", "text")])
     return ModelSignature(prompt, text, ParamSchema(defaults))
 

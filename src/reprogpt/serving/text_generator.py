@@ -5,13 +5,18 @@ MLflow runs this file itself ("models from code", no pickle) from the copy in th
 mlflow_model.py writes. So a model serves the code it was trained with, whatever has changed since.
 """
 
+import logging
 import os
+import reprlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 import tiktoken
 import torch
@@ -22,12 +27,13 @@ from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
 from reprogpt.corpus.tokens import VOCABULARY_FILES, decode
-from reprogpt.model.generation import generate
+from reprogpt.model.generation import generate_batch
 from reprogpt.model.hf_directory import load_model, trained_on_documents
-from reprogpt.numerics.device import temporary_numerics
+from reprogpt.numerics.device import Numerics, temporary_numerics
 from reprogpt.params.sampling_limits import (
     DEFAULT_LIMITS,
     MAX_NEW_TOKENS,
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_TOP_K,
     TEMPERATURE_RANGE,
@@ -36,16 +42,23 @@ from reprogpt.params.sampling_limits import (
 from reprogpt.paths import CHECKPOINT_ARTIFACT
 
 ARITHMETIC = {"device": "auto", "precision": "fp32", "matmul": "auto"}  # as `reprogpt generate`
+ROWS_AT_A_TIME = 16  # prompts in one batch: their KV caches take 1.2 GB in GPT-124M with a context_length of 1024
+
+_LOGGER = logging.getLogger(__name__)
 
 
 class TextGenerator(PythonModel):
-    """Continues prompts as `reprogpt generate` does: the same prompt, parameters and seed give the same text."""
+    """Continues prompts as `reprogpt generate` does: the same prompt, parameters and seed give the same text.
+
+    MLflow's server answers each request in a thread of its own, so several may be in predict at once.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load weights and vocabulary from the checkpoint; the model's configuration has the limits of a request."""
         self._limits = {**DEFAULT_LIMITS, **(context.model_config or {})}
+        self._numerics = _SharedNumerics()
         folder = Path(context.artifacts[CHECKPOINT_ARTIFACT])
-        with temporary_numerics(**ARITHMETIC) as numerics:
+        with self._numerics.in_use() as numerics:
             self._model = load_model(folder).to(numerics.device)
         self._on_documents = trained_on_documents(folder)
         self._encoding = read_encoding(folder)
@@ -58,54 +71,115 @@ class TextGenerator(PythonModel):
     ) -> pd.DataFrame:
         """Each row's `text` is its `prompt` continued by max_new_tokens tokens, independent of the other rows.
 
+        model_input: a text in each row of the column `prompt`; or one row with a list of texts, which MLflow makes of
+        `inputs` and of `instances`, for a row of answers each.
         params: max_new_tokens, temperature, top_k and seed, with the bounds of `reprogpt generate`, and
         stop_at_end_of_text and from_start (its --from-start); max_new_tokens is bounded by the model's configuration,
-        too, as is the time of a request: its client may have gone long ago.
-        Raises MlflowException (HTTP status 400 when served) for a value out of bounds, an empty prompt, tokens
-        outside the model's vocabulary, or a request that takes too long.
+        too, as are the prompts of a request and its time: its client may have gone long ago.
+        Raises MlflowException: HTTP status 400 when served, for a value out of bounds, a prompt that is no text, empty
+        or too long, tokens outside the model's vocabulary, or a request that takes too long; else 500, without the
+        traceback, which is logged.
         """
-        assert params is not None  # the signature has a default for each
-        _check(params, self._limits["max_new_tokens"])
         deadline = time.monotonic() + self._limits["max_seconds"]
-        with temporary_numerics(**ARITHMETIC):
-            texts = [self._continue(prompt, params, deadline) for prompt in model_input["prompt"]]
-        return pd.DataFrame({"text": texts})
+        try:
+            assert params is not None  # the signature has a default for each
+            _check(params, self._limits["max_new_tokens"])
+            prompts = self._prompts(list(model_input["prompt"]))
+            ids = [self._encode(prompt, name, from_start=params["from_start"]) for name, prompt in prompts.items()]
+            with self._numerics.in_use():
+                continuations = self._continue(ids, params, deadline)
+        except MlflowException:
+            raise
+        except Exception:  # of which MLflow's server would send the traceback, with paths of this machine
+            _LOGGER.exception("a request failed")
+            raise MlflowException("the request failed; the log of the server says why") from None
+        texts = zip(prompts.values(), continuations, strict=True)
+        return pd.DataFrame({"text": [prompt + continuation for prompt, continuation in texts]})
 
-    def _continue(self, prompt: str, params: Mapping[str, Any], deadline: float) -> str:
-        if not isinstance(prompt, str):  # as in {"prompt": ["a", "b"]}, which MLflow reads as one row
-            raise _invalid_parameter(f"prompt is {prompt!r}, not a text; give a table with a row for each prompt")
+    def _prompts(self, rows: list[Any]) -> dict[str, str]:
+        """The texts of a request, by their names in messages."""
+        if len(rows) == 1 and isinstance(rows[0], list):
+            rows = rows[0]
+        if len(rows) > self._limits["max_prompts"]:
+            raise _invalid_parameter(
+                f"the request has {len(rows)} prompts, but max_prompts={self._limits['max_prompts']} of the model's "
+                "configuration are allowed; send them in several requests"
+            )
+        if len(rows) == 1:
+            return {"prompt": _text(rows[0], "prompt")}
+        names = [f"prompt {number} of {len(rows)}" for number in range(1, len(rows) + 1)]
+        return {name: _text(row, name) for name, row in zip(names, rows, strict=True)}
+
+    def _encode(self, prompt: str, name: str, *, from_start: bool) -> list[int]:
         ids = self._encoding.encode_ordinary(prompt)
-        if params["from_start"]:
+        if from_start:
             if not self._on_documents:
                 raise _invalid_parameter("from_start needs a model that was trained on several documents")
             ids = [self._encoding.eot_token, *ids]
         vocab_size = self._model.config.vocab_size
         if not ids:
-            raise _invalid_parameter("prompt is empty; give a text of at least one character")
+            raise _invalid_parameter(f"{name} is empty; give a text of at least one character")
         if max(ids) >= vocab_size:
             word = self._encoding.decode([max(ids)])
             raise _invalid_parameter(
-                f"prompt has token {max(ids)} ({word!r}), but this model's vocabulary is 0 to {vocab_size - 1}"
+                f"{name} has token {max(ids)} ({word!r}), but this model's vocabulary is 0 to {vocab_size - 1}"
             )
-        tokens = generate(
-            self._model,
-            ids,
-            params["max_new_tokens"],
-            temperature=params["temperature"],
-            top_k=params["top_k"],
-            generator=torch.Generator().manual_seed(params["seed"]),
-            stop_token=self._encoding.eot_token if self._on_documents and params["stop_at_end_of_text"] else None,
-        )
-        return prompt + decode(self._encoding, list(self._in_time(tokens, deadline)))
+        return ids
 
-    def _in_time(self, tokens: Iterator[int], deadline: float) -> Iterator[int]:
-        for token in tokens:
+    def _continue(self, prompts: list[list[int]], params: Mapping[str, Any], deadline: float) -> list[str]:
+        texts = []
+        for start in range(0, len(prompts), ROWS_AT_A_TIME):
+            rows = prompts[start : start + ROWS_AT_A_TIME]
+            continuations: list[list[int]] = [[] for _ in rows]
+            steps = generate_batch(
+                self._model,
+                rows,
+                params["max_new_tokens"],
+                temperature=params["temperature"],
+                top_k=params["top_k"],
+                generators=[torch.Generator().manual_seed(params["seed"]) for _ in rows],
+                stop_token=self._encoding.eot_token if self._on_documents and params["stop_at_end_of_text"] else None,
+            )
+            for tokens in self._in_time(steps, deadline):
+                for row, token in tokens.items():
+                    continuations[row].append(token)
+            texts += [decode(self._encoding, ids) for ids in continuations]
+        return texts
+
+    def _in_time(self, steps: Iterator[dict[int, int]], deadline: float) -> Iterator[dict[int, int]]:
+        for tokens in steps:
             if time.monotonic() > deadline:
                 raise _invalid_parameter(
                     f"the request took longer than max_seconds={self._limits['max_seconds']} of the model's "
                     "configuration; ask for fewer tokens or prompts at a time"
                 )
-            yield token
+            yield tokens
+
+
+class _SharedNumerics:
+    """temporary_numerics for threads: torch's settings, which are the process's, return when the last one is done."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_users = 0
+        self._settings = ExitStack()
+        self._numerics: Numerics | None = None
+
+    @contextmanager
+    def in_use(self) -> Iterator[Numerics]:
+        with self._lock:
+            if self._num_users == 0:
+                self._numerics = self._settings.enter_context(temporary_numerics(**ARITHMETIC))
+            self._num_users += 1
+            numerics = self._numerics
+        assert numerics is not None
+        try:
+            yield numerics
+        finally:
+            with self._lock:
+                self._num_users -= 1
+                if self._num_users == 0:
+                    self._settings.close()
 
 
 def read_encoding(folder: Path) -> tiktoken.Encoding:
@@ -123,6 +197,21 @@ def read_encoding(folder: Path) -> tiktoken.Encoding:
             os.environ["TIKTOKEN_CACHE_DIR"] = before
     special = {ENDOFTEXT: len(ranks)}
     return tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _text(value: Any, name: str) -> str:
+    """A prompt as it was sent; null in a row of a table is NaN to pandas."""
+    if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
+        raise _invalid_parameter(f"{name} is null; give a text of at least one character")
+    if not isinstance(value, str):
+        shown = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
+        raise _invalid_parameter(f"{name} is {shown}, not a text; give a text, in quotes, for each prompt")
+    if len(value) > MAX_PROMPT_CHARACTERS:
+        raise _invalid_parameter(
+            f"{name} has {len(value)} characters, but at most {MAX_PROMPT_CHARACTERS} are allowed; give its end, since "
+            "the model sees the last context_length tokens only"
+        )
+    return value
 
 
 def _check(params: Mapping[str, Any], max_new_tokens: int) -> None:

@@ -14,7 +14,8 @@ from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import EVALUATIONS, HISTORY, MODEL, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
 from reprogpt.tracking.environment import environment_tags, resume_tags
-from reprogpt.tracking.run_logger import RunIdentity, start_run
+from reprogpt.tracking.run_logger import start_run
+from reprogpt.tracking.training_records import RunIdentity
 from reprogpt.training.checkpointing import CheckpointedTraining, run_worker
 from reprogpt.training.history import summary, write_history
 from reprogpt.training.run_dir import lock_run, mark_complete

@@ -12,8 +12,8 @@ from reprogpt.model.hf_directory import save_model
 from reprogpt.tracking.logged_models import download_checkpoint, register_model
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import open_outbox
-from reprogpt.tracking.run_logger import record_model
 from reprogpt.tracking.store import open_store, recorded_store, search_runs
+from reprogpt.tracking.training_records import record_model
 from tests.tiny import PARAMS, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,8 @@ from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.logged_models import RegisteredModel, download_checkpoint, register_model
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.run_logger import record_model
 from reprogpt.tracking.store import store_name
+from reprogpt.tracking.training_records import record_model
 from tests.tiny import PARAMS, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

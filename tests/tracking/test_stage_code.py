@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.tracking import run_logger
+from reprogpt.tracking import training_records
 from reprogpt.tracking.outbox import open_outbox
 from reprogpt.tracking.stage_code import code_patch, stage_code
 
@@ -145,7 +145,7 @@ def test_a_pipeline_in_a_folder_of_a_repository_has_its_own_code_only(
 def test_what_is_recorded_is_printed(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (repository / "src/pkg/rate.py").write_text("LR = 2\n")
     outbox = open_outbox("a")
-    run_logger._queue_patch(outbox)
+    training_records._queue_patch(outbox)
     assert "uncommitted.patch records the uncommitted code: src/pkg/rate.py (1 in all)" in capsys.readouterr().err
     assert [record["kind"] for record in outbox.records()] == ["file"]
 
@@ -155,7 +155,7 @@ def test_a_patch_that_is_too_large_is_not_recorded_and_the_message_says_why(
 ) -> None:
     (repository / "src/pkg/rate.py").write_text("LR = 2\n" + "# 345678901234\n" * 100_000)
     outbox = open_outbox("a")
-    run_logger._queue_patch(outbox)
+    training_records._queue_patch(outbox)
     printed = capsys.readouterr().err
     assert "is not recorded" in printed and "src/pkg/rate.py" in printed and "more than 1000000" in printed
     assert list(outbox.records()) == []

@@ -1,14 +1,17 @@
-"""`reprogpt sync`: upload the records that wait in the outbox."""
+"""`reprogpt sync`: upload the records that wait in the outbox, and what MLflow has lost of the present training."""
 
 import os
 
 from reprogpt.cli.confirm import confirmed
+from reprogpt.tracking.rebuild import rebuild_run
 from reprogpt.tracking.store import store_name
 from reprogpt.tracking.uploader import drop_records_for_other_stores, upload_abandoned, waiting_for_other_stores
 
 
 def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int:
     """Upload what waits, refused records too, and print the result: 0, or 1 if any record is not uploaded.
+
+    Then the run of data/model is made whole again, as rebuild_run does.
 
     to: a store's URI, to which records for other stores are uploaded, too. drop: delete those for other stores
     instead. Both ask on the terminal, unless `yes`. Raises TrackingError if the store can't be used.
@@ -36,4 +39,7 @@ def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int
         print(f"not uploaded: {failure}")
     for what in found.set_aside:
         print(f"refused: {what}")
+    rebuilt = rebuild_run()
+    if rebuilt:
+        print(rebuilt)
     return 1 if found.other_stores or found.failures or found.set_aside else 0

@@ -24,11 +24,17 @@ def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
     adds: the metric or artifact folder that tells whether the run already has this stage's results: then a repeated
     stage that is stopped leaves the run FINISHED.
     """
+    outbox = open_results_outbox(run_key)
+    with uploading(outbox, adds=adds):
+        yield outbox
+
+
+def open_results_outbox(run_key: str) -> OutboxFile:
+    """A new outbox, locked, for the run that log_results names."""
     outbox = open_outbox()
     experiment = os.environ.get("DVC_EXP_NAME")
     outbox.append("results of", run_key=run_key, experiment=experiment, store=recorded_store(), made=_made_by_train())
-    with uploading(outbox, adds=adds):
-        yield outbox
+    return outbox
 
 
 def _made_by_train() -> dict[str, str]:

@@ -7,7 +7,10 @@ PARENT = "mlflow.parentRunId"  # tag of an evaluation with other parameters than
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """id: 32 hex digits. metrics: the last value of each. datasets: path of an input -> its digest."""
+    """id: 32 hex digits. metrics: the last value of each. datasets: path of an input -> its digest.
+
+    is_deleted: whether it was deleted in MLflow, which can restore it.
+    """
 
     id: str
     name: str
@@ -16,3 +19,4 @@ class TrackedRun:
     tags: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     datasets: dict[str, str] = field(default_factory=dict)
+    is_deleted: bool = False

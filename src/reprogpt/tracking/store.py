@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -31,7 +31,7 @@ os.environ.setdefault(
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, Run
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as mlflow_database
 from sqlalchemy.exc import SQLAlchemyError
@@ -268,6 +268,16 @@ def search_runs() -> list[TrackedRun]:
                 return [to_tracked_run(run) for run in found]
 
 
+def find_runs(tags: Mapping[str, str]) -> list[TrackedRun]:
+    """The runs of the experiment with these tags, deleted ones too, newest first."""
+    client, experiment_id = open_store()
+    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
+    newest = ["attributes.start_time DESC"]
+    with store_errors():
+        runs = client.search_runs([experiment_id], query, run_view_type=ViewType.ALL, order_by=newest)
+        return [to_tracked_run(run) for run in runs]
+
+
 def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:
     """Metric -> step -> value, exact; the last value of a step that was logged twice. {} for an absent metric."""
     client, _ = open_store()
@@ -303,6 +313,7 @@ def to_tracked_run(run: Run) -> TrackedRun:
         tags=run.data.tags,
         metrics=run.data.metrics,
         datasets={path[1]: dataset.digest for path, dataset in zip(paths, inputs, strict=True) if path},
+        is_deleted=run.info.lifecycle_stage == LifecycleStage.DELETED,
     )
 
 

@@ -284,6 +284,8 @@ def test_a_served_model_answers_as_generate_does(finished: Workspace, tmp_path: 
         greedy = answer(inputs=["Every effort moves you"], params={"temperature": 0})
         drawn = answer(inputs=["He laughed", "She wept"], params={"seed": 7, "top_k": 50, "max_new_tokens": 12})
         refused = answer(inputs=["He laughed"], params={"temperature": -1})
+        without_text = answer(inputs=["He laughed", None])
+        without_value = answer(inputs=["He laughed"], params={"max_new_tokens": None})
         given = json.loads((finished.model_folder(run) / "serving_input_example.json").read_text("utf-8"))
         assert answer(**given).status_code == 200
     (text,) = greedy.json()["predictions"]
@@ -294,6 +296,9 @@ def test_a_served_model_answers_as_generate_does(finished: Workspace, tmp_path: 
         assert generated.stdout == f"{row['text']}\n", generated.stderr
     assert refused.status_code == 400
     assert "temperature is -1.0, but must be 0 or a number from 0.001 to 1000" in refused.json()["message"]
+    for response, words in ((without_text, "prompt 2 of 2 is null"), (without_value, "max_new_tokens is null")):
+        assert response.status_code == 400 and words in response.json()["message"]
+        assert "Traceback" not in response.text and str(finished.path) not in response.text
 
 
 @pytest.mark.slow

@@ -184,6 +184,24 @@ def test_an_unexpected_fault_is_an_answer_without_a_traceback(
     assert response.json()["message"].endswith("\nError: the request failed; the log of the server says why")
 
 
+def test_requests_whose_clients_have_gone_end_at_their_time_limit(
+    ask: Ask, model: PyFuncModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's server does not tell the model of them; all of their tokens would take minutes."""
+    served: Any = model.unwrap_python_model()
+    monkeypatch.setitem(served._limits, "max_seconds", 1)
+    prompts = [f"Number {number}" for number in range(16)]
+    for _ in range(2):
+        with pytest.raises(requests.Timeout):
+            ask({"inputs": prompts, "params": {"max_new_tokens": 4096}}, timeout=0.5)
+    deadline = time.monotonic() + 30
+    while served._numerics._num_users:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    monkeypatch.setitem(served._limits, "max_seconds", 60)
+    assert texts(ask({"inputs": ["A"], "params": SHORT}))[0].startswith("A")
+
+
 def test_requests_at_the_same_time_have_the_answers_that_each_has_alone(ask: Ask) -> None:
     """Of lengths in which some begin and end while others are at work."""
     requests_ = [

@@ -70,8 +70,11 @@ def pin_memory(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, *, dropout_p: float, is_causal: bool) -> Tensor:
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, *, attn_mask: Tensor | None, dropout_p: float, is_causal: bool
+) -> Tensor:
     """scaled_dot_product_attention by the kernels that torch chooses on a GPU."""
+    assert attn_mask is None  # which only a batch of texts of several lengths has
     if torch.is_autocast_enabled("cuda"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cuda")) for tensor in (query, key, value))
     out: Tensor

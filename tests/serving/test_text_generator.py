@@ -161,6 +161,14 @@ def test_a_request_ends_when_its_time_is_up(files: Path) -> None:
     assert caught.value.get_http_status_code() == 400
 
 
+@pytest.mark.parametrize("limit", ["10", None, True, -1, float("nan"), [10]])
+def test_a_limit_that_is_no_number_is_refused_when_the_model_is_loaded(limit: Any) -> None:
+    context: Any = SimpleNamespace(artifacts={}, model_config={"max_seconds": limit})
+    with pytest.raises(MlflowException, match=r"max_seconds of the model's .* is .*; give a number") as caught:
+        TextGenerator().load_context(context)
+    assert caught.value.get_http_status_code() == 400
+
+
 def test_the_limits_are_recorded_with_the_model_and_allow_its_default(
     model: PyFuncModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

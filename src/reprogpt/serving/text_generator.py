@@ -54,8 +54,15 @@ class TextGenerator(PythonModel):
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load weights and vocabulary from the checkpoint; the model's configuration has the limits of a request."""
+        """Load weights and vocabulary from the checkpoint; the model's configuration has the limits of a request.
+
+        Raises MlflowException for a limit that is not a number of at least 0.
+        """
         self._limits = {**DEFAULT_LIMITS, **(context.model_config or {})}
+        for name in DEFAULT_LIMITS:
+            limit = self._limits[name]
+            if isinstance(limit, bool) or not isinstance(limit, int | float) or not limit >= 0:
+                raise _invalid_parameter(f"{name} of the model's configuration is {limit!r}; give a number, at least 0")
         self._numerics = _SharedNumerics()
         folder = Path(context.artifacts[CHECKPOINT_ARTIFACT])
         with self._numerics.in_use() as numerics:

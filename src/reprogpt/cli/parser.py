@@ -331,8 +331,8 @@ SYNC = Command(
     """\
     Upload to MLflow the records that wait in .reprogpt/outbox because the store was not available when
     they were made. The next stage that runs does the same; here, records that the store refused are
-    tried again, too. Then the run of data/model is completed, or made anew, from data/metrics/history.csv
-    where MLflow has lost points of it, or the run.""",
+    tried again, too. Where MLflow has lost points of the run of data/model, or the run, these are then
+    uploaded from data/metrics/history.csv.""",
     """\
     0 if nothing waits any longer, 1 if any record is not uploaded, 2 if the store can't be used
     """,

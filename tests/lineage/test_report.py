@@ -105,6 +105,15 @@ def test_an_experiment_from_the_cache_is_reported_to_have_no_run_of_its_own() ->
     assert not any("none is named" in line for line in lines_of(here, trained)[0])
 
 
+def test_an_experiment_that_was_renamed_is_not_said_to_be_from_the_cache() -> None:
+    here = revision()
+    here.experiment = "new"
+    trained = run("a", key=lock_key(here), **NUMBERS)
+    trained.tags["dvc.experiment"] = "old"
+    line = "  none is named new: it was old and is renamed, or DVC had this result already"
+    assert line in lines_of(here, trained)[0]
+
+
 def test_no_run_at_all() -> None:
     lines, broken = lines_of(revision())
     assert not broken
@@ -192,7 +201,13 @@ def test_a_run_that_no_revision_holds_can_not_be_checked() -> None:
     found = report_of(tags, None)
     assert found.lines[0] == f"MLflow run {'a' * 32}, run-a, KILLED"
     assert "  not here  data/tokens/val.npy           v" in found.lines
-    for part in ("gone, not in this repository", "dirty", "lost, no longer kept here", "nothing here", "sha256      5"):
+    for part in (
+        "gone, not in this repository",
+        "dirty",
+        "lost, no longer kept here under that name",
+        "nothing here",
+        "sha256      5",
+    ):
         assert any(part in line for line in found.lines), part
     assert not found.broken
     assert found.conclusion == "nothing here to check it against"

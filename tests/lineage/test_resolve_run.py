@@ -1,10 +1,24 @@
 """Which run an argument names, and the message where it names none or several."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.resolve_run import find_run, require_run
-from reprogpt.tracking.runs import TrackedRun
+from reprogpt.lineage.resolve_run import find_run, find_run_of_name, require_run
+from reprogpt.paths import TRAIN_SUMMARY
+from reprogpt.tracking.runs import PARENT, TrackedRun
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No repository, so no DVC experiments."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 def a_run(start: str, name: str, **tags: str) -> TrackedRun:
@@ -63,3 +77,56 @@ def test_at_most_ten_are_listed() -> None:
 def test_of_an_empty_store_the_message_names_what_makes_a_run() -> None:
     with pytest.raises(PipelineError, match="Known: none; `dvc repro` makes one"):
         require_run("unknown", [])
+
+
+def git(*arguments: str) -> None:
+    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t.invalid", *arguments], check=True)
+
+
+def result(name: str, run_key: str, weights: str = "w.dir") -> None:
+    """A DVC experiment that has the result of a training."""
+    TRAIN_SUMMARY.parent.mkdir(parents=True, exist_ok=True)
+    TRAIN_SUMMARY.write_text(json.dumps({"run_key": [run_key]}), "utf-8")
+    Path("dvc.lock").write_text(f"stages: {{train: {{cmd: fit, outs: [{{path: data/model, md5: {weights}}}]}}}}")
+    git("add", "--all")
+    git("commit", "-qm", name)
+    git("update-ref", f"refs/exps/ab/{'c' * 38}/{name}", "HEAD")
+
+
+def trained(start: str, name: str, run_key: str, weights: str = "w.dir") -> TrackedRun:
+    return a_run(start, name, **{"dvc.experiment": name, "run_key": run_key, "dvc.data/model.md5": weights})
+
+
+def test_a_renamed_experiment_is_found_by_its_new_name_and_by_its_old_one(folder: Path) -> None:
+    """DVC itself renames it."""
+    git("init", "-q")
+    dvc = [sys.executable, "-m", "dvc"]
+    env = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    subprocess.run([*dvc, "init", "-q"], env=env, check=True)
+    result("old", "k")
+    subprocess.run([*dvc, "exp", "rename", "old", "new"], env=env, check=True, capture_output=True)
+    run = trained("dddddd", "old", "k")
+    assert find_run("old", [NEW, run]) == (run, "")
+    assert find_run("new", [NEW, run]) == (run, f"the DVC experiment new has the result of run {run.id}, old")
+    assert require_run("new", [NEW, run])[0] is run
+    assert find_run_of_name("new", [NEW, run]) is None
+    assert find_run("new", [NEW]) is None
+
+
+def test_a_name_that_another_experiment_has_now_is_that_experiments(folder: Path) -> None:
+    """Its run of that name is of a training whose experiment was removed."""
+    git("init", "-q")
+    result("slow", "new")
+    runs = [trained("eeeeee", "slow", "former"), trained("dddddd", "quick", "new")]
+    found = find_run("slow", runs)
+    assert found is not None and found[0].name == "quick"
+    assert find_run("slow", runs[:1]) == (runs[0], "")
+    evaluated = a_run("abcdef", "slow", **{PARENT: runs[1].id})
+    assert find_run("slow", [evaluated, runs[1]]) == (evaluated, "")
+
+
+def test_of_runs_that_trained_an_experiments_result_the_newest_with_its_weights_is_taken(folder: Path) -> None:
+    git("init", "-q")
+    result("new", "k")
+    runs = [trained("111111", "a", "k", "x.dir"), trained("222222", "b", "k"), trained("333333", "c", "k")]
+    assert [found[0].name for part in (runs, runs[:1]) if (found := find_run("new", part))] == ["b", "a"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from reprogpt.errors import PipelineError
 from reprogpt.lineage.report import LineageReport, add_revision, add_run, lock_key
-from reprogpt.lineage.resolve_run import find_run, parent_run, unknown_name_error
+from reprogpt.lineage.resolve_run import find_run_of_name, parent_run, unknown_name_error
 from reprogpt.lineage.revisions import (
     Commit,
     Revision,
@@ -57,7 +57,7 @@ def find_subject(what: str | None, runs: Sequence[TrackedRun]) -> Subject:
     """
     if what is None:
         return Subject(None, _with_lock(Workspace()))
-    found = find_run(what, runs)
+    found = find_run_of_name(what, runs)
     if found:
         run, remark = found
         parent = parent_run(run, runs)

@@ -10,7 +10,13 @@ from pathlib import Path
 from textwrap import indent, wrap
 
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.resolve_run import find_run, parent_run, require_distinct, unknown_name_error
+from reprogpt.lineage.resolve_run import (
+    find_run_of_name,
+    parent_run,
+    require_distinct,
+    run_that_trained,
+    unknown_name_error,
+)
 from reprogpt.lineage.revisions import Workspace, list_experiments, resolve_commit
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import TRAIN_SUMMARY
@@ -60,11 +66,11 @@ def overlay(a: str, b: Sequence[str]) -> int:
 def find_training(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str]:
     """The training that `what` names, and a remark to print ("" usually).
 
-    what: as in find_run, where an evaluation stands for its training; or WORKSPACE, a DVC experiment or a commit,
-    which stand for the newest run that trained their result. runs: newest first.
+    what: as in find_run_of_name, where an evaluation stands for its training; or WORKSPACE, a DVC experiment or a
+    commit, which stand for the newest run that trained their result. runs: newest first.
     Raises PipelineError if it names none.
     """
-    found = find_run(what, runs) if what != WORKSPACE else None
+    found = find_run_of_name(what, runs) if what != WORKSPACE else None
     if found:
         parent = parent_run(found[0], runs)
         return (parent, f"{what} is an evaluation of it") if parent else found
@@ -77,7 +83,7 @@ def find_training(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, st
         raise PipelineError(
             f"{revision.name} has no run_key in {TRAIN_SUMMARY}, so it holds no training; `dvc repro` makes one"
         )
-    trained = next((run for run in runs if run.tags.get("run_key") == key), None)
+    trained = run_that_trained(revision, runs)
     if trained is None:
         raise PipelineError(
             f"no MLflow run trained what {revision.name} holds (run_key {key}): it was trained elsewhere,\n"

@@ -34,7 +34,7 @@ exit codes:
 
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
-RUN = "MLflow run: its id, the first 6 or more digits of it, or its name (the newest of that name)"
+RUN = "MLflow run: its id, the first 6 or more digits of it, its name (the newest) or its DVC experiment's"
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.report import MODEL_TAG
-from reprogpt.lineage.resolve_run import parent_run, require_run
+from reprogpt.lineage.resolve_run import MODEL_TAG, parent_run, require_run
 from reprogpt.lineage.revisions import Workspace
 from reprogpt.paths import MODEL
 from reprogpt.tracking.logged_models import register_model

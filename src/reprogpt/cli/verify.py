@@ -15,7 +15,8 @@ from reprogpt.compare import Change
 from reprogpt.dvc_files import dvc_md5, files_in, out_paths
 from reprogpt.errors import PipelineError
 from reprogpt.files import file_digest
-from reprogpt.lineage.report import MODEL_TAG, lock_key
+from reprogpt.lineage.report import lock_key
+from reprogpt.lineage.resolve_run import MODEL_TAG
 from reprogpt.lineage.revisions import Revision, Workspace
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.paths import MODEL, RAW_TEXT, SOURCE

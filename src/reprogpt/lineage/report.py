@@ -7,12 +7,11 @@ from functools import cache
 
 from reprogpt.dvc_files import recorded_inputs, run_key_of
 from reprogpt.lineage.links import DIFFERS, HOLDS, Link, StageLinks, check_links
-from reprogpt.lineage.resolve_run import runs_named
+from reprogpt.lineage.resolve_run import MODEL_TAG, runs_named
 from reprogpt.lineage.revisions import Revision, list_experiments, resolve_commit
 from reprogpt.paths import EVAL_RESULTS, MODEL, TRAIN_SUMMARY
 from reprogpt.tracking.runs import TrackedRun
 
-MODEL_TAG = f"dvc.{MODEL}.md5"
 MAKES = {
     "fetch": "raw text",
     "split": "train and validation text",
@@ -79,7 +78,8 @@ def add_run(report: LineageReport, run: TrackedRun, revision: Revision | None) -
     if tags.get("dirty") == "true":
         report.add("              dirty: files were edited that this commit does not hold as they were")
     if experiment := tags.get("dvc.experiment"):
-        report.add(f"  experiment  {experiment}{'' if experiment in list_experiments() else ', no longer kept here'}")
+        is_kept = experiment in list_experiments()
+        report.add(f"  experiment  {experiment}{'' if is_kept else ', no longer kept here under that name'}")
     report.add(f"  held by     {revision.name if revision else 'nothing here: no dvc.lock found has this run key'}")
     outs = {match[1]: value for key, value in tags.items() if (match := re.fullmatch(r"dvc\.(.*)\.md5", key))}
     locked = revision.recorded_outs if revision else {}
@@ -101,8 +101,17 @@ def add_revision(report: LineageReport, revision: Revision, runs: Sequence[Track
         report.add_link(Link(str(TRAIN_SUMMARY), key, revision.summary_key))
         made = _add_runs(report, runs, key, revision.recorded_outs.get(str(MODEL)))
         if made and revision.experiment and not runs_named(revision.experiment, runs):
-            report.add(f"  none is named {revision.experiment}: DVC had this result already, so nothing trained")
+            report.add(f"  none is named {revision.experiment}: {_why_none_is_named_so(made)}")
         _add_results(report, revision, runs, made)
+
+
+def _why_none_is_named_so(made: Sequence[TrackedRun]) -> str:
+    """made: the runs that trained the result of an experiment of another name, newest first."""
+    gone = [run.tags["dvc.experiment"] for run in made if "dvc.experiment" in run.tags]
+    gone = [name for name in gone if name not in list_experiments()]
+    if gone:
+        return f"it was {gone[0]} and is renamed, or DVC had this result already"
+    return "DVC had this result already, so nothing trained"
 
 
 def lock_key(revision: Revision) -> str | None:

@@ -4,6 +4,8 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +23,14 @@ from reprogpt.errors import TrackingError
 from reprogpt.tracking import uploader
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import OutboxFile, abandoned_outboxes, open_outbox
-from reprogpt.tracking.store import AuthenticationError, open_store, search_runs, store_errors, store_name
+from reprogpt.tracking.store import (
+    AuthenticationError,
+    SettingsError,
+    open_store,
+    search_runs,
+    store_errors,
+    store_name,
+)
 
 
 def training_outbox() -> OutboxFile:
@@ -30,6 +39,109 @@ def training_outbox() -> OutboxFile:
     outbox.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
     outbox.append("tags", values={f"tag{number}": "x" * 4000 for number in range(50)})
     return outbox
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """As if these modules were not installed."""
+    for module in modules:
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "driver", "command"),
+    [
+        ("postgresql://u:secret@h/d", "psycopg", "pip install 'psycopg[binary]'"),
+        ("postgresql+psycopg2://u:secret@h/d", "psycopg2", "pip install psycopg2-binary"),
+        ("mysql://u:secret@h/d", "MySQLdb", "pip install mysqlclient"),
+        ("mysql+pymysql://u:secret@h/d", "pymysql", "pip install PyMySQL"),
+        ("mssql://u:secret@h/d", "pyodbc", "pip install pyodbc"),
+        ("mssql+pymssql://u:secret@h/d", "pymssql", "pip install pymssql"),
+    ],
+)
+def test_a_driver_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, driver: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    without(monkeypatch, "psycopg", "psycopg2", "MySQLdb", "pymysql", "pyodbc", "pymssql")
+    for use in (open_store, search_runs):
+        with pytest.raises(SettingsError) as caught:
+            use()
+        message = str(caught.value)
+        assert message.endswith(f"its driver {driver} is not installed. Install it: {command}")
+        assert "secret" not in message
+
+
+def test_another_driver_that_is_installed_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://h/d")
+    without(monkeypatch, "psycopg")
+    with pytest.raises(SettingsError, match=r"or name psycopg2, which is installed: postgresql\+psycopg2://"):
+        open_store()
+
+
+def test_a_buckets_client_that_is_not_installed_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"module boto3, which is not installed\. .*: pip install"), store_errors():
+        raise ModuleNotFoundError("No module named 'boto3.session'", name="boto3.session")
+
+
+@pytest.mark.parametrize(
+    "uri", ["postgres://h/d", "oracle://h/d", "ftp://h/d", "folder", "file:///folder", "sqlite:mlflow.db", "sqlite://"]
+)
+def test_a_uri_that_names_no_store_is_answered_with_those_that_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is no address of a store.*sqlite:///FILE"):
+        open_store()
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".reprogpt"] == []
+
+
+def test_an_unknown_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycog2://h/d")
+    with pytest.raises(SettingsError, match=r"no driver psycog2 of postgresql is known; leave \+psycog2 out"):
+        open_store()
+
+
+def test_databricks_without_credentials_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "databricks")
+    monkeypatch.setenv("DATABRICKS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(TrackingError, match=r"databricks can't be used: .*credential"):
+        open_store()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_stage_goes_on_without_the_driver_and_does_not_wait_for_it(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg2://h/d")
+    without(monkeypatch, "psycopg2")
+    outbox = training_outbox()
+    started = time.monotonic()
+    with uploader.uploading(outbox):
+        outbox.append("metrics", step=0, values={"loss": 1.0})
+    assert time.monotonic() - started < uploader.CLOSE_TIMEOUT / 2
+    printed = capsys.readouterr().err
+    assert "psycopg2-binary\nThe stage continues; its records wait" in printed and "Traceback" not in printed
+    (waiting,) = abandoned_outboxes()
+    assert len(waiting.pending()) == 4
+
+
+def test_a_command_without_the_driver_exits_with_2(tmp_path: Path) -> None:
+    """In a process of its own, in which the module can't be imported."""
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['psycopg2'] = None")
+    (tmp_path / "dvc.yaml").touch()
+    uri = "postgresql+psycopg2://h/d"
+    env = os.environ | {"PYTHONPATH": str(tmp_path), "MLFLOW_TRACKING_URI": uri}
+    command = [sys.executable, "-m", "reprogpt", "compare", "a", "b"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    message = f"error: the MLflow store {uri} can't be used: its driver psycopg2 is not installed. Install it: "
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"\n{message}pip install psycopg2-binary\n")
 
 
 def with_schema(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:

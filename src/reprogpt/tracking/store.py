@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -34,7 +35,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as mlflow_database
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 EXPERIMENT = "reprogpt"
 mlflow_database.MAX_RETRY_COUNT = 1  # of opening a database: ten attempts take 102 s, within one upload
@@ -52,8 +53,20 @@ _DATABASE_ADVICE = {
 }
 
 
-class AuthenticationError(TrackingError):
-    """Authentication or authorization failed (401, 403): retrying won't help."""
+# Of each database, module of a driver -> its name in a URI, after the +, and its package; SQLAlchemy's choice first.
+_DRIVERS = {
+    "postgresql": {"psycopg": ("psycopg", "psycopg[binary]"), "psycopg2": ("psycopg2", "psycopg2-binary")},
+    "mysql": {"MySQLdb": ("mysqldb", "mysqlclient"), "pymysql": ("pymysql", "PyMySQL")},
+    "mssql": {"pyodbc": ("pyodbc", "pyodbc"), "pymssql": ("pymssql", "pymssql")},
+}
+
+
+class SettingsError(TrackingError):
+    """The store can't be used before a person changes something here: retrying won't help."""
+
+
+class AuthenticationError(SettingsError):
+    """Authentication or authorization failed (401, 403)."""
 
 
 def store_uri() -> str:
@@ -152,8 +165,9 @@ def open_client() -> MlflowClient:
 def _quiet_libraries() -> None:
     for noisy in ("alembic", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # It logs each error with its traceback and the whole statement; the exception has what a person needs.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # They log each error, the first with its traceback and statement; the exception has what a person needs.
+    for noisy in ("mlflow.store.db.utils", "mlflow.utils.databricks_utils"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -328,6 +342,8 @@ def store_errors() -> Iterator[None]:
         auth_error = _AUTH_ERROR.search(str(error))
         if auth_error:
             raise AuthenticationError(prefix + _auth_advice(auth_error[1])) from None
+        if advice := _uri_advice(error):
+            raise SettingsError(prefix + advice) from None
         raise TrackingError(prefix + _reason(error)) from None
 
 
@@ -340,12 +356,41 @@ def _auth_advice(status: str | None) -> str:
     return f"permission denied (403); the server's administrator can grant EDIT on the experiment {experiment_name()}"
 
 
+def _uri_advice(error: Exception) -> str | None:
+    """What to do if the store's URI can't be used in this environment; None if that is not the reason."""
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _missing_module(error.name.partition(".")[0])
+    if plugin := re.search(r"sqlalchemy\.dialects:(\w+)\.(\w+)", text):
+        database, driver = plugin.groups()
+        return f"no driver {driver} of {database} is known; leave +{driver} out of MLFLOW_TRACKING_URI for its default"
+    is_in_memory = store_uri().startswith("sqlite") and _sqlite_file() is None
+    if is_in_memory or "unsupported URI" in text or "maintenance mode" in text or isinstance(error, ArgumentError):
+        return (
+            "MLFLOW_TRACKING_URI is no address of a store. It is http:// or https:// and a server, or sqlite:///FILE,\n"
+            "or a database's (postgresql://, mysql://, mssql://); without the variable, the store is mlflow.db here"
+        )
+    return None
+
+
+def _missing_module(module: str) -> str:
+    """What to do if MLflow needs a Python module that is not installed: a database's driver, or a bucket's client."""
+    scheme = store_uri().partition(":")[0].partition("+")[0]
+    drivers = _DRIVERS.get(scheme, {})
+    if module not in drivers:
+        return f"it needs the Python module {module}, which is not installed. Install it: pip install {module}"
+    _, package = drivers[module]
+    advice = f"its driver {module} is not installed. Install it: pip install {shlex.quote(package)}"
+    installed = [name for other, (name, _) in drivers.items() if other != module and find_spec(other)]
+    return advice + "".join(f"\nor name {name}, which is installed: {scheme}+{name}://..." for name in installed)
+
+
 def _reason(error: Exception) -> str:
     text = str(error)
     revision = re.search(r"found version (\w+), but expected", text)
     if revision or "mlflow db upgrade" in text:
         return _version_advice(revision[1] if revision else "")
-    database = re.search(r"\((?:sqlite3|psycopg2?)\.[\w.]+\) ([^\n]+)", text)
+    database = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
     if database:
         advice = next((advice for words, advice in _DATABASE_ADVICE.items() if words in database[1]), "")
         return redact(database[1]) + advice

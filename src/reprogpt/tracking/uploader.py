@@ -13,7 +13,7 @@ from reprogpt.files import state_dir
 from reprogpt.progress import say_error
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
 from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
-from reprogpt.tracking.store import AuthenticationError, open_store
+from reprogpt.tracking.store import SettingsError, open_store
 from reprogpt.urls import redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
@@ -43,7 +43,7 @@ class Uploader:
         self._wake = threading.Event()
         self._closing = False
         self._failure: str | None = None
-        self._is_auth_failure = False  # of the latest attempt: retrying won't help
+        self._is_permanent = False  # of the latest attempt: retrying won't help
         self._reported: set[str] = set()  # why earlier runs' records wait
         self._thread = threading.Thread(target=self._run, name="mlflow-uploader", daemon=True)
         self._thread.start()
@@ -87,7 +87,7 @@ class Uploader:
                 if closing:
                     return
                 delay = UPLOAD_INTERVAL
-            elif closing and (self._is_auth_failure or time.monotonic() > give_up_at):
+            elif closing and (self._is_permanent or time.monotonic() > give_up_at):
                 return
             else:
                 delay = min(MAX_RETRY_INTERVAL, max(1.0, 2 * delay))
@@ -106,7 +106,7 @@ class Uploader:
             if self._failure is None:
                 say_error(f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox")
             self._failure = message
-            self._is_auth_failure = isinstance(error, AuthenticationError)
+            self._is_permanent = isinstance(error, SettingsError)
             return False
         if self._failure is not None:
             say_error("\nthe MLflow store is available again: no record is missing")

@@ -102,15 +102,16 @@ def test_a_shallow_clone_is_told_how_to_get_its_history(folder: Path, monkeypatc
 
 
 def test_runs_that_an_older_mlflow_left_are_moved_out_of_plain_mlflows_way(folder: Path) -> None:
-    for name in ("0", "0123456789abcdef0123456789abcdef/artifacts"):
+    for name in ("0", "0123456789abcdef0123456789abcdef/artifacts", "models"):
         (folder / "mlruns" / name).mkdir(parents=True)
+    (folder / "mlruns/models/meta.yaml").touch()  # nothing of an experiment
     assert warnings() == [] and not _has_existing_mlruns_data()
     (folder / "mlruns/0/meta.yaml").write_text("name: Default")
     assert _has_existing_mlruns_data()
     (warning,) = warnings()
     subprocess.run(["sh", "-c", warning.splitlines()[-1]], check=True)
     assert warnings() == [] and not _has_existing_mlruns_data()
-    assert [path.name for path in (folder / "mlruns").iterdir()] == ["0123456789abcdef0123456789abcdef"]
+    assert [path.name for path in (folder / "mlruns").glob("0*")] == ["0123456789abcdef0123456789abcdef"]
 
 
 def test_line_ends_are_those_of_the_commit_whatever_git_is_set_to(folder: Path) -> None:

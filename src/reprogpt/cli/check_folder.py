@@ -7,6 +7,7 @@ from reprogpt.dvc_files import RWLOCK, read_rwlock
 from reprogpt.errors import ParamsError, PipelineError
 from reprogpt.files import write_bytes_atomic
 from reprogpt.params.loader import LOCK_FILE, read_mapping
+from reprogpt.tracking.file_store import file_store_warning
 from reprogpt.tracking.git import git, git_bytes
 
 NO_REPOSITORY = (
@@ -26,11 +27,6 @@ NOT_ASCII = (
 SHALLOW = (
     "this clone is shallow, so `dvc exp list` and `dvc exp show` don't find the experiments of `--temp` and of the\n"
     "queue. Get the history: git fetch --unshallow"
-)
-FILE_STORE = (
-    'an older MLflow kept runs of its own in {folders}, so plain `mlflow ui` shows those or refuses ("maintenance\n'
-    'mode") instead of showing mlflow.db. `make ui` names the store; or move them away:\n'
-    "mkdir -p mlruns-old && mv {folders} mlruns-old/"
 )
 
 
@@ -104,8 +100,7 @@ def warnings() -> list[str]:
         found.append(NOT_ASCII)
     if git("rev-parse", "--is-shallow-repository") == "true":
         found.append(SHALLOW)
-    # As MLflow looks for them; our artifacts lie beside them, in folders that are named after runs.
-    file_stores = sorted(path.parent.as_posix() for path in Path("mlruns").glob("*/meta.yaml"))
-    if file_stores:
-        found.append(FILE_STORE.format(folders=" ".join(file_stores)))
+    warning = file_store_warning()
+    if warning:
+        found.append(warning)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.files import state_dir
 from reprogpt.progress import say_error
+from reprogpt.tracking.file_store import file_store_warning, is_default_store
 from reprogpt.tracking.mlflow_writer import belongs_to_store, upload
 from reprogpt.tracking.outbox import OutboxFile, RecordError, abandoned_outboxes
 from reprogpt.tracking.store import SettingsError, open_store
@@ -182,8 +183,12 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
 
     FINISHED; KILLED after Ctrl-C, SIGTERM or the end of DVC; FAILED after any other error, with its message in the
     tag `error` if it is a PipelineError.
-    adds: for the results of a run, as in results.log_results.
+    adds: for the results of a run, as in results.log_results; None for a training, which also says where
+    plain `mlflow ui` would show other runs.
     """
+    warning = file_store_warning() if adds is None and is_default_store() else None
+    if warning:
+        say_error(f"\nwarning: {warning}\n")
     uploader = Uploader(outbox)
     end: dict[str, Any] = {"status": "FAILED", "adds": adds}
     try:

@@ -1,6 +1,7 @@
 """What git and DVC need of the folder, said before DVC fails."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,42 @@ def test_a_cut_dvc_lock_is_restored_and_kept(folder: Path) -> None:
             continue
         assert "the committed one is restored" in said
         assert lock.read_bytes() == LOCK and (folder / "dvc.lock.cut").read_bytes() == cut
+
+
+ASK_DVC = """
+import sys
+from pathlib import Path
+from dvc.cli import main
+lock = Path("dvc.lock").read_bytes()
+for length in sys.argv[1:]:
+    Path("dvc.lock").write_bytes(lock[:int(length)])
+    code = main(["dag"])
+    print(f"exit {code} after {length}", file=sys.stderr, flush=True)
+"""
+
+
+def test_dvcs_words_for_a_cut_dvc_lock_are_those_of_the_documentation(folder: Path) -> None:
+    """DVC itself is asked: whatever it refuses is restored, whatever it reads is left alone."""
+    lengths = (0, 5, 12, 16, 25, 40, 60, 1000, LOCK.index(b" path: src/") + 7, len(LOCK) - 5)
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "dvc.lock").write_bytes(LOCK)
+    subprocess.run(["git", "add", "dvc.lock"], check=True)
+    subprocess.run(["git", "commit", "-qm", "result"], check=True)
+    env = os.environ | {"DVC_NO_ANALYTICS": "1"}
+    command = [sys.executable, "-c", ASK_DVC, *map(str, lengths)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    answers = re.findall(r"(.*?)exit (\d+) after (\d+)\n", done.stderr, flags=re.DOTALL)
+    assert [int(length) for _, _, length in answers] == list(lengths)
+    page = (ROOT / "docs/troubleshooting.md").read_text("utf-8")
+    documented = set(re.findall(r"`('\./dvc\.lock' [^`]+)`", page))
+    met = set()
+    for said, code, length in answers:
+        (folder / "dvc.lock").write_bytes(LOCK[: int(length)])
+        assert (restore_lock() is not None) == (code != "0"), (length, said)
+        if code != "0":
+            met |= {words for words in documented if words in said}
+            assert any(words in said for words in documented), said
+    assert met == documented
 
 
 def test_a_cut_dvc_lock_that_was_never_committed_is_moved_away(folder: Path) -> None:

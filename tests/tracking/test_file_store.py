@@ -1,6 +1,7 @@
 """Runs that an older MLflow keeps in files: a training says what they do to plain `mlflow ui`."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow import MlflowClient
@@ -14,7 +15,7 @@ FOLDERS = "mlruns/0 mlruns/11"
 
 def said(capsys: pytest.CaptureFixture[str], adds: str | None) -> str:
     outbox = open_outbox()
-    record = {"run_key": "k", "experiment": None, "store": recorded_store(), "made": {}}
+    record: dict[str, Any] = {"run_key": "k", "experiment": None, "store": recorded_store(), "made": {}}
     outbox.append("results of", **record)
     with uploading(outbox, adds=adds):
         pass

@@ -38,7 +38,7 @@ def test_it_lists_asks_and_removes(
     assert f"2.50kB  mlruns/{GONE}  a run that is gone" in capsys.readouterr().out
     assert gc() == 1 and folder.exists()
     assert gc() == 0 and not folder.exists()
-    assert "removed 1 folders, 2.50kB" in capsys.readouterr().out
+    assert "removed 1 folder, 2.50kB" in capsys.readouterr().out
     assert gc() == 0 and len(asked) == 2
     assert "none" in capsys.readouterr().out
 

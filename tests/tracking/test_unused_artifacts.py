@@ -127,6 +127,20 @@ def test_a_registered_model_is_kept(client: MlflowClient, train: Callable[..., T
     assert {path.name for path in kept} == {run.model_id} and {path.name for path in unused} == {run.run_id}
 
 
+def test_a_run_whose_artifacts_are_a_registered_version_is_kept(
+    client: MlflowClient, train: Callable[..., Trained]
+) -> None:
+    """As earlier versions, and other programs, register them."""
+    run = train("run")
+    client.create_registered_model("gpt")
+    client.create_model_version("gpt", f"{client.get_run(run.run_id).info.artifact_uri}/weights", run.run_id)
+    client.delete_run(run.run_id)
+    assert {path.name for path in paths(find_unused())[2]} == {run.run_id}
+    with pytest.raises(TrackingError, match=f"{run.run_id} has the files of a version in the model registry"):
+        remove_deleted_runs()
+    assert all(path.exists() for path in run.folders)
+
+
 def test_a_model_that_another_active_run_uses_is_kept(client: MlflowClient, train: Callable[..., Trained]) -> None:
     made, used = train("made"), train("used")
     client.log_inputs(used.run_id, models=[LoggedModelInput(made.model_id)])

@@ -37,7 +37,7 @@ def gc(*, deleted: bool = False, dry_run: bool = False, yes: bool = False) -> in
     left = [folder for folder in find_unused().unused if folder.path in listed]
     remove(left)
     gone = [folder for folder in folders if not folder.path.exists()]
-    print(f"removed {len(gone)} folders, {size(gone)}")
+    print(f"removed {_sum(gone)}")
     return 0 if len(gone) == len(folders) else 1
 
 
@@ -46,26 +46,30 @@ def report(found: UnusedArtifacts, folders: Sequence[ArtifactFolder]) -> list[st
     lines = [f"unused artifacts of the MLflow store {store_name()}"]
     lines += [_line(folder) for folder in folders] or ["  none"]
     if folders:
-        lines += [f"{len(folders)} folders, {size(folders)} in all"]
+        lines += [_sum(folders)]
     waiting = [folder for folder in found.restorable if folder not in folders]
     if waiting:
         lines += [
             "",
             "kept: runs that are deleted, but that `mlflow runs restore` can bring back; --deleted takes them",
         ]
-        lines += [*map(_line, waiting), f"{len(waiting)} folders, {size(waiting)} in all"]
+        lines += [*map(_line, waiting), _sum(waiting)]
     if found.kept:
         lines += ["", "kept: something else may need it; remove the folder yourself if nothing does"]
         lines += map(_line, found.kept)
     return lines
 
 
-def size(folders: Sequence[ArtifactFolder]) -> str:
-    """The size of these folders, in powers of 1000."""
+def _sum(folders: Sequence[ArtifactFolder]) -> str:
+    return f"{len(folders)} folder{'' if len(folders) == 1 else 's'}, {_size(folders)}"
+
+
+def _size(folders: Sequence[ArtifactFolder]) -> str:
+    """In powers of 1000."""
     return f"{tqdm.format_sizeof(sum(folder.num_bytes for folder in folders))}B"
 
 
 def _line(folder: ArtifactFolder) -> str:
     path = folder.path
     shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-    return f"  {size([folder]):>7}  {shown}  {folder.reason}"
+    return f"  {_size([folder]):>7}  {shown}  {folder.reason}"

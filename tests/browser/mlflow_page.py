@@ -32,6 +32,12 @@ ARE_DRAWN = """([metrics, runs]) => {
 }""".replace("DRAWN", DRAWN)
 
 
+# A line of a group has no name.
+GROUPS_ARE_DRAWN = """([metrics, count]) => metrics.every(metric =>
+    [...document.querySelectorAll('.js-plotly-plot')].some(chart =>
+        chart.data.filter(line => line.metricKey === metric && line.x?.length).length >= count))"""
+
+
 class MlflowPage:
     """A browser's page on the MLflow server at an address."""
 
@@ -102,6 +108,24 @@ class MlflowPage:
         """From the list of runs to their charts, of these metrics only."""
         self.page.locator("label:has(input[value=CHART])").click()
         self.page.get_by_role("searchbox", name="Search metric charts").fill(f"^({'|'.join(metrics)})$")
+
+    def group_by(self, parameter: str) -> list[str]:
+        """Group the list's runs by a parameter's value, and fold the groups; their values, from the top."""
+        self.page.get_by_role("button", name="Group by").click()
+        self.page.get_by_role("menuitemcheckbox", name=parameter, exact=True).click()
+        self.page.keyboard.press("Escape")
+        groups = self.page.get_by_text("Group: ", exact=False)
+        groups.first.wait_for()
+        values: list[str] = []
+        while len(values) < groups.count():  # each that is folded makes room for the next
+            row = self.page.get_by_role("row").filter(has=groups).nth(len(values))
+            values.append(groups.nth(len(values)).inner_text().removeprefix("Group: "))
+            row.locator("[col-id='1'] span[role=button]").click()
+        return values
+
+    def wait_for_groups(self, metrics: Iterable[str], count: int) -> None:
+        """Wait until each metric's chart has a line for each of `count` groups."""
+        self.page.wait_for_function(GROUPS_ARE_DRAWN, arg=[list(metrics), count])
 
     def show_only(self, *names: str) -> None:
         """Beside the charts, close the eyes of all other runs; of several with one name the topmost stays."""

@@ -1,9 +1,14 @@
-"""The documentation's pictures of MLflow, of two runs in this store: python -m tests.browser.screenshots A B
+"""The documentation's pictures of MLflow, of runs in this store.
 
-The runs are given by name; of several with one name the newest is taken.
+    python -m tests.browser.screenshots A B               of two runs, given by name, compared
+    python -m tests.browser.screenshots --group-by KEY    of all runs, grouped by a parameter
+
+Of several runs with one name the newest is taken.
 """
 
-import sys
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.browser.mlflow_page import MlflowPage
@@ -11,6 +16,7 @@ from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, servi
 
 FOLDER = Path("docs/images")
 METRICS = ("loss", "lr", "max_grad")
+GROUPED_METRICS = ("loss", "val_loss")
 MAX_BYTES = 200_000
 # The assistant's button would cover a corner of each picture.
 STYLE = "[data-assistant-ui] { display: none !important }"
@@ -30,8 +36,9 @@ def take(mlflow: MlflowPage, name: str, height: int) -> None:
     print(f"{path}: {path.stat().st_size} bytes")
 
 
-def main(first: str, second: str) -> None:
-    """Write the three pictures."""
+@contextmanager
+def experiment_page() -> Iterator[MlflowPage]:
+    """The list of this store's runs in a browser."""
     program = browser_program()
     if program is None:
         raise SystemExit(NO_BROWSER)
@@ -39,6 +46,12 @@ def main(first: str, second: str) -> None:
     with serving(Path()) as address, browsing(program, {"width": 1120, "height": 800}, scale=1.5) as page:
         mlflow = MlflowPage(page, address)
         mlflow.open_experiment()
+        yield mlflow
+
+
+def compared(first: str, second: str) -> None:
+    """Write the three pictures of two runs."""
+    with experiment_page() as mlflow:
         mlflow.tick(first, second)
         take(mlflow, "mlflow-runs", 400)
         mlflow.compare()
@@ -56,7 +69,24 @@ def main(first: str, second: str) -> None:
         take(mlflow, "mlflow-charts", 660)
 
 
+def grouped(parameter: str) -> None:
+    """Write the picture of groups."""
+    with experiment_page() as mlflow:
+        mlflow.fold_sidebar()
+        mlflow.show_charts(GROUPED_METRICS)
+        values = mlflow.group_by(parameter)
+        mlflow.wait_for_groups(GROUPED_METRICS, len(values))
+        take(mlflow, "mlflow-groups", 660)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        raise SystemExit('name two runs: make screenshots RUNS="NAME NAME"')
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN")
+    parser.add_argument("--group-by", metavar="KEY")
+    arguments = parser.parse_args()
+    if arguments.group_by:
+        grouped(arguments.group_by)
+    elif len(arguments.runs) == 2:
+        compared(*arguments.runs)
+    else:
+        parser.error('name two runs: make screenshots RUNS="NAME NAME"')

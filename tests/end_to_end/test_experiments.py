@@ -80,6 +80,10 @@ def test_a_browser_lists_both_and_compares_their_charts_and_parameters(queued: W
                 stored = queued.client().get_metric_history(ids[name], metric)
                 assert drawn[metric][name] == sorted((point.step, point.value) for point in stored)
             mlflow.back_to_comparison()
+        mlflow.back_to_runs()
+        mlflow.show_charts(["loss"])
+        assert sorted(mlflow.group_by("peak_lr")) == ["0.002", "0.003"]  # as docs/deciding.md says to
+        mlflow.wait_for_groups(["loss"], 2)
 
 
 def test_a_queued_experiment_runs_the_code_it_was_queued_with(queued: Workspace) -> None:

@@ -58,7 +58,7 @@ def cached_md5(path: Path) -> str:
 
 def _name_in_cache(path: Path) -> str | None:
     status = path.stat()
-    folder = repository_root() / ".dvc/cache/files/md5"
+    folder = default_cache()
     if status.st_size < LARGE_FILE_BYTES or status.st_nlink < 2 or path.is_dir() or not folder.is_dir():
         return None
     for prefix in folder.iterdir():
@@ -67,6 +67,11 @@ def _name_in_cache(path: Path) -> str | None:
         if names and (prefix / names[0]).samefile(path):
             return prefix.name + names[0]
     return None
+
+
+def default_cache() -> Path:
+    """Where DVC's cache is unless its settings say otherwise: folders of two hex digits, files of thirty."""
+    return repository_root() / ".dvc/cache/files/md5"
 
 
 def stage_definition(stage: str) -> dict[str, Any]:

@@ -32,8 +32,7 @@ def test_the_queue_s_runs_are_decided_in_pairs(queued: Workspace) -> None:
 
 
 @pytest.mark.slow
-def test_the_pairs_have_much_in_common(queued: Workspace) -> None:
-    """What makes few seeds enough: the differences vary less than the runs."""
+def test_every_seed_prefers_the_value_that_is_decided_for(queued: Workspace) -> None:
     runs = {(run.data.params["peak_lr"], run.data.params["seed"]): run.data.metrics for run in queued.runs()}
     differences = [
         runs["0.004", str(seed)]["final_val_loss"] - runs["0.001", str(seed)]["final_val_loss"]

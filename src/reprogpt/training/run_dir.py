@@ -21,6 +21,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 from reprogpt.dvc_files import (
+    default_cache,
     dvc_md5,
     locked_stage,
     out_paths,
@@ -244,7 +245,7 @@ def _is_cached(run_dir: Path) -> bool:
     On a full disk, DVC writes dvc.lock and succeeds, but has no copy of a folder: it will train again. True where the
     cache is not in its default place.
     """
-    folder = repository_root() / ".dvc/cache/files/md5"
+    folder = default_cache()
     settings = [repository_root() / ".dvc" / name for name in ("config", "config.local")]
     settings.append(platformdirs.user_config_path("dvc", appauthor=False) / "config")
     has_own_place = any(re.search(r"(?m)^\s*dir\s*=", path.read_text("utf-8")) for path in settings if path.is_file())

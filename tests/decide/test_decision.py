@@ -167,6 +167,15 @@ def test_the_metrics_of_evaluations_during_training_depend_on_when_they_are_made
         decided(runs, Question(("peak_lr",), "best_val_loss"))
 
 
+def test_where_keep_is_in_question_the_evaluations_matter_to_both_values() -> None:
+    """They choose the weights of keep: best only, but both values must be in one group."""
+    runs = seeds(keep="last") + seeds(0.2, keep="best")
+    decision = decided(runs, Question(("keep",)), {"keep": "last"})
+    assert decision.group.levels == [("best",), ("last",)]
+    with pytest.raises(PipelineError, match="differ in eval_freq"):
+        decided(seeds(keep="last") + seeds(0.2, keep="best", eval_freq=7), Question(("keep",)))
+
+
 def test_names_of_keys_and_tags_exist() -> None:
     assert set(RECORDED_AS_TAGS) <= set(TrainParams.model_fields)
     assert {tag for tags in RECORDED_AS_TAGS.values() for tag in tags} <= {*ENVIRONMENT_TAGS, "started_from_sha256"}

@@ -113,7 +113,9 @@ def as_number(text: str) -> float | None:
 def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> dict[str, str]:
     """What a training's bits and the metric depend on besides `keys` and the seed: parameters, data, code, machine."""
     left_out = {SEED, *keys}
-    if metric not in EVALUATION_METRICS and run.params.get("keep") != "best":
+    # The evaluations choose the weights of keep: best; where keep is in question, for one of its values.
+    chosen_by_evaluations = run.params.get("keep") == "best" or "keep" in keys
+    if metric not in EVALUATION_METRICS and not chosen_by_evaluations:
         left_out |= EVALUATION_KEYS
     left_out |= WATCHING - EVALUATION_KEYS
     tags_of_keys = {tag for key in keys for tag in RECORDED_AS_TAGS.get(key, ())}

@@ -11,6 +11,7 @@ from mlflow.entities import Run
 
 from reprogpt.cli.main import run as run_command
 from reprogpt.dvc_files import dvc_md5
+from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
 from tests.end_to_end.workspace import Workspace, file_of
 
 STORE = "rebuilt.db"
@@ -68,10 +69,12 @@ def test_a_run_that_the_store_has_lost_is_rebuilt_once(finished: Workspace, sync
 
 def test_points_that_the_store_has_lost_are_uploaded(finished: Workspace, sync: Sync) -> None:
     client, (run,) = rebuilt_runs(finished)
-    before = {key: client.get_metric_history(run.info.run_id, key) for key in ("loss", "val_loss")}
+    keys = (*STEP_METRICS, *EVAL_METRICS, "tokens_seen", "best_val_loss")
+    before = {key: client.get_metric_history(run.info.run_id, key) for key in keys}
     with sqlite3.connect(finished.path / STORE) as database:
         database.execute("DELETE FROM metrics WHERE key = 'loss' AND step > 15")
-        database.execute("DELETE FROM metrics WHERE key = 'val_loss' AND step = 5")
+        for key in keys:
+            assert database.execute("DELETE FROM metrics WHERE key = ? AND step = 5", (key,)).rowcount == 1
     database.close()
     assert f"run {run.info.run_id} lacked points of 3 steps" in sync()
     for key, points in before.items():

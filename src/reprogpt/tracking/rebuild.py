@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -10,13 +11,13 @@ from reprogpt.dvc_files import dvc_md5, is_up_to_date, run_key
 from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import HISTORY, TRAIN_SUMMARY
-from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
+from reprogpt.step_record import StepRecord
 from reprogpt.tracking.mlflow_writer import upload
 from reprogpt.tracking.outbox import OutboxFile
 from reprogpt.tracking.results import open_results_outbox
 from reprogpt.tracking.runs import TrackedRun
 from reprogpt.tracking.store import find_runs, metric_histories
-from reprogpt.tracking.training_records import RunIdentity, TrainingRecords, open_training_outbox
+from reprogpt.tracking.training_records import RunIdentity, TrainingRecords, open_training_outbox, step_metrics
 
 REBUILT_FROM = "rebuilt_from"  # tag: the file that the points of a rebuilt run come from
 _PLAN = ("steps_per_epoch", "total_steps", "warmup_steps")  # of train.json, tags of a run
@@ -60,15 +61,18 @@ def _rebuild_whole(key: str) -> str:
 
 def _add_points(run: TrackedRun, key: str) -> str | None:
     """Upload the points of history.csv that the run lacks."""
-    found = metric_histories(run.id, (*STEP_METRICS, *EVAL_METRICS))
-    lacking: dict[int, dict[str, float]] = {}
+    expected: dict[int, dict[str, float]] = {}
+    best_val_loss = math.inf
     for record in _history():
-        values: dict[str, float | None] = {name: getattr(record, name) for name in (*STEP_METRICS, *EVAL_METRICS)}
-        missing = {
-            name: value for name, value in values.items() if value is not None and record.step not in found[name]
-        }
+        if record.val_loss is not None:
+            best_val_loss = min(best_val_loss, record.val_loss)
+        expected[record.step] = step_metrics(record, best_val_loss)
+    found = metric_histories(run.id, {name for values in expected.values() for name in values})
+    lacking: dict[int, dict[str, float]] = {}
+    for step, values in expected.items():
+        missing = {name: value for name, value in values.items() if step not in found[name]}
         if missing:
-            lacking[record.step] = missing
+            lacking[step] = missing
     if not lacking:
         return None
     outbox = open_results_outbox(key)

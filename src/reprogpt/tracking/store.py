@@ -248,7 +248,7 @@ def _active_id(experiment: Experiment) -> str:
             f"{store_name()} does not answer as an MLflow server does: it names no experiment. "
             "Check MLFLOW_TRACKING_URI, and what is between here and the server"
         )
-    if experiment.lifecycle_stage == "deleted":
+    if experiment.lifecycle_stage == LifecycleStage.DELETED:
         raise TrackingError(
             f"the experiment {experiment.name} of the MLflow store {store_name()} was deleted. Restore it:\n"
             f"MLFLOW_TRACKING_URI={shlex.quote(store_name())} "

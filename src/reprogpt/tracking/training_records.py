@@ -77,15 +77,9 @@ class TrainingRecords:
             self._best_val_loss = min(self._best_val_loss, record.val_loss)
         if record.step in self._queued_steps:
             return
-        values = asdict(record)
-        names = list(STEP_METRICS)
-        if record.val_loss is not None:
-            names += [*EVAL_METRICS, "tokens_seen"]
-        metrics = {name: values[name] for name in names}
-        if record.val_loss is not None:
-            # The lowest so far, at each evaluation: MLflow's last value is then right of a run that fails, too.
-            metrics["best_val_loss"] = self._best_val_loss
-        self._outbox.append("metrics", step=record.step, values={**metrics, **(extra or {})})
+        self._outbox.append(
+            "metrics", step=record.step, values={**step_metrics(record, self._best_val_loss), **(extra or {})}
+        )
 
     def finish(self, kept_step: int) -> None:
         """Queue what the training made: model, digests, samples. Train's outs must be in place.
@@ -107,6 +101,19 @@ class TrainingRecords:
             record_evaluation(self._outbox, load_params(EvaluateParams).model_dump(), self.last_step)
         if is_up_to_date("plot"):
             record_plots(self._outbox)
+
+
+def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
+    """What MLflow gets of a step, by metric.
+
+    best_val_loss: the lowest val_loss up to this step. It is a metric of every evaluated step, not of the last one:
+    MLflow's last value is then right of a run that fails, too.
+    """
+    values = asdict(record)
+    if record.val_loss is None:
+        return {name: values[name] for name in STEP_METRICS}
+    metrics = {name: values[name] for name in (*STEP_METRICS, *EVAL_METRICS, "tokens_seen")}
+    return metrics | {"best_val_loss": best_val_loss}
 
 
 def record_model(outbox: OutboxFile) -> None:

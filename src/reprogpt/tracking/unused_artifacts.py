@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlflow.entities import LifecycleStage
+
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.artifact_locations import artifact_folder, location_path
 from reprogpt.tracking.store import is_sqlite, open_client, sqlite_store, store_errors, store_uri
 
-ACTIVE, DELETED = "active", "deleted"  # MLflow's lifecycle stages
 _RUN, _MODEL = re.compile(r"[0-9a-f]{32}"), re.compile(r"m-[0-9a-f]{32}")
 _FILE_STORE = "meta.yaml"  # in each folder of a run that an older MLflow keeps without a database
 
@@ -112,7 +113,7 @@ def _classify(
 ) -> tuple[list[ArtifactFolder] | None, str]:
     """The list of `found` that the folder belongs to, None for one in use, and why."""
     stage, reason = _model_stage(folder.name, store) if _MODEL.fullmatch(folder.name) else _run_stage(folder, store)
-    if stage == ACTIVE:
+    if stage == LifecycleStage.ACTIVE:
         return None, ""
     if store.has_version_of(folder.name):
         return found.kept, f"{reason}; a version in the model registry"
@@ -122,7 +123,7 @@ def _classify(
     is_unknown = folder.name not in store
     if is_unknown and folder.stat().st_mtime * 1000 < store.created:
         return found.kept, f"{reason}; older than the store, so of a former one"
-    return (found.restorable if stage == DELETED else found.unused), reason
+    return (found.restorable if stage == LifecycleStage.DELETED else found.unused), reason
 
 
 def _run_stage(folder: Path, store: _Database) -> tuple[str, str]:
@@ -137,13 +138,13 @@ def _model_stage(model_id: str, store: _Database) -> tuple[str, str]:
     model = store.models.get(model_id)
     if model is None:
         return "", "a model that is gone"
-    if model.stage == DELETED:  # nothing restores a model
+    if model.stage == LifecycleStage.DELETED:  # nothing restores a model
         return "", "a model that was deleted"
     runs = [store.runs[holder] for holder in model.holders if holder in store.runs]
-    if not model.holders or any(run.stage == ACTIVE for run in runs):
-        return ACTIVE, ""
+    if not model.holders or any(run.stage == LifecycleStage.ACTIVE for run in runs):
+        return LifecycleStage.ACTIVE, ""
     if runs:
-        return DELETED, f"model of run {runs[0].name}, deleted"
+        return LifecycleStage.DELETED, f"model of run {runs[0].name}, deleted"
     return "", "model of a run that is gone"
 
 
@@ -156,7 +157,7 @@ def remove(folders: Iterable[ArtifactFolder]) -> None:
     store = _read(sqlite_store())
     for folder in folders:
         model = store.models.get(folder.id)
-        if model and model.stage == ACTIVE:
+        if model and model.stage == LifecycleStage.ACTIVE:
             with store_errors():
                 client.delete_logged_model(folder.id)
         try:
@@ -203,8 +204,8 @@ def _obstacle(path: Path) -> str | None:
     """Why what is deleted in the store can't be left to `mlflow gc`; None if it can."""
     store = _read(path)
     others = {other.name: _read(other) for other in _databases_beside(path)}
-    deleted = {key: run for key, run in store.runs.items() if run.stage == DELETED}
-    records = deleted | {key: model for key, model in store.models.items() if model.stage == DELETED}
+    deleted = {key: run for key, run in store.runs.items() if run.stage == LifecycleStage.DELETED}
+    records = deleted | {key: model for key, model in store.models.items() if model.stage == LifecycleStage.DELETED}
     root = artifact_folder(path).resolve()
     for key, record in records.items():
         if not location_path(record.location).resolve().is_relative_to(root):
@@ -215,7 +216,7 @@ def _obstacle(path: Path) -> str | None:
         if database:
             return f"{key} is in {database}, too"
     for key, run in store.runs.items():
-        if run.stage == ACTIVE and run.experiment_stage == DELETED:
+        if run.stage == LifecycleStage.ACTIVE and run.experiment_stage == LifecycleStage.DELETED:
             return f"run {key}, which is not deleted, is in a deleted experiment"
     return None
 

@@ -51,8 +51,10 @@ def seeds(change: float = 0.0, noise: Sequence[float] = (0, 0.01, -0.01, 0.005, 
     return [run(seed, VALUES[seed] + change + noise[seed - 1], **params) for seed in VALUES]
 
 
-def decided(runs: Sequence[TrackedRun], question: Question = LR, present: Any = None) -> Decision:
-    return make_decision(question, runs, present or PRESENT)
+def decided(
+    runs: Sequence[TrackedRun], question: Question = LR, present: Any = None, queued: Sequence[Any] = ()
+) -> Decision:
+    return make_decision(question, runs, present or PRESENT, queued)
 
 
 def test_a_difference_that_all_pairs_share_is_decided() -> None:
@@ -105,6 +107,29 @@ def test_only_the_missing_combinations_are_queued() -> None:
     lines = report(decided(runs))
     assert "dvc exp run --queue -S 'peak_lr=0.001' -S 'seed=2'" in lines
     assert "dvc exp run --queue -S 'peak_lr=0.0005' -S 'seed=8'" in lines
+
+
+def test_runs_that_train_or_are_queued_are_not_queued_again() -> None:
+    runs = [run(seed, 6 + seed / 10) for seed in (1, 2)] + [run(1, 5.9, peak_lr=0.001)]
+    runs += [run(2, status="RUNNING", peak_lr=0.001)]
+    queued: list[dict[str, Any]] = [PRESENT | {"seed": 3, "peak_lr": 1e-3}]
+    queued += [PRESENT | {"seed": 3, "n_epochs": 2}, {"seed": 3}, PRESENT | {"seed": "three"}]  # none of these runs
+    lines = report(decided(runs, queued=queued))
+    assert lines[-2:] == ["dvc exp run --queue -S 'peak_lr=0.0005' -S 'seed=3'", "dvc queue start"]
+    lines = report(decided(runs, queued=[*queued, PRESENT | {"seed": 3}]))
+    assert lines[-1] == "the runs that this takes still train or are queued: decide again when they are done"
+    assert not any(line.startswith("dvc") for line in lines)
+
+
+@pytest.mark.parametrize("where", ["training", "queued"])
+def test_values_without_a_finished_run_are_waited_for(where: str) -> None:
+    runs, queued = [run(1, 6.0)], [PRESENT | {"seed": 1, "peak_lr": 0.001}]
+    if where == "training":
+        runs, queued = [run(1, status="RUNNING", peak_lr=0.001), *runs], []
+    with pytest.raises(PipelineError, match=r"Runs of peak_lr=0\.001 still train or are queued: ask again later"):
+        decided(runs, queued=queued)
+    with pytest.raises(PipelineError, match=r"no run has finished yet: \d still train, \d are queued"):
+        decided(runs[:-1], queued=queued)
 
 
 def test_without_a_common_seed_it_says_so() -> None:

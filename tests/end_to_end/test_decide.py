@@ -57,6 +57,9 @@ def test_the_line_that_it_prints_queues_the_missing_runs(queued: Workspace) -> N
     assert line == "dvc exp run --queue -S 'peak_lr=0.002' -S 'seed=2,3'"
     queued.succeed(*shlex.split(line))
     assert queued.succeed("dvc", "queue", "status").count("Queued") == 2
+    done = queued.run("python", "-m", "reprogpt", "decide", "peak_lr")
+    assert done.returncode == 1
+    assert "the runs that this takes still train or are queued" in done.stdout
     queued.succeed("dvc", "queue", "remove", "--all")
 
 
@@ -70,7 +73,13 @@ def test_what_changes_no_bit_is_identical(queued: Workspace) -> None:
     assert "are identical to the bit in 3 pairs: it makes no difference here" in done.stdout
 
 
-def test_a_fresh_clone_says_what_to_queue(tmp_path: Path) -> None:
-    done = make_workspace(tmp_path / "clone", tmp_path / "cache").run("python", "-m", "reprogpt", "decide", "peak_lr")
+def test_a_fresh_clone_says_what_to_queue_and_what_is_queued(tmp_path: Path) -> None:
+    workspace = make_workspace(tmp_path / "clone", tmp_path / "cache")
+    done = workspace.run("python", "-m", "reprogpt", "decide", "peak_lr")
     assert done.returncode == 2
-    assert "dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'" in done.stderr
+    command = "dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'"
+    assert command in done.stderr
+    workspace.succeed(*shlex.split(command))
+    done = workspace.run("python", "-m", "reprogpt", "decide", "peak_lr")
+    assert done.returncode == 2
+    assert "no run has finished yet: 0 still train, 10 are queued in DVC (dvc queue start)" in done.stderr

@@ -1,8 +1,10 @@
 """`reprogpt decide KEY`: which value of a parameter is better, by the runs of several seeds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from reprogpt.decide.decision import HIGHER_IS_BETTER, Decision, Question, is_numeric, make_decision
 from reprogpt.decide.groups import as_number
@@ -11,6 +13,7 @@ from reprogpt.decide.record import decision_record
 from reprogpt.decide.report import report, unit
 from reprogpt.decide.sequential import fixed_interval
 from reprogpt.errors import PipelineError
+from reprogpt.lineage.revisions import queued_experiments
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
 from reprogpt.plotting.decisions import LevelPoints, PairPoints, draw_levels, draw_pair
 from reprogpt.plotting.style import METADATA, save_figure
@@ -37,13 +40,20 @@ def decide(
     level = None if against is None else tuple(against.split(",", len(keys) - 1))
     higher = higher_is_better or metric in HIGHER_IS_BETTER
     question = Question(tuple(keys), metric, level, dict(where), higher)
-    decision = make_decision(question, search_runs(), read_mapping(PARAMS_FILE))
+    decision = make_decision(question, search_runs(), read_mapping(PARAMS_FILE), list(_queued_params()))
     print("\n".join(report(decision, needs)))
     figures = draw(decision)
     print(f"\nfigure: {' '.join(map(str, figures))}")
     if record:
         print(f"recorded in MLflow: {record_decision(decision_record(decision), figures)}")
     return 0 if decision.decided else 1
+
+
+def _queued_params() -> Iterator[dict[str, Any]]:
+    """params.yaml of each experiment in DVC's queue, but for those in which it is none: they can't train."""
+    for experiment in queued_experiments():
+        with suppress(PipelineError):
+            yield experiment.params
 
 
 def draw(decision: Decision) -> list[Path]:

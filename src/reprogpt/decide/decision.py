@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from reprogpt.decide.groups import (
-    ONLY_AS_TAGS,
     SEED,
     Group,
     Level,
     as_number,
     canonical,
+    comparable,
     differing_inputs,
     group_runs,
     matches,
@@ -69,19 +69,24 @@ class Decision:
         return all(comparison.decided or comparison.identical for comparison in self.comparisons)
 
 
-def make_decision(question: Question, runs: Sequence[TrackedRun], present: Mapping[str, object]) -> Decision:
-    """The answer to the question from the runs, newest first. present: params.yaml's values.
+def make_decision(
+    question: Question,
+    runs: Sequence[TrackedRun],
+    present: Mapping[str, object],
+    queued: Sequence[Mapping[str, object]] = (),
+) -> Decision:
+    """The answer to the question from the runs, newest first. present: params.yaml's values; queued: as in group_runs.
 
     Raises PipelineError if the question can't be asked: a key that is no parameter of train, no run with the metric,
     a single value, a baseline or a --where that no run has.
     """
     _check_keys(question.keys)
     trainings = [run for run in runs if PARENT not in run.tags]
-    _check_metric(question.metric, trainings)
-    groups = group_runs(trainings, question.keys, question.metric)
+    _check_metric(question.metric, trainings, len(queued))
+    groups = group_runs(trainings, question.keys, question.metric, queued)
     groups = _chosen_by_where(groups, question)
     informative = [group for group in groups if len(group.levels) > 1]
-    now = {key: canonical(value) for key, value in present.items() if key not in ONLY_AS_TAGS}
+    now = comparable(present)
     if not informative:
         raise _one_value(question, groups, now)
     group = next((group for group in informative if matches(group, now)), informative[0])
@@ -148,9 +153,14 @@ def _check_keys(keys: Sequence[str]) -> None:
         raise PipelineError(f"{keys[0]} is named twice")
 
 
-def _check_metric(metric: str, runs: Sequence[TrackedRun]) -> None:
+def _check_metric(metric: str, runs: Sequence[TrackedRun], num_queued: int) -> None:
     if any(metric in run.metrics for run in runs):
         return
+    if all(run.is_running for run in runs) and len(runs) + num_queued:
+        raise PipelineError(
+            f"no run has finished yet: {len(runs)} still train, {num_queued} are queued in DVC (dvc queue start). "
+            "Ask again when some are done"
+        )
     if not runs:
         raise PipelineError(
             "there are no runs yet. Queue some, for example:\n"
@@ -185,11 +195,15 @@ def _one_value(question: Question, groups: Sequence[Group], now: Mapping[str, st
     label = question.label(group.levels[0])
     seeds = ",".join(str(seed) for seed in sorted(group.observations[group.levels[0]])[:10])
     overrides = " ".join(f"-S '{key}=OTHER VALUE'" for key in question.keys)
-    nearest = _nearest_pair(with_runs)
-    return PipelineError(
+    problem = (
         f"there is nothing to compare: runs with equal inputs have one value of {keys} only ({label}: "
-        f"{len(group.observations[group.levels[0]])} runs){nearest}. Queue another value with the same seeds:\n"
-        f"dvc exp run --queue {overrides} -S 'seed={seeds}'"
+        f"{len(group.observations[group.levels[0]])} runs){_nearest_pair(with_runs)}."
+    )
+    others = [question.label(level) for level in group.pending if level != group.levels[0]]
+    if others:
+        return PipelineError(f"{problem} Runs of {'; '.join(others)} still train or are queued: ask again later")
+    return PipelineError(
+        f"{problem} Queue another value with the same seeds:\ndvc exp run --queue {overrides} -S 'seed={seeds}'"
     )
 
 

@@ -70,11 +70,13 @@ class LeftOut:
 class Group:
     """Runs with equal inputs. inputs: name -> value, of parameters, data, code and environment.
 
-    observations: level -> seed -> the newest run. left_out: of this group.
+    observations: level -> seed -> the newest run. pending: level -> seeds without a result yet, whose runs still train
+    or are queued. left_out: of this group.
     """
 
     inputs: dict[str, str]
     observations: dict[Level, dict[int, Observation]] = field(default_factory=dict)
+    pending: dict[Level, set[int]] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
@@ -130,9 +132,12 @@ def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> dict[s
     )
 
 
-def group_runs(runs: Sequence[TrackedRun], keys: Sequence[str], metric: str) -> list[Group]:
+def group_runs(
+    runs: Sequence[TrackedRun], keys: Sequence[str], metric: str, queued: Sequence[Mapping[str, object]] = ()
+) -> list[Group]:
     """The groups of trainings, that of the newest run first. runs: newest first, without evaluations of other runs.
 
+    queued: the parameters of trainings that have not started.
     Of several runs of one level and seed, one that finished counts before one that failed, the newest first.
     """
     groups: dict[tuple[tuple[str, str], ...], Group] = {}
@@ -140,6 +145,9 @@ def group_runs(runs: Sequence[TrackedRun], keys: Sequence[str], metric: str) -> 
         inputs = training_inputs(run, keys, metric)
         group = groups.setdefault(tuple(sorted(inputs.items())), Group(inputs))
         _add(group, run, keys, metric)
+    for group in groups.values():
+        of_group = [params for params in queued if matches(group, comparable(params))]
+        _add_pending(group, [*(run.params for run in group.left_out.running), *of_group], keys)
     return list(groups.values())
 
 
@@ -147,7 +155,7 @@ def _add(group: Group, run: TrackedRun, keys: Sequence[str], metric: str) -> Non
     if any(key not in run.params for key in (*keys, SEED)):
         group.left_out.without_key.append(run)
         return
-    if run.status in ("RUNNING", "SCHEDULED"):
+    if run.is_running:
         group.left_out.running.append(run)
         return
     if run.status == "KILLED":
@@ -167,6 +175,21 @@ def _add(group: Group, run: TrackedRun, keys: Sequence[str], metric: str) -> Non
         by_seed[seed] = Observation(run, level, seed, value)
     if other is not None:
         group.left_out.repeated.append(other.run if by_seed[seed] is not other else run)
+
+
+def _add_pending(group: Group, trainings: Sequence[Mapping[str, object]], keys: Sequence[str]) -> None:
+    for params in trainings:
+        seed = as_number(str(params.get(SEED)))
+        if seed is None or not all(key in params for key in keys):
+            continue
+        level = tuple(canonical(params[key]) for key in keys)
+        if seed not in group.observations.get(level, {}):
+            group.pending.setdefault(level, set()).add(int(seed))
+
+
+def comparable(params: Mapping[str, object]) -> dict[str, str]:
+    """Of params.yaml's values, those that a group's inputs have in the same words."""
+    return {key: canonical(value) for key, value in params.items() if key not in ONLY_AS_TAGS}
 
 
 def matches(group: Group, wanted: Mapping[str, str]) -> bool:

@@ -183,7 +183,7 @@ def _needs(comparison: PairedComparison, difference: float, decision: Decision) 
 
 
 def _next_runs(decision: Decision) -> list[str]:
-    """The commands that queue the runs which undecided comparisons lack."""
+    """The commands that queue the runs which undecided comparisons lack, but for those that train or are queued."""
     undecided = [one for one in decision.comparisons if not one.decided and not one.identical]
     wanted = {one.level: one.num_pairs + more for one in undecided if (more := _wanted(one)) is not None}
     wanted = {level: num_pairs for level, num_pairs in wanted.items() if num_pairs <= MAX_SEEDS}
@@ -191,8 +191,12 @@ def _next_runs(decision: Decision) -> list[str]:
         return []
     group, keys = decision.group, decision.question.keys
     others = {key: value for key, (value, _) in decision.differs_from_present.items()}
-    lines = queue_lines(keys, group.observations, [decision.baseline, *wanted], max(wanted.values()), others)
-    return ["", *lines, "dvc queue start"] if lines else []
+    levels = [decision.baseline, *wanted]
+    seeds_of = {level: [*group.observations[level], *group.pending.get(level, ())] for level in levels}
+    lines = queue_lines(keys, seeds_of, levels, max(wanted.values()), others)
+    if not lines:
+        return ["", "the runs that this takes still train or are queued: decide again when they are done"]
+    return ["", *lines, "dvc queue start"]
 
 
 def _wanted(comparison: PairedComparison) -> int | None:

@@ -147,6 +147,12 @@ def list_experiments() -> dict[str, Commit]:
     return found
 
 
+def queued_experiments() -> list[Commit]:
+    """The experiments in DVC's queue that no worker has started, newest first."""
+    commits = git("reflog", "show", "--format=%H", "refs/exps/celery/stash") or ""
+    return [Commit(commit, f"queued DVC experiment {commit[:7]}") for commit in commits.split()]
+
+
 def resolve_commit(what: str) -> Commit | None:
     """The commit that git resolves `what` to; None if there is none in this repository."""
     commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{what}^{{commit}}")

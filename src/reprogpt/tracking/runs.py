@@ -20,3 +20,8 @@ class TrackedRun:
     metrics: dict[str, float] = field(default_factory=dict)
     datasets: dict[str, str] = field(default_factory=dict)
     is_deleted: bool = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether MLflow has not heard of its end."""
+        return self.status in ("RUNNING", "SCHEDULED")

@@ -10,6 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from reprogpt.cli.parser import COMMANDS
+from tests.end_to_end.workspace import documented
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -60,6 +61,15 @@ def test_every_make_target_is_documented():
     targets = set(re.findall(r"^([\w-]+):.*##", text_of(ROOT / "Makefile"), flags=re.MULTILINE))
     text = "\n".join(text_of(path) for path in ALL)
     assert [target for target in sorted(targets) if f"make {target}" not in text] == []
+
+
+def test_the_commands_that_end_to_end_tests_take_from_the_docs_are_there_once():
+    """Also those of the slow tests, which an edit of a page would break unseen."""
+    sources = "\n".join(map(text_of, (ROOT / "tests/end_to_end").glob("test_*.py")))
+    commands = re.findall(r'\bdocumented\("([^"]+)"\)', sources)
+    assert len(commands) >= 3
+    for command in commands:
+        assert documented(command).startswith(command)
 
 
 def test_the_drawing_of_the_pipeline_is_dvcs():

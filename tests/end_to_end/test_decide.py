@@ -14,8 +14,8 @@ NUM_SEEDS = 5
 def queued(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """The documented queue on a tiny configuration, run by two workers; higher rates, as two epochs are short."""
     workspace = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), sample_freq=0)
-    command = documented("dvc exp run --queue -S 'peak_lr=0.0005,0.001'").replace("0.0005,0.001", "0.001,0.004")
-    workspace.succeed(*shlex.split(command))
+    command = documented("dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'")
+    workspace.succeed(*shlex.split(command.replace("0.0005,0.001", "0.001,0.004")))
     workspace.run_queue(num_tasks=2 * NUM_SEEDS, timeout=900)
     return workspace
 

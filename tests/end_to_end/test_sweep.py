@@ -20,7 +20,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     made = make_workspace(tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("cache"), peak_lr=0.0005)
     made.succeed("dvc", "repro")
     made.commit("result")
-    made.succeed(*shlex.split(documented("dvc exp run --queue")))
+    made.succeed(*shlex.split(documented("dvc exp run --queue -S 'peak_lr=0.0003")))
     made.run_queue(num_tasks=len(GRID), timeout=900)
     return made
 

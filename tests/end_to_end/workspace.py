@@ -192,8 +192,9 @@ def points_drawn(shown: str, plot: str) -> list[dict[str, str]]:
 
 def documented(command: str) -> str:
     """The command line of README.md or docs/ that begins so, without its comment."""
-    (line,) = {line.partition("  #")[0].strip() for line in DOCS.splitlines() if line.startswith(command)}
-    return line
+    lines = {line.partition("  #")[0].strip() for line in DOCS.splitlines() if line.startswith(command)}
+    assert len(lines) == 1, f"{len(lines)} documented lines begin with {command}: {lines}"
+    return lines.pop()
 
 
 def make_workspace(path: Path, cache: Path, **params: Any) -> Workspace:

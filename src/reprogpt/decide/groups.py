@@ -145,8 +145,9 @@ def group_runs(
         inputs = training_inputs(run, keys, metric)
         group = groups.setdefault(tuple(sorted(inputs.items())), Group(inputs))
         _add(group, run, keys, metric)
+    inputs_of_queued = [(params, comparable(params)) for params in queued]
     for group in groups.values():
-        of_group = [params for params in queued if matches(group, comparable(params))]
+        of_group = [params for params, inputs in inputs_of_queued if matches(group, inputs)]
         _add_pending(group, [*(run.params for run in group.left_out.running), *of_group], keys)
     return list(groups.values())
 

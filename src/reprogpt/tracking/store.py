@@ -135,33 +135,6 @@ def open_store() -> tuple[MlflowClient, str]:
         return client, _experiment(client)
 
 
-def sqlite_store() -> Path:
-    """The file of the store. Raises TrackingError if there is none yet, or the store is no SQLite file."""
-    path = _sqlite_file()
-    if path is None:
-        raise TrackingError(
-            f"the MLflow store {store_name()} is no SQLite file on this machine: whoever runs it can remove what is\n"
-            "deleted, with `mlflow gc`"
-        )
-    if not path.exists():
-        raise TrackingError(f"there is no MLflow store {store_name()}; `dvc repro` makes one")
-    return path
-
-
-def open_client() -> MlflowClient:
-    """A client of a SQLite store that exists, also where the experiment was deleted.
-
-    Raises TrackingError if the store can't be used.
-    """
-    path = sqlite_store()
-    _quiet_libraries()
-    with store_errors(), _creation_lock():
-        _require_database(path)
-        client = MlflowClient(store_uri())
-        client.search_experiments(max_results=1)
-        return client
-
-
 def _quiet_libraries() -> None:
     for noisy in ("alembic", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

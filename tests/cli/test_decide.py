@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Param
 from reprogpt.cli.main import run as run_command
 from reprogpt.errors import PipelineError
 from reprogpt.params.loader import read_mapping
-from reprogpt.tracking.store import open_store
+from reprogpt.tracking.store.client import open_store
 from tests.decide.test_decision import VALUES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,12 +11,12 @@ from reprogpt.decide.groups import as_number
 from reprogpt.decide.paired import LevelSummary
 from reprogpt.decide.report import report, unit
 from reprogpt.decide.sequential import fixed_interval
+from reprogpt.dvc.revisions import queued_experiments
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.revisions import queued_experiments
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
-from reprogpt.plotting.decisions import LevelPoints, PairPoints, draw_levels, draw_pair
+from reprogpt.plotting.decide_figures import LevelPoints, PairPoints, draw_levels, draw_pair
 from reprogpt.plotting.style import METADATA, save_figure
-from reprogpt.tracking.store import search_runs
+from reprogpt.tracking.store.client import search_runs
 
 FOLDER = Path("decisions")  # git ignores it
 

@@ -24,13 +24,13 @@ ui: .venv/installed  ## MLflow on the store that the stages write to
 	esac
 
 demo: .venv/installed  ## the pipeline and one experiment on a small model, in a temporary copy: two minutes
-	python -m benchmarks.demo
+	python -m tools.demo
 
 docs: .venv/installed-dev  ## the documentation as a searchable site, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
 
 kill: .venv/installed-dev  ## kill a tiny pipeline at 100 random moments and compare everything: a quarter of an hour
-	OMP_NUM_THREADS=1 python -m tests.kill --kills 100
+	OMP_NUM_THREADS=1 python -m tools.kill_trial --kills 100
 
 bench: .venv/installed  ## how fast this is, beside the book's own formulation: a quarter of an hour
 	python -m benchmarks
@@ -43,7 +43,7 @@ large: .venv/installed  ## the pipeline on a gigabyte of text: memory, rates, ti
 	python -m benchmarks.large
 
 screenshots: .venv/installed-dev  ## docs/images, with Chromium: make screenshots RUNS="NAME NAME"
-	python -m tests.browser.screenshots $(RUNS)
+	python -m tools.screenshots $(RUNS)
 
 test: .venv/installed-dev  ## the tests, with a floor for their coverage: 10 to 35 minutes on two cores
 	$(PYTEST) -m "not slow" --cov --cov-report=term
@@ -58,10 +58,10 @@ check: .venv/installed-dev  ## linter, formatter, types
 
 # Run each time: the script knows what is missing, also after a move of the folder.
 .venv/installed: FORCE
-	@$(PYTHON) scripts/install.py
+	@$(PYTHON) tools/install.py
 
 .venv/installed-dev: FORCE
-	@$(PYTHON) scripts/install.py --dev
+	@$(PYTHON) tools/install.py --dev
 
 FORCE:
 

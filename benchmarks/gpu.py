@@ -42,20 +42,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu_baseline import BaselineTraining
 from benchmarks.products import flops_of_a_step
 from benchmarks.report import ROOT, TEXT, table
-from reprogpt.corpus.tokens import encode, load_encoding
-from reprogpt.evaluation.evaluate import evaluate
-from reprogpt.model.generation import generate
-from reprogpt.model.hf_directory import load_model, save_model
-from reprogpt.model.output_head import head_loss
+from reprogpt.data.tokens import encode, load_encoding
+from reprogpt.evaluation.losses import evaluate
+from reprogpt.model.generate import generate
+from reprogpt.model.gpt2_format import load_model, save_model
+from reprogpt.model.loss_head import head_loss
 from reprogpt.numerics.device import Numerics, describe_device, set_up_numerics
 from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.signals import StopRequest
-from reprogpt.training import loop, state
+from reprogpt.process.stop import StopRequest
+from reprogpt.training import build, loop
 from reprogpt.training.batches import BatchLoader
-from reprogpt.training.checkpointing import CheckpointedTraining
+from reprogpt.training.build import Training, training_from_ids
+from reprogpt.training.resume import CheckpointedTraining
 from reprogpt.training.run_dir import RunLock
-from reprogpt.training.state import Training, training_from_ids
 
 Result = dict[str, Any]
 
@@ -184,7 +184,7 @@ def run_steps(spec: Result) -> Result:
     """Train some steps as the spec says: losses, a digest of the weights, times and memory."""
     params = read_params(spec["params"])
     if "max_cuda_graph_tokens" in spec:
-        state.MAX_CUDA_GRAPH_TOKENS = spec["max_cuda_graph_tokens"]
+        build.MAX_CUDA_GRAPH_TOKENS = spec["max_cuda_graph_tokens"]
     if spec.get("contender") == "baseline":
         return run_baseline(params, spec.get("steps", STEPS))
     training = make_training(params, is_text=spec.get("is_text", True))

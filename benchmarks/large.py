@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import TEXT, machine, table
-from benchmarks.workspace import copy_workspace
-from reprogpt.corpus.tokenize import num_cpus
-from reprogpt.corpus.tokens import load_encoding
+from reprogpt.data.tokenize import num_cpus
+from reprogpt.data.tokens import load_encoding
 from reprogpt.files import read_json
+from tools.workspace import copy_workspace
 
 TINY = {"context_length": 32, "stride": 32, "emb_dim": 32, "n_heads": 2, "n_layers": 2, "n_epochs": 1, "batch_size": 4}
 TINY |= {"sample_freq": 0, "eval_freq": 1000, "max_new_tokens": 5, "max_corpus_bytes": 1 << 40}

@@ -35,8 +35,8 @@ def measure(numerics: str, matmul: str) -> dict[str, list[float]]:
     from reprogpt.numerics.device import set_up_numerics
     from reprogpt.params.loader import read_mapping
     from reprogpt.params.train import TrainParams
+    from reprogpt.training.build import training_from_ids
     from reprogpt.training.loop import train
-    from reprogpt.training.state import training_from_ids
 
     retain_freed_memory()
     values = read_mapping(ROOT / "params.yaml")

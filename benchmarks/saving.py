@@ -20,11 +20,11 @@ from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
-from reprogpt.signals import StopRequest
+from reprogpt.process.stop import StopRequest
 from reprogpt.step_record import StepRecord
-from reprogpt.training.checkpointing import CheckpointedTraining
+from reprogpt.training.build import training_from_ids
+from reprogpt.training.resume import CheckpointedTraining
 from reprogpt.training.run_dir import RunLock
-from reprogpt.training.state import training_from_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 6  # steps

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.report import ROOT, machine, table
-from reprogpt.dvc_files import dvc_md5
+from reprogpt.dvc.digest import dvc_md5
 from reprogpt.files import file_digest
 from reprogpt.params.loader import read_mapping
-from reprogpt.tracking.mlflow_writer import upload
-from reprogpt.tracking.outbox import open_outbox
-from reprogpt.tracking.store import metric_histories, open_store, search_runs, store_name
+from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.store.client import metric_histories, open_store, search_runs
+from reprogpt.tracking.store.uri import store_name
 
 STEPS, EVAL_FREQ = 135, 5
 VALUES = {"loss": 1.0, "lr": 1e-4, "max_grad": 0.1, "max_grad_clipped": 0.1, "grad_norm": 1.0}

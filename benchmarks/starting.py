@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import ROOT, TEXT
-from benchmarks.workspace import copy_workspace
-from reprogpt.corpus.tokens import encode, load_encoding
-from reprogpt.dvc_files import out_paths
+from reprogpt.data.tokens import encode, load_encoding
+from reprogpt.dvc.pipeline import out_paths
 from reprogpt.params.loader import DVC_FILE, read_mapping
+from tools.workspace import copy_workspace
 
 STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 HEAVY = ("torch", "mlflow", "matplotlib", "pandas", "tiktoken", "requests")

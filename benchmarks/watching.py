@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.server import TrackingServer
-from reprogpt.tracking.mlflow_writer import upload
-from reprogpt.tracking.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.store import store_name
-from reprogpt.tracking.system_metrics import SystemMetrics
-from reprogpt.tracking.uploader import UPLOAD_INTERVAL, uploading
+from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.uploader import UPLOAD_INTERVAL, uploading
+from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.log.system_metrics import SystemMetrics
+from reprogpt.tracking.store.uri import store_name
+from tools.mlflow_server import TrackingServer
 
 VALUES = {"loss": 1.0, "lr": 1e-4, "max_grad": 0.1, "max_grad_clipped": 0.1, "grad_norm": 1.0}
 # What an evaluated step has besides, and how often one comes by params.yaml.

@@ -18,9 +18,9 @@ from ruamel.yaml import YAML
 from benchmarks.baseline import MODEL_KEYS, PlainGPT, PlainPlan, batches_of, plain_training
 from benchmarks.report import TEXT
 from benchmarks.work import CONTENDERS, prompt_of, read_params
-from benchmarks.workspace import copy_workspace
-from reprogpt.corpus.windows import windows
+from reprogpt.data.windows import windows
 from reprogpt.training.schedule import plan_training
+from tools.workspace import copy_workspace
 
 
 def measure_whole(params_file: Path) -> dict[str, float]:

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import MODEL_KEYS, PlainGPT, batches_of, evaluate, find_highest_gradient, loss_of, plain_sample
-from reprogpt.evaluation.evaluate import evaluate as evaluate_rows
-from reprogpt.model.generation import generate
+from reprogpt.evaluation.losses import evaluate as evaluate_rows
+from reprogpt.model.generate import generate
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
 from reprogpt.training.batches import Batch, to_device
+from reprogpt.training.build import Training, training_from_ids
 from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.loop import batch_loss, optimizer_step
-from reprogpt.training.state import Training, training_from_ids
 
 CONTENDERS = ("book", "fp32", "bf16")
 PHASES = ("forward", "backward", "gradients", "optimiser")

@@ -2,20 +2,20 @@
 
 import tiktoken
 
-from reprogpt.corpus.tokens import load_encoding, read_tokens
+from reprogpt.data.tokens import load_encoding, read_tokens
 from reprogpt.distributed.launcher import run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
-from reprogpt.evaluation.results import chosen_rows, final_results
+from reprogpt.evaluation.final_metrics import chosen_rows, final_results
 from reprogpt.evaluation.samples import sample_text
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
 from reprogpt.model.gpt import GPTModel
-from reprogpt.model.hf_directory import load_model, trained_on_documents
+from reprogpt.model.gpt2_format import load_model, trained_on_documents
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import Numerics, announce_device, out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
 from reprogpt.paths import EVAL_RESULTS, MODEL, SAMPLES, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
-from reprogpt.tracking.results import log_results, record_evaluation
+from reprogpt.tracking.log.results import log_results, record_evaluation
 from reprogpt.training.run_dir import prune
 from stages import run_stage
 

@@ -1,6 +1,6 @@
-"""DVC stage `fetch`: corpus_url -> raw text, verified, and where it came from. Logic: reprogpt.corpus.fetch."""
+"""DVC stage `fetch`: corpus_url -> raw text, verified, and where it came from. Logic: reprogpt.data.fetch."""
 
-from reprogpt.corpus.fetch import fetch_corpus
+from reprogpt.data.fetch import fetch_corpus
 from reprogpt.files import write_json_atomic
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import load_params

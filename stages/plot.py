@@ -4,7 +4,7 @@ from reprogpt.files import read_json
 from reprogpt.paths import HISTORY, PLOTS, TRAIN_SUMMARY
 from reprogpt.plotting.style import save_figure
 from reprogpt.plotting.training_figures import draw_all, read_history
-from reprogpt.tracking.results import log_results, record_plots
+from reprogpt.tracking.log.results import log_results, record_plots
 from stages import run_stage
 
 NEXT_STEPS = """

@@ -1,7 +1,7 @@
-"""DVC stage `split`: raw text -> train and validation text. Logic: reprogpt.corpus.text."""
+"""DVC stage `split`: raw text -> train and validation text. Logic: reprogpt.data.text."""
 
-from reprogpt.corpus.documents import cut_ends, read_ends
-from reprogpt.corpus.text import split_file
+from reprogpt.data.document_offsets import cut_ends, read_ends
+from reprogpt.data.split import split_file
 from reprogpt.files import write_json_atomic
 from reprogpt.params.loader import load_params
 from reprogpt.params.split import SplitParams

@@ -1,8 +1,8 @@
-"""DVC stage `tokenize`: text -> token ids. Logic: reprogpt.corpus.tokenize."""
+"""DVC stage `tokenize`: text -> token ids. Logic: reprogpt.data.tokenize."""
 
-from reprogpt.corpus.documents import read_ends
-from reprogpt.corpus.tokenize import tokenize_file
-from reprogpt.corpus.tokens import load_encoding
+from reprogpt.data.document_offsets import read_ends
+from reprogpt.data.tokenize import tokenize_file
+from reprogpt.data.tokens import load_encoding
 from reprogpt.files import write_json_atomic
 from reprogpt.params.loader import load_params
 from reprogpt.params.tokenize import TokenizeParams

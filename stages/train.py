@@ -2,24 +2,24 @@
 
 from functools import partial
 
-from reprogpt.corpus.tokens import contains, decode, load_encoding, read_tokens, write_tokenizer
+from reprogpt.data.tokens import contains, decode, load_encoding, read_tokens, write_tokenizer
 from reprogpt.distributed.launcher import launcher_process, run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
-from reprogpt.dvc_files import run_key_of, stage_inputs
+from reprogpt.dvc.pipeline import run_key_of, stage_inputs
 from reprogpt.files import require_writable, write_json_atomic
-from reprogpt.model.hf_directory import save_model
+from reprogpt.model.gpt2_format import save_model
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import announce_device, out_of_memory_advice, set_up_numerics
 from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import EVALUATIONS, HISTORY, MODEL, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
-from reprogpt.tracking.environment import environment_tags, resume_tags
-from reprogpt.tracking.run_logger import start_run
-from reprogpt.tracking.training_records import RunIdentity
-from reprogpt.training.checkpointing import CheckpointedTraining, run_worker
+from reprogpt.tracking.log.environment import environment_tags, resume_tags
+from reprogpt.tracking.log.run_logger import start_run
+from reprogpt.tracking.log.training import RunIdentity
+from reprogpt.training.build import build_training
 from reprogpt.training.history import summary, write_history
+from reprogpt.training.resume import CheckpointedTraining, run_worker
 from reprogpt.training.run_dir import lock_run, mark_complete
-from reprogpt.training.state import build_training
 from stages import run_stage
 
 

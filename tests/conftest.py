@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reprogpt.files import cache_folder
+from reprogpt.paths import cache_folder
 
 REAL_DOWNLOAD_CACHE = cache_folder()  # read before any fixture moves it
 REMOVED = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR", "MLFLOW_TRACKING_URI")
@@ -57,7 +57,7 @@ def signal_handlers_of_a_terminal() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def fresh_store(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Path:
     """A store with our experiment and nothing in it: making one takes seconds."""
-    from reprogpt.tracking.store import open_store  # imported here: MLflow takes seconds, and few tests need it
+    from reprogpt.tracking.store.client import open_store  # imported here: MLflow takes seconds, and few tests need it
 
     folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:

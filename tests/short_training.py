@@ -18,14 +18,14 @@ import stages  # noqa: F401 - first, as in every stage: it sets the environment
 import numpy as np
 import torch
 
-from reprogpt.evaluation.evaluate import evaluate
-from reprogpt.model.generation import generate
+from reprogpt.evaluation.losses import evaluate
+from reprogpt.model.generate import generate
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
 from reprogpt.params.train import TrainParams
 from reprogpt.step_record import StepRecord
+from reprogpt.training.build import training_from_ids
 from reprogpt.training.loop import train
-from reprogpt.training.state import training_from_ids
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
 
 SHAPES: dict[str, dict[str, Any]] = {

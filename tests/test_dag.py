@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from reprogpt import paths
-from reprogpt.dvc_files import out_paths
+from reprogpt.dvc.pipeline import out_paths
 from reprogpt.params.loader import Params
 from reprogpt.serving.mlflow_model import CODE, LIBRARIES
 
@@ -20,30 +20,31 @@ PACKAGE = ROOT / "src/reprogpt"
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # They observe a stage and don't change what it writes.
 OBSERVERS = {
-    *(PACKAGE / "tracking").glob("*.py"),
+    *(PACKAGE / "tracking").rglob("*.py"),
     *(PACKAGE / "serving").glob("*.py"),
     PACKAGE / "progress.py",
-    PACKAGE / "standard_streams.py",
+    PACKAGE / "process/streams.py",
 }
 BASE = {"numerics", "params", ""}  # "": the files beside the folders
 ALLOWED = {
-    "stages": {"tracking", "plotting", "training", "evaluation", "distributed", "model", "corpus"} | BASE,
-    "cli": {"verify", "lineage", "decide", "compare", "plotting", "tracking", "model", "corpus"} | BASE,
-    "verify": {"lineage", "compare", "tracking"} | BASE,
-    "lineage": {"tracking"} | BASE,
-    "decide": {"compare", "tracking"} | BASE,
-    "compare": {"tracking"} | BASE,
-    "tracking": {"serving"} | BASE,
+    "stages": {"tracking", "plotting", "training", "evaluation", "distributed", "model", "data", "dvc", "process"}
+    | BASE,
+    "cli": {"runs", "decide", "plotting", "tracking", "model", "data", "dvc", "process"} | BASE,
+    "decide": {"runs", "tracking"} | BASE,
+    "runs": {"tracking", "dvc"} | BASE,
+    "tracking": {"serving", "dvc"} | BASE,
     "serving": BASE,
     "plotting": BASE,
-    "training": {"evaluation", "distributed", "model", "corpus"} | BASE,
-    "evaluation": {"distributed", "model", "corpus"} | BASE,
+    "training": {"evaluation", "distributed", "model", "data", "dvc", "process"} | BASE,
+    "evaluation": {"distributed", "model", "data"} | BASE,
     "distributed": {"model"} | BASE,
     "model": {""},
-    "corpus": {""},
+    "data": {""},
+    "process": {"dvc", ""},
+    "dvc": {"params", ""},
     "numerics": {""},
     "params": {""},
-    "": {"params", ""},
+    "": {""},
 }
 # MLflow runs it, with copies of the files that it imports; nothing else imports it.
 SERVED = PACKAGE / "serving/text_generator.py"
@@ -94,13 +95,11 @@ def closure(stage: str) -> set[str]:
 
 
 def unit(path: Path) -> str:
-    """stages, a folder of the package, "compare" for compare.py, or "" for the other files beside the folders."""
+    """stages, a folder of the package, or "" for the files beside the folders."""
     parts = path.relative_to(ROOT).parts
     if parts[0] == "stages":
         return "stages"
-    if path == PACKAGE / "compare.py":
-        return "compare"
-    return parts[2] if len(parts) == 4 else ""
+    return parts[2] if len(parts) > 3 else ""
 
 
 def files_of(dep: str) -> set[str]:
@@ -164,14 +163,13 @@ def rerun_by(changed: str) -> list[str]:
         ("temperature", ["evaluate"]),
         ("src/reprogpt/plotting/training_figures.py", ["plot"]),
         ("src/reprogpt/plotting/style.py", ["plot"]),
-        ("src/reprogpt/plotting/overlay.py", []),
-        ("src/reprogpt/corpus/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
-        ("src/reprogpt/corpus/windows.py", ["train", "evaluate", "plot"]),
-        ("src/reprogpt/corpus/tokenize.py", ["tokenize", "train", "evaluate", "plot"]),
+        ("src/reprogpt/data/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
+        ("src/reprogpt/data/windows.py", ["train", "evaluate", "plot"]),
+        ("src/reprogpt/data/tokenize.py", ["tokenize", "train", "evaluate", "plot"]),
         ("src/reprogpt/progress.py", []),
         ("src/reprogpt/training/loop.py", ["train", "evaluate", "plot"]),
         ("src/reprogpt/evaluation/samples.py", ["evaluate"]),
-        ("src/reprogpt/tracking/mlflow_writer.py", []),
+        ("src/reprogpt/tracking/deliver/writer.py", []),
     ],
 )
 def test_a_change_reruns_what_depends_on_it(changed: str, stages: list[str]) -> None:
@@ -208,7 +206,7 @@ def test_imports_follow_the_allowed_directions(path: Path) -> None:
     if path.name == "__main__.py":
         return
     reached = {unit(other) for other in own_files(path) if other.name != "__init__.py"} - {here}
-    allowed = ALLOWED[here] | ({"model", "corpus"} if path == SERVED else set())
+    allowed = ALLOWED[here] | ({"model", "data"} if path == SERVED else set())
     assert reached <= allowed, f"{here or 'the base'} must not import {reached - allowed}"
 
 
@@ -231,23 +229,22 @@ def test_a_logged_model_has_the_code_and_the_list_of_libraries_that_it_needs() -
         (
             "mlflow",
             {
-                "tracking/store.py",
-                "tracking/mlflow_writer.py",
-                "tracking/decisions.py",
-                "tracking/logged_models.py",
-                "tracking/unused_artifacts.py",
+                "tracking/store/client.py",
+                "tracking/store/errors.py",
+                "tracking/deliver/writer.py",
+                "tracking/store/models.py",
                 "serving/mlflow_model.py",
                 "serving/text_generator.py",
             },
         ),
         (
             "matplotlib",
-            {"plotting/style.py", "plotting/training_figures.py", "plotting/overlay.py", "plotting/decisions.py"},
+            {"plotting/style.py", "plotting/training_figures.py", "plotting/decide_figures.py"},
         ),
-        ("requests", {"corpus/download.py"}),
+        ("requests", {"data/download.py"}),
         ("scipy", {"decide/sequential.py"}),
-        ("zstandard", {"corpus/decompress.py"}),
-        ("charset_normalizer", {"corpus/foreign_text.py"}),
+        ("zstandard", {"data/decompress.py"}),
+        ("charset_normalizer", {"data/charset.py"}),
         ("pickle", set()),
     ],
 )
@@ -269,4 +266,4 @@ def test_uncached_outs_are_metrics_or_plots(stage: str) -> None:
 
 def test_init_files_of_folders_are_empty() -> None:
     """So that importing a file of a folder runs no other."""
-    assert [path for path in PACKAGE.glob("*/__init__.py") if path.read_bytes()] == []
+    assert [path for path in PACKAGE.rglob("*/__init__.py") if path.read_bytes()] == []

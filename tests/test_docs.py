@@ -114,14 +114,14 @@ def test_every_command_has_an_example_and_a_line_in_the_readme():
         ("repro", ["python -m reprogpt check", "dvc repro"]),
         ("test", ["python -m pytest"]),
         ("ui", ["mlflow ui"]),
-        ("demo", ["python -m benchmarks.demo"]),
+        ("demo", ["python -m tools.demo"]),
         ("docs", ["mkdocs build --strict"]),
     ],
 )
 def test_make_does_what_is_said_of_it(target: str, commands: list[str]):
     """Without doing it: set-up first, then the commands in this order."""
     done = subprocess.run(["make", "-n", "-B", target], cwd=ROOT, capture_output=True, text=True, check=True)
-    expected = ["scripts/install.py", *commands]
+    expected = ["tools/install.py", *commands]
     places = [done.stdout.find(command) for command in expected]
     assert -1 not in places and places == sorted(places), done.stdout
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.errors import RESTORE_ADVICE
+from reprogpt.process.run import RESTORE_ADVICE
 from tests.locales import locale_env
 
 SRC = Path(__file__).parents[1] / "src"

@@ -11,17 +11,17 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from reprogpt.corpus.tokens import load_encoding
+from reprogpt.data.tokens import load_encoding
 from reprogpt.errors import DataError
 from reprogpt.files import (
     atomic_path,
-    cache_folder,
     file_digest,
     require_writable,
     write_bytes_atomic,
     write_json_atomic,
     write_text_atomic,
 )
+from reprogpt.paths import cache_folder
 
 
 def test_a_write_makes_parent_folders_and_leaves_nothing_else(tmp_path: Path) -> None:

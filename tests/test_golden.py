@@ -16,17 +16,17 @@ import torch
 from torch.nn import functional
 
 from benchmarks.baseline import PlainGPT, loss_of
-from reprogpt.corpus.text import split_text
-from reprogpt.corpus.tokens import encode, load_encoding
-from reprogpt.corpus.windows import windows
+from reprogpt.data.split import cut_position
+from reprogpt.data.tokens import encode, load_encoding
+from reprogpt.data.windows import windows
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.numerics.device import Numerics, set_up_numerics
 from reprogpt.params.loader import read_mapping
 from reprogpt.params.train import TrainParams
+from reprogpt.training.build import training_from_ids
 from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.loop import accumulate_gradients, train
 from reprogpt.training.schedule import Plan, plan_training
-from reprogpt.training.state import training_from_ids
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
 
 ROOT = Path(__file__).parents[1]
@@ -96,8 +96,8 @@ def bundled_text() -> str:
 
 def ids_of(text: str, encoding: tiktoken.Encoding) -> Ids:
     """Training and validation ids."""
-    train_text, val_text = split_text(text, 0.9)
-    return encode(encoding, train_text), encode(encoding, val_text)
+    cut = cut_position(len(text), 0.9)
+    return encode(encoding, text[:cut]), encode(encoding, text[cut:])
 
 
 def loss_on_windows_0_and_1(model: GPTModel, ids: np.ndarray) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_untrained_weights_are_the_books(model: GPTModel) -> None:
 
 
 def test_the_verdict_is_split_and_tokenized_as_in_the_book(verdict: str, encoding: tiktoken.Encoding) -> None:
-    assert (len(verdict), *map(len, split_text(verdict, 0.9))) == (20479, 18431, 2048)
+    assert (len(verdict), cut_position(len(verdict), 0.9)) == (20479, 18431)
     assert len(encode(encoding, verdict)) == 5145
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from reprogpt.files import write_text_atomic
-from reprogpt.model.hf_directory import save_model
-from reprogpt.tracking.outbox import open_outbox
-from reprogpt.tracking.store import open_store
-from reprogpt.training import checkpoint_io
+from reprogpt.model.gpt2_format import save_model
+from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.store.client import open_store
+from reprogpt.training import checkpoint_files
 from reprogpt.training.run_dir import lock_run
 from tests.tiny import tiny_model
 
@@ -37,9 +37,9 @@ def test_everything_that_is_made_follows_the_umask(umask: int, tmp_path: Path, m
     inputs = {"cmd": "", "deps": {}, "params": {}}
     with lock_run(inputs, {}) as run_lock:
         assert run_lock.run_dir is not None
-        checkpoint = checkpoint_io.slots(run_lock.run_dir)[0]
-        digests = checkpoint_io.write(checkpoint, {"a": torch.zeros(2)})
-        checkpoint_io.commit(checkpoint, 1, digests, b"", run_lock.training_id)
+        checkpoint = checkpoint_files.slots(run_lock.run_dir)[0]
+        digests = checkpoint_files.write(checkpoint, {"a": torch.zeros(2)})
+        checkpoint_files.commit(checkpoint, 1, digests, b"", run_lock.training_id)
     made = {path.relative_to(root).as_posix(): path.stat().st_mode & 0o777 for path in root.rglob("*")}
     assert {"mlflow.db", ".reprogpt/outbox/1/records.jsonl", "data/model/model.safetensors"} < made.keys()
     least = {"mlflow.db"}  # SQLite asks for 644

@@ -12,7 +12,7 @@ from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.numerics.device import Numerics
 from reprogpt.params.train import TrainParams
-from reprogpt.training.state import Training, training_from_ids
+from reprogpt.training.build import Training, training_from_ids
 
 # A model this small takes longer on two threads than on one, and far longer on a busy machine.
 USUAL_NUM_THREADS = torch.get_num_threads()

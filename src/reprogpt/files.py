@@ -1,4 +1,4 @@
-"""Atomic file writes, file digests, and the folders that hold state: the repository's and the download cache."""
+"""Atomic file writes, JSON files and file digests."""
 
 import glob
 import hashlib
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import psutil
 
 from reprogpt.errors import DataError
@@ -99,36 +98,3 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
-
-
-def cache_folder() -> Path:
-    """The user's download cache, shared by all clones: $REPROGPT_CACHE, else the platform's cache folder.
-
-    Without a home folder that can be written to, as in many containers and on clusters: one in state_dir().
-    """
-    configured = os.environ.get("REPROGPT_CACHE")
-    if configured:
-        return Path(configured).expanduser().resolve()
-    folder = platformdirs.user_cache_path("reprogpt", appauthor=False)
-    return folder if folder.is_absolute() and _can_be_written(folder) else state_dir() / "cache"
-
-
-def _can_be_written(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
-
-
-def repository_root() -> Path:
-    """The main repository, which holds the MLflow store, also in a queued experiment's copy of the workspace.
-
-    DVC sets DVC_ROOT for every stage that it runs; without DVC it is the current folder.
-    """
-    return Path(os.environ.get("DVC_ROOT") or Path.cwd()).resolve()
-
-
-def state_dir() -> Path:
-    """Folder for checkpoints and queued records, in the main repository; git and DVC ignore it."""
-    return repository_root() / ".reprogpt"

@@ -12,15 +12,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import starting, steps, watching, workspace
+from benchmarks import starting, steps, watching
 from benchmarks.products import flops_of_a_step, seconds_of_products, weight_shapes
 from benchmarks.report import table
 from benchmarks.work import PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
-from reprogpt.tracking import uploader
-from reprogpt.tracking.mlflow_writer import upload
-from reprogpt.tracking.outbox import open_outbox
-from reprogpt.tracking.store import store_name
+from reprogpt.tracking.deliver import uploader
+from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.store.uri import store_name
+from tools import workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"vocab_size": 101, "context_length": 16, "stride": 16, "emb_dim": 32, "n_heads": 2, "n_layers": 2}

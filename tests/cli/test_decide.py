@@ -1,6 +1,5 @@
 """reprogpt decide on a real store: output, exit codes, figure, record, and many runs."""
 
-import json
 import shutil
 import sqlite3
 import time
@@ -15,7 +14,7 @@ from mlflow.entities import Metric, Param
 from reprogpt.cli.main import run as run_command
 from reprogpt.errors import PipelineError
 from reprogpt.params.loader import read_mapping
-from reprogpt.tracking.store import open_store
+from reprogpt.tracking.store.client import open_store
 from tests.decide.test_decision import VALUES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,56 +90,6 @@ def test_the_figure_has_the_same_bytes_from_the_same_runs(
         record_run(seed, float("nan"), peak_lr=0.02)
     decide(capsys, monkeypatch, "peak_lr")
     assert files[0].read_bytes() != drawn[0]
-
-
-def test_a_decision_is_recorded_once_and_found_from_either_side(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ids = record_pairs(-0.2, 0.01, peak_lr=0.001)
-    for _ in range(2):
-        _, printed = decide(capsys, monkeypatch, "peak_lr", "--record")
-    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
-    experiment = client.get_experiment_by_name("reprogpt-decisions")
-    assert experiment is not None
-    (decision,) = client.search_runs([experiment.experiment_id])
-    run_id = decision.info.run_id
-    assert f"recorded in MLflow: {run_id}" in printed
-    assert decision.info.status == "FINISHED"
-    assert decision.data.params["key"] == "peak_lr" and decision.data.params["baseline"] == "0.0005"
-    assert decision.data.metrics["pairs/0.001"] == 5
-    assert decision.data.metrics["low/0.001"] < decision.data.metrics["difference/0.001"] < 0
-    assert decision.data.tags["verdict"].startswith("peak_lr=0.001 is better than 0.0005")
-    assert sorted(decision.data.tags["run_ids"].split(",")) == sorted(ids)
-    assert all(client.get_run(one).data.tags["decision.peak_lr"] == run_id for one in ids)
-    assert {item.path for item in client.list_artifacts(run_id)} == {"decision.json", "report.txt", "figures"}
-    table = json.loads(Path(client.download_artifacts(run_id, "decision.json", str(root))).read_text("utf-8"))
-    assert table["comparisons"][0]["decided"] is True
-    assert {one["run_id"] for level in table["levels"] for one in level["runs"]} == set(ids)
-    record_run(6, 6.0)
-    record_run(6, 5.8, peak_lr=0.001)
-    decide(capsys, monkeypatch, "peak_lr", "--record")  # another decision: what was known before stays
-    assert len(client.search_runs([experiment.experiment_id])) == 2
-
-
-def test_a_record_that_was_interrupted_is_completed(
-    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record_pairs(-0.2, 0.01, peak_lr=0.001)
-    with monkeypatch.context() as patch:
-
-        def stop(*arguments: Any) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(MlflowClient, "log_artifact", stop)
-        with pytest.raises(KeyboardInterrupt):
-            decide(capsys, monkeypatch, "peak_lr", "--record")
-    decide(capsys, monkeypatch, "peak_lr", "--record")
-    client, _ = open_store()
-    experiment = client.get_experiment_by_name("reprogpt-decisions")
-    assert experiment is not None
-    (decision,) = client.search_runs([experiment.experiment_id])
-    assert decision.info.status == "FINISHED"
-    assert client.list_artifacts(decision.info.run_id, "figures")
 
 
 def test_a_store_that_can_t_be_reached_is_an_error(

@@ -20,16 +20,16 @@ from mlflow.models import Model
 from reprogpt.cli import generate as command
 from reprogpt.cli.generate import pieces
 from reprogpt.cli.main import run
-from reprogpt.corpus.tokens import decode, load_encoding
+from reprogpt.data.tokens import decode, load_encoding
 from reprogpt.errors import PipelineError
 from reprogpt.evaluation.samples import sample_text
-from reprogpt.model import generation
-from reprogpt.model.hf_directory import load_model, save_model
+from reprogpt.model import generate as generation
+from reprogpt.model.gpt2_format import load_model, save_model
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
-from reprogpt.tracking.logged_models import finalize_model, upload_model_file
-from reprogpt.tracking.store import open_store
+from reprogpt.tracking.store.client import open_store
+from reprogpt.tracking.store.models import finalize_model, upload_model_file
 from tests.tiny import model_with_odds, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -33,7 +33,7 @@ def test_a_command_runs_the_code_of_the_folder_it_is_called_in(tmp_path: Path, v
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_a_command_is_a_function_of_its_name_that_takes_what_the_parser_gives(command: Command) -> None:
-    words = {"register": ["gpt"], "compare": ["a", "b"], "overlay": ["a", "b"], "decide": ["peak_lr"]}
+    words = {"register": ["gpt"], "compare": ["a", "b"], "decide": ["peak_lr"]}
     given = vars(build_parser().parse_args([command.name, *words.get(command.name, [])]))
     function = getattr(import_module(f"reprogpt.cli.{command.name}"), command.name)
     assert set(inspect.signature(function).parameters) == given.keys() - {"command"}

@@ -53,7 +53,6 @@ def test_help_lists_every_command_in_a_line_of_its_own() -> None:
         [],
         ["compare"],
         ["compare", "a"],
-        ["overlay", "a"],
         ["lineage", "a", "b"],
         ["verify", "--stage", "x"],
         ["unknown"],

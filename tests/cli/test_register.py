@@ -11,10 +11,10 @@ from mlflow.entities import Run
 from mlflow.models import Model
 
 from reprogpt.cli.main import run
-from reprogpt.dvc_files import dvc_md5
+from reprogpt.dvc.digest import dvc_md5
 from reprogpt.errors import PipelineError
-from reprogpt.tracking.logged_models import finalize_model, upload_model_file
-from reprogpt.tracking.store import open_store
+from reprogpt.tracking.store.client import open_store
+from reprogpt.tracking.store.models import finalize_model, upload_model_file
 
 ROOT = Path(__file__).resolve().parents[2]
 Register = Callable[..., tuple[str, str]]

@@ -6,8 +6,9 @@ import pytest
 
 from reprogpt.cli import sync as sync_module
 from reprogpt.cli.sync import sync
-from reprogpt.tracking.outbox import abandoned_outboxes, open_outbox
-from reprogpt.tracking.store import is_present_store, recorded_store, search_runs
+from reprogpt.tracking.deliver.outbox import abandoned_outboxes, open_outbox
+from reprogpt.tracking.store.client import search_runs
+from reprogpt.tracking.store.uri import is_present_store, recorded_store
 
 
 @pytest.fixture(autouse=True)

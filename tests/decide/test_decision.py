@@ -12,8 +12,8 @@ from reprogpt.decide.groups import RECORDED_AS_TAGS, WATCHING, canonical
 from reprogpt.decide.report import report, verdicts
 from reprogpt.errors import PipelineError
 from reprogpt.params.train import TrainParams
-from reprogpt.tracking.environment import ENVIRONMENT_TAGS
-from reprogpt.tracking.runs import TrackedRun
+from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 PRESENT = {
     "device": "auto",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from benchmarks.decisions import DISTRIBUTIONS, EFFECTS, false_decisions, pairs_for
+from benchmarks.decide_errors import DISTRIBUTIONS, EFFECTS, false_decisions, pairs_for
 from reprogpt.decide import sequential
 from reprogpt.decide.sequential import (
     ALPHA,

@@ -13,10 +13,10 @@ from typing import Any
 
 from reprogpt.distributed.launcher import worker_errors
 from reprogpt.distributed.process_group import ProcessGroup, init_process_group
-from reprogpt.signals import StopRequest
-from reprogpt.training.checkpointing import CheckpointedTraining
+from reprogpt.process.stop import StopRequest
+from reprogpt.training.build import Training
+from reprogpt.training.resume import CheckpointedTraining
 from reprogpt.training.run_dir import RunLock
-from reprogpt.training.state import Training
 from tests.tiny import tiny_training
 
 

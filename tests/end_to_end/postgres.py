@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.server import free_port
+from tools.mlflow_server import free_port
 
 USER, DATABASE = "mlflow", "postgres"
 

@@ -10,7 +10,8 @@ import pytest
 from mlflow.cli import cli as mlflow_program
 
 from reprogpt.cli.main import run
-from reprogpt.dvc_files import recorded_inputs, run_key_of
+from reprogpt.dvc.lock import recorded_inputs
+from reprogpt.dvc.pipeline import run_key_of
 from reprogpt.errors import PipelineError
 from tests.end_to_end.workspace import Workspace, make_workspace
 

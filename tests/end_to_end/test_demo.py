@@ -14,7 +14,7 @@ from tests.end_to_end.workspace import TINY, Workspace
 PROGRAM = """
 import sys
 from pathlib import Path
-from benchmarks.demo import run_demo
+from tools.demo import run_demo
 run_demo(Path(sys.argv[1]), {params})
 """
 

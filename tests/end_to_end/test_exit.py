@@ -205,7 +205,7 @@ def test_a_truncated_model_is_refused(trained: Workspace) -> None:
     path.write_bytes(whole)
 
 
-@pytest.mark.slow  # tests/tracking/test_mlflow_writer.py tests the rule
+@pytest.mark.slow  # tests/tracking/deliver/test_writer.py tests the rule
 def test_without_an_mlflow_run_evaluate_prints_a_message_and_succeeds(trained: Workspace) -> None:
     trained.env["MLFLOW_TRACKING_URI"] = "sqlite:///another.db"
     output = trained.succeed("dvc", "repro")
@@ -215,7 +215,7 @@ def test_without_an_mlflow_run_evaluate_prints_a_message_and_succeeds(trained: W
     assert (trained.path / "another.db").exists()
 
 
-@pytest.mark.slow  # tests/tracking/test_failing_disk.py and tests/training/test_run_dir.py test the parts
+@pytest.mark.slow  # tests/tracking/deliver/test_failing_disk.py and tests/training/test_run_dir.py test the parts
 def test_where_only_bookkeeping_fails_a_training_ends_well_and_is_recorded(prepared: Workspace) -> None:
     state = prepared.path / ".reprogpt"
     shutil.rmtree(state, ignore_errors=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser.mlflow_page import MlflowPage
-from tests.browser.mlflow_ui import NO_BROWSER, browser_program, browsing, serving
 from tests.end_to_end.workspace import STEPS, Workspace, documented, make_workspace, points_drawn
+from tools.mlflow_page import MlflowPage
+from tools.mlflow_ui import NO_BROWSER, browser_program, browsing, serving
 
 BROWSER = browser_program()
 SAMPLES = "src/reprogpt/evaluation/samples.py"
@@ -117,7 +117,7 @@ def test_queue_copy_and_workspace_give_the_same_bits(queued: Workspace) -> None:
 @pytest.mark.skipif(BROWSER is None, reason=NO_BROWSER)
 def test_pictures_show_the_two_runs_that_are_named_and_no_others(queued: Workspace) -> None:
     """The command itself refuses charts with other lines than theirs."""
-    output = queued.succeed("python", "-m", "tests.browser.screenshots", "slower", "faster")
+    output = queued.succeed("python", "-m", "tools.screenshots", "slower", "faster")
     pictures = [queued.path / "docs/images" / f"mlflow-{name}.png" for name in ("runs", "differences", "charts")]
     for picture in pictures:
         assert picture.relative_to(queued.path).as_posix() in output

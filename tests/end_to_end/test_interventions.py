@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from reprogpt.model.hf_directory import load_model
+from reprogpt.model.gpt2_format import load_model
 from tests.end_to_end.workspace import Workspace
 
 CHANGES = {

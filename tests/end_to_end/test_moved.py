@@ -6,7 +6,7 @@ import pytest
 
 from tests.end_to_end.workspace import Workspace, kill_after_a_checkpoint, make_workspace
 
-pytestmark = pytest.mark.slow  # tests/tracking/test_artifact_locations.py tests the store
+pytestmark = pytest.mark.slow  # tests/tracking/store/test_artifact_locations.py tests the store
 
 
 def test_a_moved_and_a_copied_clone_resume_each_in_its_own_store(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -1,6 +1,6 @@
 """Where the corpus's host can't be reached, the bundled text is used, with warnings."""
 
-from reprogpt.corpus.fetch import DEFAULT_TEXT_SHA256
+from reprogpt.data.fetch import DEFAULT_TEXT_SHA256
 from tests.end_to_end.workspace import Workspace
 
 

@@ -17,8 +17,8 @@ import requests
 import torch
 from transformers import GPT2LMHeadModel
 
-from reprogpt.dvc_files import dvc_md5
-from reprogpt.model.hf_directory import load_model
+from reprogpt.dvc.digest import dvc_md5
+from reprogpt.model.gpt2_format import load_model
 from tests.end_to_end.remotes import KEY_ID, SECRET, clone_of, remote
 from tests.end_to_end.workspace import DOCS, STEPS, Workspace, points_drawn
 

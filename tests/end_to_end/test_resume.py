@@ -1,4 +1,4 @@
-"""Resuming through real DVC: what a person sees and what is left. Bits are compared by tests/kill.py. In order."""
+"""Resuming through real DVC: messages, and what is left. tools/kill_trial.py compares bits. In order."""
 
 import os
 import signal

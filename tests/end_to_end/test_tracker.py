@@ -18,9 +18,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
-from benchmarks.server import TrackingServer
 from tests.end_to_end import postgres
 from tests.end_to_end.workspace import Workspace, make_workspace
+from tools.mlflow_server import TrackingServer
 
 STEPS = 36  # of 9 an epoch: four epochs
 REPROGPT = ("python", "-m", "reprogpt")

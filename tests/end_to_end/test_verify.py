@@ -132,13 +132,13 @@ def test_a_workspace_that_is_not_as_recorded_is_refused(tokenized: Workspace, ve
     with pytest.raises(PipelineError, match=r"dep data/tokens/val.npy: not here  \(evaluate\)[^%]*`dvc checkout`"):
         verify("--stage", "evaluate")
     (tokenized.path / "away").rename(tokens)
-    code = tokenized.path / "src/reprogpt/corpus/tokens.py"
+    code = tokenized.path / "src/reprogpt/data/tokens.py"
     whole = code.read_bytes()
     code.write_bytes(whole + b"# edited\n")
     done = tokenized.run("python", "-m", "reprogpt", "verify", "--stage", "tokenize")
     code.write_bytes(whole)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "dep src/reprogpt/corpus/tokens.py: other contents than recorded  (tokenize)" in done.stderr
+    assert "dep src/reprogpt/data/tokens.py: other contents than recorded  (tokenize)" in done.stderr
     assert "Traceback" not in done.stderr and "Running stage" not in done.stderr
 
 

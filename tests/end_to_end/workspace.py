@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 from ruamel.yaml import YAML
 
-from reprogpt.tracking.sqlite_uri import sqlite_uri
+from reprogpt.tracking.store.uri import sqlite_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,10 +7,10 @@ import json
 
 import numpy as np
 
-from reprogpt.corpus.tokens import load_encoding
+from reprogpt.data.tokens import load_encoding
 from reprogpt.distributed.launcher import worker_errors
 from reprogpt.distributed.process_group import ProcessGroup, init_process_group
-from reprogpt.evaluation import results
+from reprogpt.evaluation import final_metrics as results
 from tests.tiny import CPU, tiny_model
 
 

@@ -4,9 +4,9 @@ import pytest
 import tiktoken
 import torch
 
-from reprogpt.corpus.tokens import decode, load_encoding
+from reprogpt.data.tokens import decode, load_encoding
 from reprogpt.evaluation.samples import sample_text
-from reprogpt.model.generation import generate
+from reprogpt.model.generate import generate
 from reprogpt.params.evaluate import EvaluateParams
 from tests.tiny import CPU, PARAMS, tiny_model
 

@@ -24,9 +24,9 @@ from reprogpt.distributed.process_group import ProcessGroup
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 from reprogpt.params.train import TrainParams
-from reprogpt.training import checkpointing, loop, state
+from reprogpt.training import build, loop, resume
+from reprogpt.training.build import Training, training_from_ids
 from reprogpt.training.randomness import BookRandomness
-from reprogpt.training.state import Training, training_from_ids
 from tests.tiny import PARAMS
 
 CUDA = torch.device("cuda")
@@ -124,7 +124,7 @@ def make_torch_take_cuda(waits: Waits) -> None:
             (BookRandomness, name, with_values(getattr(BookRandomness, name)))
             for name in ("_draw_permutation", "state", "load_state")
         ),
-        (state, "shard_model", move_model),
+        (build, "shard_model", move_model),
     ]
     for owner, name, replacement in replaced:
         setattr(owner, name, replacement)
@@ -144,7 +144,7 @@ def train(training: Training, waits: Waits) -> dict[str, Any]:
     loop._evaluation_losses(training, training.step)
     result["evaluation"] = waits.take()
     result["sample"] = [len(loop._greedy_sample(training)), waits.take()]
-    tensors = checkpointing._state_tensors(training)
+    tensors = resume._state_tensors(training)
     result["checkpoint"] = dict(
         collections.Counter(f"{tensor.device.type} {tensor.dtype}" for tensor in tensors.values())
     )
@@ -152,7 +152,7 @@ def train(training: Training, waits: Waits) -> dict[str, Any]:
         name: torch.empty(tensor.shape, dtype=tensor.dtype) if tensor.device.type == "cuda" else tensor
         for name, tensor in tensors.items()
     }
-    checkpointing._load_state_tensors(training, training.step, on_host)
+    resume._load_state_tensors(training, training.step, on_host)
     waits.take()
     loop._run_step(training)
     result["step after loading"] = waits.take()

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.baseline import PlainGPT, find_highest_gradient, loss_of, plain_sample
-from reprogpt.model.generation import generate
+from reprogpt.model.generate import generate
 from reprogpt.model.gpt import GPTModel
 from reprogpt.model.kv_cache import KVCache
 from tests.tiny import CONFIG, tiny_model

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from reprogpt.corpus.tokens import load_encoding, write_tokenizer
-from reprogpt.model.generation import generate
-from reprogpt.model.hf_directory import save_model
+from reprogpt.data.tokens import load_encoding, write_tokenizer
+from reprogpt.model.generate import generate
+from reprogpt.model.gpt2_format import save_model
 from tests.tiny import tiny_model
 
 PROMPT = "Every effort moves you"

@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 import torch
 
-from reprogpt.errors import DeviceError, OutOfMemoryError, run_program
+from reprogpt.errors import DeviceError, OutOfMemoryError
 from reprogpt.numerics import device
 from reprogpt.numerics.device import (
     CUBLAS_VARIABLE,
@@ -20,6 +20,7 @@ from reprogpt.numerics.device import (
     set_up_numerics,
     temporary_numerics,
 )
+from reprogpt.process.run import run_program
 from stages import train as train_stage
 from tests.tiny import PARAMS
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 from mlflow.pyfunc import PyFuncModel
 
-from reprogpt.corpus.tokens import write_tokenizer
-from reprogpt.model.hf_directory import save_model
-from reprogpt.tracking.mlflow_writer import upload
-from reprogpt.tracking.outbox import open_outbox
-from reprogpt.tracking.store import open_store, store_name
-from reprogpt.tracking.training_records import record_model
+from reprogpt.data.tokens import write_tokenizer
+from reprogpt.model.gpt2_format import save_model
+from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.log.training import record_model
+from reprogpt.tracking.store.client import open_store
+from reprogpt.tracking.store.uri import store_name
 from tests.tiny import PARAMS, tiny_model
 
 ROOT = Path(__file__).resolve().parents[2]

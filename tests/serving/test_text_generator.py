@@ -22,8 +22,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from reprogpt.cli.main import run
-from reprogpt.corpus.tokens import load_encoding, write_tokenizer
-from reprogpt.model.hf_directory import save_model
+from reprogpt.data.tokens import load_encoding, write_tokenizer
+from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving import text_generator
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.serving.text_generator import TextGenerator, read_encoding

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from reprogpt.tracking.outbox import OutboxFile
-from reprogpt.tracking.store import open_store
+from reprogpt.tracking.deliver.outbox import OutboxFile
+from reprogpt.tracking.store.client import open_store
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reprogpt.corpus.windows import windows
+from reprogpt.data.windows import windows
 from reprogpt.distributed.process_group import ProcessGroup
 from reprogpt.training import batches
 from reprogpt.training.batches import Batch, BatchLoader, SplitRows, to_device

@@ -13,14 +13,14 @@ from torch.nn import functional
 from transformers import GPT2LMHeadModel
 
 from reprogpt.errors import NonFiniteError
-from reprogpt.evaluation.evaluate import evaluate
-from reprogpt.model.generation import generate
-from reprogpt.model.hf_directory import save_model
+from reprogpt.evaluation.losses import evaluate
+from reprogpt.model.generate import generate
+from reprogpt.model.gpt2_format import save_model
 from reprogpt.step_record import StepRecord
 from reprogpt.training.batches import to_device
+from reprogpt.training.build import Training
 from reprogpt.training.loop import batch_loss, train
 from reprogpt.training.schedule import learning_rate_at
-from reprogpt.training.state import Training
 from tests.tiny import CPU, tiny_model, tiny_training, weights_of
 
 POLICIES = ["independent", "book"]

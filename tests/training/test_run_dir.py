@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from reprogpt.dvc_files import dvc_md5
+from reprogpt.dvc.digest import dvc_md5
 from reprogpt.errors import OrphanedError
 from reprogpt.files import write_json_atomic
 from reprogpt.training import run_dir

@@ -2,14 +2,15 @@
 
 import sys
 
-from reprogpt.cli.check_folder import remove_cut_rwlock, require_repository, restore_lock, warnings
-from reprogpt.cli.output import write_output
+from reprogpt.dvc.repair import remove_cut_rwlock, require_repository, restore_lock, warnings
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.fetch import FetchParams
 from reprogpt.params.loader import PARAMS_FILE, Params, problems_of, raise_problems, read_mapping, unknown_keys
 from reprogpt.params.split import SplitParams
 from reprogpt.params.tokenize import TokenizeParams
 from reprogpt.params.train import TrainParams
+from reprogpt.process.output import write_output
+from reprogpt.tracking.store.file_store import file_store_warning
 
 STAGES: tuple[type[Params], ...] = (FetchParams, SplitParams, TokenizeParams, TrainParams, EvaluateParams)
 
@@ -29,5 +30,6 @@ def check() -> None:
             print(repaired, file=sys.stderr)
     # Not print: DVC, which restore_lock imports, has standard output wrapped so that errors lose their place.
     write_output(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges\n")
-    for warning in warnings():
-        print(f"\nwarning: {warning}\n", file=sys.stderr)
+    for warning in (*warnings(), file_store_warning()):
+        if warning:
+            print(f"\nwarning: {warning}\n", file=sys.stderr)

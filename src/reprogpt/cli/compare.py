@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from reprogpt.compare import Change, Comparison, Divergence, diff_runs
 from reprogpt.decide.decision import num_pairs
-from reprogpt.lineage.resolve_run import require_distinct, require_run
+from reprogpt.runs.compare import Change, Comparison, Divergence, diff_runs
+from reprogpt.runs.find import require_distinct, require_run
 from reprogpt.step_record import STEP_METRICS
-from reprogpt.tracking.runs import TrackedRun
-from reprogpt.tracking.store import metric_histories, search_runs
+from reprogpt.tracking.store.client import metric_histories, search_runs
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 WIDTH = 80
 

@@ -9,16 +9,14 @@ from typing import Any
 from reprogpt.decide.decision import HIGHER_IS_BETTER, Decision, Question, is_numeric, make_decision
 from reprogpt.decide.groups import as_number
 from reprogpt.decide.paired import LevelSummary
-from reprogpt.decide.record import decision_record
 from reprogpt.decide.report import report, unit
 from reprogpt.decide.sequential import fixed_interval
+from reprogpt.dvc.revisions import queued_experiments
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.revisions import queued_experiments
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
-from reprogpt.plotting.decisions import LevelPoints, PairPoints, draw_levels, draw_pair
+from reprogpt.plotting.decide_figures import LevelPoints, PairPoints, draw_levels, draw_pair
 from reprogpt.plotting.style import METADATA, save_figure
-from reprogpt.tracking.decisions import record_decision
-from reprogpt.tracking.store import search_runs
+from reprogpt.tracking.store.client import search_runs
 
 FOLDER = Path("decisions")  # git ignores it
 
@@ -31,7 +29,6 @@ def decide(
     *,
     higher_is_better: bool,
     needs: float | None,
-    record: bool,
 ) -> int:
     """Print the decision and draw its figure: 0 if every value is decided against the baseline, else 1.
 
@@ -44,8 +41,6 @@ def decide(
     print("\n".join(report(decision, needs)))
     figures = draw(decision)
     print(f"\nfigure: {' '.join(map(str, figures))}")
-    if record:
-        print(f"recorded in MLflow: {record_decision(decision_record(decision), figures)}")
     return 0 if decision.decided else 1
 
 

@@ -9,22 +9,22 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from reprogpt.cli.output import write_output
-from reprogpt.corpus.foreign_text import advice
-from reprogpt.corpus.normalize import normalize_text
-from reprogpt.corpus.tokens import encode, load_encoding
+from reprogpt.data.charset import advice
+from reprogpt.data.normalize import normalize_text
+from reprogpt.data.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.resolve_run import parent_run, require_run
-from reprogpt.model import generation
+from reprogpt.model import generate as generation
 from reprogpt.model.gpt import GPTModel
-from reprogpt.model.hf_directory import best_step, load_model, trained_on_documents
+from reprogpt.model.gpt2_format import best_step, load_model, trained_on_documents
 from reprogpt.numerics.device import out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
 from reprogpt.params.sampling_limits import MAX_PROMPT_CHARACTERS
 from reprogpt.paths import MODEL
-from reprogpt.tracking.logged_models import download_checkpoint
-from reprogpt.tracking.store import search_runs
+from reprogpt.process.output import write_output
+from reprogpt.runs.find import parent_run, require_run
+from reprogpt.tracking.store.client import search_runs
+from reprogpt.tracking.store.models import download_checkpoint
 
 STANDARD_INPUT = "-"
 # Read of it: a character has at most 4 bytes, and normalizing drops a byte order mark and one newline, of CRLF here.

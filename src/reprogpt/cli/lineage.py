@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reprogpt.errors import PipelineError
-from reprogpt.lineage.report import LineageReport, add_revision, add_run, lock_key
-from reprogpt.lineage.resolve_run import find_run_of_name, parent_run, unknown_name_error
-from reprogpt.lineage.revisions import (
+from reprogpt.dvc.revisions import (
     Commit,
     Revision,
     Workspace,
@@ -14,9 +11,12 @@ from reprogpt.lineage.revisions import (
     list_experiments,
     resolve_commit,
 )
-from reprogpt.tracking.description import experiment_commands, repeat_commands
-from reprogpt.tracking.runs import TrackedRun
-from reprogpt.tracking.store import search_runs
+from reprogpt.errors import PipelineError
+from reprogpt.runs.find import find_run_of_name, parent_run, unknown_name_error
+from reprogpt.runs.lineage import LineageReport, add_revision, add_run, lock_key
+from reprogpt.tracking.log.description import experiment_commands, repeat_commands
+from reprogpt.tracking.store.client import search_runs
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 
 @dataclass(frozen=True)

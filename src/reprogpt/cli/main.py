@@ -8,10 +8,11 @@ from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from reprogpt.cli.output import EXIT_BROKEN_PIPE, discard_output, flush_output
 from reprogpt.cli.parser import build_parser
-from reprogpt.errors import PipelineError, run_program
-from reprogpt.utf8_mode import restart_in_utf8_mode
+from reprogpt.errors import PipelineError
+from reprogpt.process.output import EXIT_BROKEN_PIPE, discard_output, flush_output
+from reprogpt.process.run import run_program
+from reprogpt.process.utf8 import restart_in_utf8_mode
 
 
 def run() -> int | None:

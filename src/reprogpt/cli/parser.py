@@ -91,12 +91,6 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="the other one, named in the same ways")
 
 
-def _add_overlay(parser: argparse.ArgumentParser) -> None:
-    words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; or . for the workspace's result"
-    parser.add_argument("a", metavar="A", help=words)
-    parser.add_argument("b", metavar="B", nargs="+", help="the others, at most five, named in the same ways")
-
-
 def _add_lineage(parser: argparse.ArgumentParser) -> None:
     words = f"{RUN}; or a DVC experiment; or a git commit, branch or tag; the workspace if left out"
     parser.add_argument("what", metavar="WHAT", nargs="?", help=words)
@@ -204,24 +198,6 @@ COMPARE = Command(
     """,
     _add_compare,
 )
-OVERLAY = Command(
-    "overlay",
-    "draw several runs in one figure",
-    """\
-    Draw loss, learning rate and gradient norm of two to six runs, each in one figure, as PNG and PDF,
-    into a folder in overlays/ (ignored by git) named after the runs. The legend has the runs' names
-    and the parameters that differ. The data are MLflow's, every step. The same runs give the same
-    bytes.""",
-    """\
-    0 if the figures are drawn, 2 if they can't be: a run that can't be found or has no steps, one
-    named twice, more than six runs
-    """,
-    """\
-    reprogpt overlay corrected book
-    reprogpt overlay . corrected 3f9a1c
-    """,
-    _add_overlay,
-)
 LINEAGE = Command(
     "lineage",
     "trace where a result comes from, and check it",
@@ -299,8 +275,6 @@ def _add_decide(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--needs", metavar="D", type=_positive, help=words)
     words = "of the metric; val_accuracy and tokens_per_second are known to be"
     parser.add_argument("--higher-is-better", action="store_true", help=words)
-    words = "write the decision to MLflow's experiment reprogpt-decisions, and tag the compared runs with it"
-    parser.add_argument("--record", action="store_true", help=words)
 
 
 DECIDE = Command(
@@ -321,7 +295,7 @@ DECIDE = Command(
     """\
     reprogpt decide peak_lr
     reprogpt decide peak_lr warmup_ratio --against 0.0005,0.2
-    reprogpt decide peak_lr --where n_epochs=15 --needs 0.01 --record
+    reprogpt decide peak_lr --where n_epochs=15 --needs 0.01
     """,
     _add_decide,
 )
@@ -345,36 +319,7 @@ SYNC = Command(
 )
 
 
-def _add_gc(parser: argparse.ArgumentParser) -> None:
-    words = "also runs and experiments that are deleted in MLflow, which could be restored until then"
-    parser.add_argument("--deleted", action="store_true", help=words)
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--dry-run", action="store_true", help="only list")
-    choice.add_argument("--yes", action="store_true", help="don't ask")
-
-
-GC = Command(
-    "gc",
-    "free the disk space of runs that are gone from MLflow",
-    """\
-    List the artifacts and models of runs that the MLflow store no longer has, with their sizes, and
-    remove them after a question. Deleting a run in MLflow only marks it: it is listed apart, and kept
-    unless --deleted is given, which lets `mlflow gc` remove all deleted runs and experiments for good.
-
-    Models in the registry are kept, and what a copy of the store in the same folder has, too. For a
-    store in a SQLite file. DVC's cache is cleaned by `dvc gc`.""",
-    """\
-    0 if nothing unused is left, 1 if something is (--dry-run, or the answer was no), 2 if it can't be
-    removed, or the store is a server
-    """,
-    """\
-    reprogpt gc --dry-run
-    reprogpt gc
-    reprogpt gc --deleted --yes
-    """,
-    _add_gc,
-)
-COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, DECIDE, OVERLAY, LINEAGE, VERIFY, SYNC, GC)
+COMMANDS = (CHECK, GENERATE, REGISTER, COMPARE, DECIDE, LINEAGE, VERIFY, SYNC)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 
+from reprogpt.dvc.revisions import Workspace
 from reprogpt.errors import PipelineError
-from reprogpt.lineage.resolve_run import MODEL_TAG, parent_run, require_run
-from reprogpt.lineage.revisions import Workspace
 from reprogpt.paths import MODEL
-from reprogpt.tracking.logged_models import register_model
-from reprogpt.tracking.runs import TrackedRun
-from reprogpt.tracking.store import search_runs
+from reprogpt.runs.find import MODEL_TAG, parent_run, require_run
+from reprogpt.tracking.store.client import search_runs
+from reprogpt.tracking.store.models import register_model
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 
 def register(name: str, run: str | None) -> int:

@@ -3,9 +3,9 @@
 import os
 
 from reprogpt.cli.confirm import confirmed
-from reprogpt.tracking.rebuild import rebuild_run
-from reprogpt.tracking.store import store_name
-from reprogpt.tracking.uploader import drop_records_for_other_stores, upload_abandoned, waiting_for_other_stores
+from reprogpt.tracking.deliver.reconcile import rebuild_run
+from reprogpt.tracking.deliver.uploader import drop_records_for_other_stores, upload_abandoned, waiting_for_other_stores
+from reprogpt.tracking.store.uri import store_name
 
 
 def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int:

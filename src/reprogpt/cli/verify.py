@@ -11,20 +11,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from reprogpt.compare import Change
-from reprogpt.dvc_files import dvc_md5, files_in, out_paths
+from reprogpt.dvc.digest import dvc_md5, files_in
+from reprogpt.dvc.git import git
+from reprogpt.dvc.pipeline import out_paths
+from reprogpt.dvc.revisions import Revision, Workspace
 from reprogpt.errors import PipelineError
 from reprogpt.files import file_digest
-from reprogpt.lineage.report import lock_key
-from reprogpt.lineage.resolve_run import MODEL_TAG
-from reprogpt.lineage.revisions import Revision, Workspace
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.paths import MODEL, RAW_TEXT, SOURCE
-from reprogpt.tracking.environment import environment_tags
-from reprogpt.tracking.git import git
-from reprogpt.tracking.runs import TrackedRun
-from reprogpt.tracking.store import search_runs
-from reprogpt.verify.report import (
+from reprogpt.runs.compare import Change
+from reprogpt.runs.find import MODEL_TAG
+from reprogpt.runs.lineage import lock_key
+from reprogpt.runs.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
+from reprogpt.runs.verify import (
     SAME,
     OutComparison,
     RunEnvironments,
@@ -36,7 +35,9 @@ from reprogpt.verify.report import (
     survived,
     table,
 )
-from reprogpt.verify.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
+from reprogpt.tracking.log.environment import environment_tags
+from reprogpt.tracking.store.client import search_runs
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 PINS = Path("requirements.lock")
 START_FILES = ("config.json", "model.safetensors")

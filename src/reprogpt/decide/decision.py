@@ -20,7 +20,7 @@ from reprogpt.decide.paired import LevelSummary, PairedComparison, compare_level
 from reprogpt.errors import PipelineError
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
-from reprogpt.tracking.runs import PARENT, TrackedRun
+from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
 
 DEFAULT_METRIC = "final_val_loss"
 HIGHER_IS_BETTER = frozenset({"val_accuracy", "tokens_per_second"})

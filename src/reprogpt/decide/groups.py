@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reprogpt.compare import CODE
 from reprogpt.params.train import TrainParams
-from reprogpt.tracking.environment import ENVIRONMENT_TAGS, RARELY_RELEVANT
-from reprogpt.tracking.provenance import TRAIN_CODE
-from reprogpt.tracking.runs import TrackedRun
+from reprogpt.runs.compare import CODE
+from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS, RARELY_RELEVANT
+from reprogpt.tracking.log.provenance import TRAIN_CODE
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 SEED = "seed"
 # They decide when and how a training is watched, saved and started, not what it computes.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from reprogpt.compare import WEIGHTS
 from reprogpt.decide.groups import Level, Observation
 from reprogpt.decide.sequential import (
     ALPHA,
@@ -19,6 +18,7 @@ from reprogpt.decide.sequential import (
     pairs_needed,
     sign_p_value,
 )
+from reprogpt.runs.compare import WEIGHTS
 
 BySeed = Mapping[int, Observation]
 

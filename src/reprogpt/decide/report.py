@@ -8,7 +8,7 @@ from reprogpt.decide.groups import SEED, Group, differing_inputs
 from reprogpt.decide.paired import LevelSummary, PairedComparison
 from reprogpt.decide.queue_line import MAX_SEEDS, queue_lines
 from reprogpt.decide.sequential import ALPHA, MAX_NEEDED, MIN_PAIRS, POWER, pairs_needed
-from reprogpt.tracking.runs import TrackedRun
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 MAX_LISTED = 5
 COLUMNS = ("seeds", "mean", "std", "failed", "pairs", "difference", "95 % interval", "better", "corr.", "saved")

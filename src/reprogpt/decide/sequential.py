@@ -19,9 +19,9 @@ from scipy import stats
 ALPHA = 0.05
 MIN_PAIRS = 3  # fewer never decide
 # 1 / c is about the size of the mean difference, in standard deviations, for which the test is best. Differences that
-# are paired by seed often have 1 to 5 of them. Simulated (benchmarks/decisions.py with other values): from 0.1 to 1,
-# c^2 changes the pairs that are needed by one or two; a smaller one errs more often where the differences are not
-# Gaussian but bimodal (17 % at 0.1, 11 % at 0.5). With 0.5, at least four pairs are needed.
+# are paired by seed often have 1 to 5 of them. Simulated (benchmarks/decide_errors.py with other values): from
+# 0.1 to 1, c^2 changes the pairs that are needed by one or two; a smaller one errs more often where the differences
+# are not Gaussian but bimodal (17 % at 0.1, 11 % at 0.5). With 0.5, at least four pairs are needed.
 C_SQUARED = 0.5
 POWER = 0.8
 MAX_NEEDED = 500  # pairs

@@ -4,8 +4,8 @@ import numpy as np
 import tiktoken
 import torch
 
-from reprogpt.corpus.tokens import decode
-from reprogpt.model.generation import generate
+from reprogpt.data.tokens import decode
+from reprogpt.model.generate import generate
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 from reprogpt.params.evaluate import EvaluateParams

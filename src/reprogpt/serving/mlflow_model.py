@@ -30,14 +30,14 @@ SERVING_SCRIPT = Path(__file__).with_name("text_generator.py")
 # lists with the code.
 CODE = (
     "__init__.py",
-    "corpus/__init__.py",
-    "corpus/tokens.py",
+    "data/__init__.py",
+    "data/tokens.py",
     "errors.py",
     "files.py",
     "model/__init__.py",
-    "model/generation.py",
+    "model/generate.py",
     "model/gpt.py",
-    "model/hf_directory.py",
+    "model/gpt2_format.py",
     "model/kv_cache.py",
     "numerics/__init__.py",
     "numerics/device.py",

@@ -26,9 +26,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 from tiktoken_ext.openai_public import ENDOFTEXT, r50k_pat_str
 
-from reprogpt.corpus.tokens import VOCABULARY_FILES, decode
-from reprogpt.model.generation import generate_batch
-from reprogpt.model.hf_directory import load_model, trained_on_documents
+from reprogpt.data.tokens import VOCABULARY_FILES, decode
+from reprogpt.model.generate import generate_batch
+from reprogpt.model.gpt2_format import load_model, trained_on_documents
 from reprogpt.numerics.device import Numerics, temporary_numerics
 from reprogpt.params.sampling_limits import (
     DEFAULT_LIMITS,

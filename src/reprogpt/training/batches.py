@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reprogpt.corpus.windows import Windows
+from reprogpt.data.windows import Windows
 from reprogpt.training.randomness import RandomnessPolicy
 from reprogpt.training.schedule import Plan
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from reprogpt.distributed.parallel import no_sync
-from reprogpt.evaluation.evaluate import EvalResult, evaluate, require_finite
-from reprogpt.model.generation import generate
+from reprogpt.evaluation.losses import EvalResult, evaluate, require_finite
+from reprogpt.model.generate import generate
 from reprogpt.step_record import StepRecord
 from reprogpt.training.batches import Batch
+from reprogpt.training.build import Training
 from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.schedule import learning_rate_at
-from reprogpt.training.state import Training
 
 
 def train(training: Training) -> Iterator[StepRecord]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from reprogpt.model.gpt import GPTModel
-from reprogpt.model.output_head import head_loss
+from reprogpt.model.loss_head import head_loss
 
 
 class NextTokenLoss(nn.Module):

@@ -20,24 +20,19 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-from reprogpt.dvc_files import (
-    default_cache,
-    dvc_md5,
-    locked_stage,
-    out_paths,
-    recorded_inputs,
-    recorded_outs,
-    stage_definition,
-)
-from reprogpt.files import repository_root, state_dir, write_json_atomic
-from reprogpt.signals import StopRequest
+from reprogpt.dvc.digest import default_cache, dvc_md5
+from reprogpt.dvc.lock import locked_stage, recorded_inputs, recorded_outs
+from reprogpt.dvc.pipeline import out_paths, stage_definition
+from reprogpt.files import write_json_atomic
+from reprogpt.paths import repository_root, state_dir
+from reprogpt.process.stop import StopRequest
 
 LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its present step
 METADATA = "training.json"
 COMPLETE = "complete.json"
 LOCK = "lock"
 
-Origin = dict[str, Any]  # inputs: dvc_files.stage_inputs of train; environment: name -> value; workspace: bool
+Origin = dict[str, Any]  # inputs: pipeline.stage_inputs of train; environment: name -> value; workspace: bool
 
 
 @dataclass(frozen=True)

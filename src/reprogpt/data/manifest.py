@@ -1,0 +1,154 @@
+"""Manifests: a corpus of several files, whose texts are concatenated.
+
+A manifest is a UTF-8 text whose name ends in `.manifest`. Each line names a document: its address, the SHA-256 and
+the number of bytes of the file as it is there, compressed or not, separated by whitespace. An address is an https or
+http URL or a path; one that is not absolute is relative to the manifest, and may contain spaces. A name in .gz or
+.zst is decompressed. Empty lines are skipped.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urljoin
+
+from reprogpt.data.download import download, path_of, require_file
+from reprogpt.data.download_cache import WRITABLE_CACHE, cached_file, corpora_folder, digest_of, file_errors, replaced
+from reprogpt.data.normalize import Changes, normalize_text, read_document
+from reprogpt.data.text import count_characters
+from reprogpt.errors import FetchError
+from reprogpt.urls import is_web, path_of_url, redact
+
+SUFFIX = ".manifest"
+MAX_MANIFEST_BYTES = 1 << 26
+_SHOWN = 5  # problems of a manifest in one message
+_HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A line of a manifest. address: a full URL, or a file's absolute path. name: for messages."""
+
+    address: str
+    sha256: str
+    num_bytes: int
+    name: str
+
+
+def is_manifest(url: str) -> bool:
+    """Whether the URL's path ends in .manifest."""
+    return path_of_url(url).endswith(SUFFIX)
+
+
+def parse_manifest(content: bytes, url: str) -> list[Document]:
+    """The documents that the manifest at `url` names. Raises FetchError with each line that does not, up to a few."""
+    title = redact(path_of_url(url)).rsplit("/", 1)[-1]
+    documents, problems = [], []
+    try:
+        lines = normalize_text(content.decode()).split("\n")
+    except UnicodeDecodeError as error:
+        raise FetchError(f"{title} is no manifest: not UTF-8 at offset {error.start}") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                documents.append(_parse_line(line, f"line {number} of {title}", url))
+            except FetchError as error:
+                problems.append(str(error))
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise FetchError(
+            "\n".join([f"corpus_url={redact(url)} is not a manifest as it should be:", *problems[:_SHOWN], *more])
+            + "\nA line is: address, SHA-256 (64 hexadecimal digits in lower case), number of bytes"
+        )
+    if not documents:
+        raise FetchError(f"corpus_url={redact(url)} is an empty manifest: it names no document")
+    return documents
+
+
+def join_documents(
+    documents: list[Document], to: Path, *, max_bytes: int, changes: Changes, advance: Callable[[int], object]
+) -> tuple[list[int], int]:
+    """Write the texts of all documents to `to`, normalised, one after the other, with nothing in between.
+
+    changes: counts what was changed. advance: told of each number of bytes that came or were unpacked.
+    Returns the bytes at which one ends and the next begins, and the number of characters in all. What was downloaded
+    is kept in the download cache, packed as it was.
+    Raises UnreachableError if a host can't be reached; FetchError if a document can't be had, is another than the
+    manifest says, can't be unpacked, or the texts have more than max_bytes bytes; DataError if one is not UTF-8 or
+    blank.
+    """
+    ends, num_characters, position = [], 0, 0
+    with to.open("wb") as file:
+        for document in documents:
+            begin = position
+            path = _fetch_document(document, max_bytes, advance)
+            for piece in read_document(path, changes, kind=path_of_url(document.address).lower(), name=document.name):
+                position += len(piece)
+                if position > max_bytes:
+                    raise FetchError(
+                        f"{document.name}: with it, the corpus has more than max_corpus_bytes={max_bytes} once "
+                        "unpacked; raise that if the text is wanted"
+                    )
+                file.write(piece)
+                advance(len(piece))
+            file.flush()
+            num_characters += count_characters(to, begin, position, name=document.name)
+            ends.append(position)
+    return ends[:-1], num_characters
+
+
+def _parse_line(line: str, name: str, url: str) -> Document:
+    fields = line.strip().rsplit(maxsplit=2)
+    if len(fields) != 3:
+        raise FetchError(f"  {name}: {len(fields)} of 3 fields")
+    address, sha256, num_bytes = fields
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise FetchError(f"  {name}: {sha256!r} is not a SHA-256")
+    if not re.fullmatch("[0-9]{1,15}", num_bytes):
+        raise FetchError(f"  {name}: {num_bytes!r} is not a number of bytes")
+    address = _full_address(address, name, url)
+    return Document(address, sha256, int(num_bytes), f"{name}: {redact(address)}")
+
+
+def _full_address(address: str, name: str, url: str) -> str:
+    """The full address. A manifest from the web can't name a file of this machine."""
+    if is_web(url):
+        address = urljoin(url, address)
+        if not is_web(address):
+            raise FetchError(f"  {name}: {address} is not allowed: from the web, only https and http are followed")
+    elif not is_web(address):
+        if _HAS_SCHEME.match(address):
+            raise FetchError(f"  {name}: {address} is not allowed; allowed: an https or http URL, or a path")
+        address = str(path_of(url, name).parent / address)
+    return address
+
+
+def _fetch_document(document: Document, max_bytes: int, advance: Callable[[int], object]) -> Path:
+    """A verified file with the document's bytes: a local one, or one in the download cache."""
+    if not is_web(document.address):
+        path = Path(document.address)
+        require_file(path, name=document.name, max_bytes=max_bytes)
+        _verify(document, path)
+        return path
+    if cached := cached_file(document.sha256):
+        return cached
+    cached = corpora_folder() / document.sha256
+    with replaced(cached, WRITABLE_CACHE) as temporary:
+        download(
+            document.address, temporary, max_bytes=max_bytes, name=document.name, place="the manifest", advance=advance
+        )
+        _verify(document, temporary)
+    return cached
+
+
+def _verify(document: Document, path: Path) -> None:
+    with file_errors(path, "make it readable"):
+        num_bytes = path.stat().st_size
+    sha256 = digest_of(path)
+    if (num_bytes, sha256) != (document.num_bytes, document.sha256):
+        raise FetchError(
+            f"{document.name} is another text than the manifest says\n"
+            f"  expected  {document.sha256} ({document.num_bytes} bytes)\n"
+            f"  got       {sha256} ({num_bytes} bytes)\n"
+            "Correct the manifest or the address. Nothing was kept"
+        )

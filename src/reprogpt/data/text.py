@@ -1,0 +1,97 @@
+"""Reads and checks text files of any size, a chunk at a time."""
+
+import codecs
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import IO
+
+from reprogpt.data.charset import advice, what_else
+from reprogpt.errors import DataError
+
+PIECE_BYTES = 1 << 18  # read at a time
+
+
+def read_pieces(
+    path: Path,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    name: str | None = None,
+    advance: Callable[[int], object] = lambda num_bytes: None,
+) -> Iterator[str]:
+    """The text of a file's bytes from `start` to `end` (None: to the last), newlines untouched, in pieces.
+
+    name: what messages call the file, its path if None. advance: told of each number of bytes read.
+    Raises DataError where the file can't be read and at the first byte that is not UTF-8, with its offset from start.
+    """
+    for content, piece in _decoded(read_bytes(path, start, end), name or str(path)):
+        advance(len(content))
+        if piece:
+            yield piece
+
+
+def require_utf8(contents: Iterable[bytes], *, name: str) -> Iterator[bytes]:
+    """Pass the bytes of one text on, in pieces; raises DataError as read_pieces does."""
+    for content, _ in _decoded(chain(contents, [b""]), name):
+        yield content
+
+
+def _decoded(contents: Iterable[bytes], name: str) -> Iterator[tuple[bytes, str]]:
+    """Each piece of a text's bytes, the last of them b"", and the characters that end in it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    begin = b""
+    for content in contents:
+        if not offset:
+            begin = content
+            other = what_else(content)
+            if other:
+                raise DataError(f"{name} {other}")
+        held = len(decoder.getstate()[0])  # of a character whose end is still to come
+        try:
+            piece = decoder.decode(content, final=not content)
+        except UnicodeDecodeError as error:
+            place = offset - held + error.start
+            if not content:
+                raise DataError(
+                    f"{name} ends within a character, at byte {place}: it was cut off; get the whole file"
+                ) from None
+            raise DataError(
+                f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {place}; "
+                f"{advice(begin if error.start < len(begin) else error.object)}"
+            ) from None
+        offset += len(content)
+        yield content, piece
+
+
+def count_characters(path: Path, start: int = 0, end: int | None = None, *, name: str | None = None) -> int:
+    """How many Unicode code points read_pieces gives. Raises DataError as it does, and if all are white space."""
+    num_characters, is_blank = 0, True
+    for piece in read_pieces(path, start, end, name=name):
+        num_characters += len(piece)
+        is_blank = is_blank and piece.isspace()
+    if is_blank:
+        num_bytes = (path.stat().st_size if end is None else end) - start
+        rest = ", all white space" if num_characters else ""
+        raise DataError(f"{name or path} is empty: {num_bytes} bytes{rest}; a text is needed")
+    return num_characters
+
+
+def read_bytes(path: Path, start: int, end: int | None) -> Iterator[bytes]:
+    """The file's bytes from start to end, at most PIECE_BYTES at a time, then b""."""
+    with _open(path) as file:
+        if start:
+            file.seek(start)
+        left = None if end is None else end - start
+        while content := file.read(PIECE_BYTES if left is None else min(PIECE_BYTES, left)):
+            yield content
+            left = None if left is None else left - len(content)
+        yield b""
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}; `dvc repro` makes it") from None

@@ -1,0 +1,53 @@
+"""Cuts a token stream into rows for training and evaluation."""
+
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from reprogpt.data.tokens import release_memory, require_known
+from reprogpt.errors import DataError
+
+
+class Windows:
+    """Rows of a token stream, (w, T) int64, each made when it is asked for: rows[index] is a numpy array.
+
+    vocab_size: DataError is raised where rows with a larger id are asked for; None: any id is allowed.
+    """
+
+    def __init__(self, view: np.ndarray, vocab_size: int | None) -> None:
+        self._view, self._vocab_size = view, vocab_size
+        self.shape: tuple[int, ...] = view.shape
+        self.size = view.size
+        self.dtype = np.dtype(np.int64)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows: np.ndarray = self._view[index].astype(np.int64)
+        release_memory(self._view)
+        if self._vocab_size is not None:
+            require_known(rows, self._vocab_size, "a row of the tokens")
+        return rows
+
+
+def windows(
+    ids: np.ndarray, *, context_length: int, stride: int, vocab_size: int | None = None
+) -> tuple[Windows, Windows]:
+    """Cut a token stream into (input, target) rows, a row every `stride` tokens.
+
+    ids: (n,) token ids, n > context_length; may be mapped from a file, of which no row stays in memory.
+    stride: 1 to context_length. vocab_size: what ids must be below, None if they are known to be.
+    Returns two (w, T) int64 rows, T = context_length, w = ceil((n - T) / stride);
+    target[i, j] is the token after input[i, j]. Only whole rows are made: tokens after the
+    last one are dropped.
+    Raises DataError if the stream is too short for one row.
+    """
+    if len(ids) <= context_length:
+        raise DataError(
+            f"{len(ids)} tokens cannot fill one row: context_length={context_length} needs at least "
+            f"{context_length + 1}. Use a longer corpus, another train_ratio or a smaller context_length"
+        )
+    rows = sliding_window_view(ids, context_length + 1)[::stride]
+    return Windows(rows[:, :-1], vocab_size), Windows(rows[:, 1:], vocab_size)

@@ -1,0 +1,50 @@
+"""What dvc.yaml defines: stages, their inputs as dvc.lock would record them now, and the run key made from those.
+
+Paths are relative to the current folder: the repository's root, or a queued experiment's copy of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reprogpt.dvc.digest import cached_md5
+from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, read_mapping
+
+
+def stage_definition(stage: str) -> dict[str, Any]:
+    """The stage's entry in dvc.yaml."""
+    definition: dict[str, Any] = read_mapping(DVC_FILE)["stages"][stage]
+    return definition
+
+
+def out_paths(definition: dict[str, Any]) -> list[str]:
+    """Paths of a dvc.yaml stage's outs, metrics and plots."""
+    listed = [out for kind in ("outs", "metrics", "plots") for out in definition.get(kind, [])]
+    return [out if isinstance(out, str) else next(iter(out)) for out in listed]
+
+
+def stage_inputs(stage: str) -> dict[str, Any]:
+    """A stage's cmd, deps (path -> digest) and params as dvc.lock would record them now."""
+    definition = stage_definition(stage)
+    values = read_mapping(PARAMS_FILE)
+    return {
+        "cmd": definition["cmd"],
+        "deps": {dep: cached_md5(Path(dep)) for dep in definition.get("deps", [])},
+        "params": {key: values.get(key) for key in definition.get("params", [])},
+    }
+
+
+def run_key() -> str:
+    """32 hex digits that identify the inputs of the train stage: run_key_of(stage_inputs("train")).
+
+    It links DVC and MLflow: unchanged by `dvc repro --force`, changed by any change of an input.
+    """
+    return run_key_of(stage_inputs("train"))
+
+
+def run_key_of(inputs: Mapping[str, Any]) -> str:
+    """The run key of a stage's inputs, in the form of stage_inputs."""
+    canonical = json.dumps(inputs, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]

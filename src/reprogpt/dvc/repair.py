@@ -1,0 +1,102 @@
+"""What git and DVC need of the repository's folder, found before DVC stops over it without an explanation."""
+
+import subprocess
+from pathlib import Path
+
+from reprogpt.dvc.git import git, git_bytes
+from reprogpt.dvc.lock import RWLOCK, read_rwlock
+from reprogpt.errors import ParamsError, PipelineError
+from reprogpt.files import write_bytes_atomic
+from reprogpt.params.loader import LOCK_FILE, read_mapping
+
+NO_REPOSITORY = (
+    "DVC works in a git repository only. In a folder from an archive, make one:\n"
+    "git init && git add --all && git commit -m 'from the archive'"
+)
+NO_IDENTITY = (
+    "git has no name and address for its commits, so `dvc exp run --temp` and queued experiments fail\n"
+    '("Git user name and email must be configured"). Set them:\n'
+    "git config --global user.name NAME && git config --global user.email ADDRESS"
+)
+NOT_ASCII = (
+    "DVC writes its settings in ASCII, so `dvc exp run --temp` and queued experiments fail in this folder, whose path\n"
+    "has other letters (\"'ascii' codec can't encode\"). Move DVC's cache to a path without them:\n"
+    "dvc cache dir --local /ASCII/PATH && dvc checkout"
+)
+SHALLOW = (
+    "this clone is shallow, so `dvc exp list` and `dvc exp show` don't find the experiments of `--temp` and of the\n"
+    "queue. Get the history: git fetch --unshallow"
+)
+
+
+def require_repository() -> None:
+    """Raise PipelineError, with git's reason, if the current folder is in no git repository that git can use."""
+    try:
+        question = ["git", "rev-parse", "--is-inside-work-tree"]
+        done = subprocess.run(question, capture_output=True, check=False)
+    except FileNotFoundError:
+        raise PipelineError("git is not installed, and DVC needs it") from None
+    if done.returncode == 0:
+        return
+    reason = done.stderr.decode("utf-8", "replace").strip()  # no repository, or one of another user
+    advice = "" if "dubious ownership" in reason else f"\n{NO_REPOSITORY}"
+    raise PipelineError(f"git can't use {Path.cwd()}: {reason}{advice}")
+
+
+def restore_lock() -> str | None:
+    """Put the committed dvc.lock back if a kill of DVC has cut the file; returns what was done, None if it is whole.
+
+    DVC reads the file before any stage starts, and stops. What was cut is kept beside it; results that it alone
+    recorded are in DVC's run cache, so that no stage runs again for them.
+    """
+    if not LOCK_FILE.exists() or _is_valid_lock(LOCK_FILE):
+        return None
+    if b"<<<<<<< " in LOCK_FILE.read_bytes():  # a merge that a person has to end
+        return None
+    committed = git_bytes("show", f"HEAD:./{LOCK_FILE}")
+    kept = LOCK_FILE.with_name("dvc.lock.cut")
+    LOCK_FILE.replace(kept)
+    if committed is None:
+        return f"{LOCK_FILE} was cut, as by a kill of dvc; it is kept as {kept}, and DVC writes a new one"
+    write_bytes_atomic(LOCK_FILE, committed)
+    return f"{LOCK_FILE} was cut, as by a kill of dvc; the committed one is restored, the cut one is kept as {kept}"
+
+
+def remove_cut_rwlock() -> str | None:
+    """Remove DVC's record of its running processes if a kill of DVC has cut it; returns what was done.
+
+    DVC stops over it ("Unable to read RWLock-file"), and advises to remove it.
+    """
+    try:
+        read_rwlock()
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        RWLOCK.unlink(missing_ok=True)
+        return f"{RWLOCK} was cut, as by a kill of dvc; it is removed, and DVC writes a new one"
+    return None
+
+
+def _is_valid_lock(path: Path) -> bool:
+    """By DVC's own schema."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(read_mapping(path))
+    except (ParamsError, Invalid):
+        return False
+    return True
+
+
+def warnings() -> list[str]:
+    """What stops some commands of DVC, though not `dvc repro`."""
+    found = []
+    if git("var", "GIT_COMMITTER_IDENT") is None:
+        found.append(NO_IDENTITY)
+    cache = git("config", "--file", ".dvc/config.local", "cache.dir")
+    if not str(Path.cwd()).isascii() and not (cache and Path(cache).is_absolute() and cache.isascii()):
+        found.append(NOT_ASCII)
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        found.append(SHALLOW)
+    return found

@@ -1,0 +1,99 @@
+"""The metrics of eval.json: losses over both whole splits, and what follows from them."""
+
+import numpy as np
+import tiktoken
+
+from reprogpt.data.tokens import num_bytes
+from reprogpt.data.windows import windows
+from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from reprogpt.evaluation.losses import EvalResult, IdRows, evaluate, require_finite
+from reprogpt.model.gpt import GPTModel
+from reprogpt.numerics.device import Numerics
+
+BATCHES_PER_REDUCTION = 256  # of each process, whose sums are exchanged together
+
+
+def final_results(
+    model: GPTModel,
+    encoding: tiktoken.Encoding,
+    train_ids: np.ndarray,
+    val_ids: np.ndarray,
+    *,
+    batch_size: int,
+    numerics: Numerics,
+    max_train_tokens: int = 0,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> dict[str, float]:
+    """The metrics of eval.json: losses over both whole splits, in rows without overlap, and validation metrics.
+
+    max_train_tokens: of the training split, as chosen_rows takes them; 0: all. group: processes that share the batches;
+    each returns the same bits, for any number of them.
+    Bits per byte count the bytes of the predicted tokens only. Raises DataError if a split is shorter than a row,
+    NonFiniteError if a metric is not finite.
+    """
+    length = model.config.context_length
+    vocab_size = model.config.vocab_size
+    train_rows = windows(train_ids, context_length=length, stride=length, vocab_size=vocab_size)
+    val_rows = windows(val_ids, context_length=length, stride=length, vocab_size=vocab_size)
+    chosen = chosen_rows(len(train_rows[0]), length, max_train_tokens)
+    train = _shared_evaluate(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
+    every = np.arange(len(val_rows[0]))
+    val = _shared_evaluate(model, *val_rows, every, batch_size=batch_size, numerics=numerics, group=group)
+    predicted_ids = val_ids[1 : 1 + val.num_tokens]  # rows without overlap: the predicted tokens are contiguous
+    results = {
+        "final_train_loss": train.loss,
+        "final_val_loss": val.loss,
+        "val_perplexity": val.perplexity,
+        "val_bits_per_byte": val.bits_per_byte(num_bytes(encoding, predicted_ids)),
+        "val_accuracy": val.accuracy,
+    }
+    require_finite(results, "evaluation of the final weights")
+    return results
+
+
+def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarray:
+    """Indices of rows of context_length tokens, at most max_tokens in all, spread evenly over num_rows: int64.
+
+    At least one row; all of them if max_tokens is 0 or reaches.
+    """
+    num_chosen = max(1, max_tokens // context_length)
+    if max_tokens == 0 or num_chosen >= num_rows:
+        return np.arange(num_rows)
+    return np.arange(num_chosen) * num_rows // num_chosen
+
+
+def _shared_evaluate(
+    model: GPTModel,
+    inputs: IdRows,
+    targets: IdRows,
+    chosen: np.ndarray,
+    *,
+    batch_size: int,
+    numerics: Numerics,
+    group: ProcessGroup,
+) -> EvalResult:
+    """Evaluate the chosen rows, each process every group.size-th batch.
+
+    The sums of the batches are added in the order of the batches, whoever computed them: so the bits are those of a
+    single process. An exchange adds zeros of the other processes to each, which is exact.
+    """
+    starts = range(0, len(chosen), batch_size)
+    loss_sum = 0.0
+    num_correct = 0
+    num_exchanged = BATCHES_PER_REDUCTION * group.size
+    for first in range(0, len(starts), num_exchanged):
+        losses = []
+        corrects = []
+        for index, start in enumerate(starts[first : first + num_exchanged]):
+            result = EvalResult(0.0, 0, 0)
+            if index % group.size == group.rank:
+                rows = chosen[start : start + batch_size]
+                result = evaluate(model, inputs[rows], targets[rows], batch_size=batch_size, numerics=numerics)
+            losses.append(result.loss_sum)
+            corrects.append(result.num_correct)
+        for batch_loss, batch_correct in zip(
+            group.all_reduce_sum(*losses), group.all_reduce_sum(*corrects), strict=True
+        ):
+            loss_sum += batch_loss
+            num_correct += int(batch_correct)
+    return EvalResult(loss_sum, num_correct, len(chosen) * targets.shape[1])

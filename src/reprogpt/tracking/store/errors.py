@@ -1,0 +1,127 @@
+"""Errors of the MLflow store as messages for a person: what is wrong, and what to do."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from reprogpt.errors import TrackingError
+from reprogpt.tracking.store.uri import experiment_name, sqlite_file, store_name, store_uri
+from reprogpt.urls import redact
+
+_AUTH_ERROR = re.compile(r"\b(401|403) (?:!= \d|Client Error)|PERMISSION_DENIED")
+REPLACED_ADVICE = ": restore a copy of it, or move it away, and a new one is made"
+# Words of a database's error -> what to do.
+_DATABASE_ADVICE = {
+    "is full": ": free space on its disk",
+    "readonly": ": make the file and its folder writable for this user",
+    "unable to open": ": check that its folder exists and is writable for this user",
+    "malformed": REPLACED_ADVICE,
+    "not a database": REPLACED_ADVICE,
+}
+# Of each database, module of a driver -> its name in a URI, after the +, and its package; SQLAlchemy's choice first.
+_DRIVERS = {
+    "postgresql": {"psycopg": ("psycopg", "psycopg[binary]"), "psycopg2": ("psycopg2", "psycopg2-binary")},
+    "mysql": {"MySQLdb": ("mysqldb", "mysqlclient"), "pymysql": ("pymysql", "PyMySQL")},
+    "mssql": {"pyodbc": ("pyodbc", "pyodbc"), "pymssql": ("pymssql", "pymssql")},
+}
+
+
+class SettingsError(TrackingError):
+    """The store can't be used before a person changes something here: retrying won't help."""
+
+
+class AuthenticationError(SettingsError):
+    """Authentication or authorization failed (401, 403)."""
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turn errors of the store into a TrackingError with a message for a person."""
+    try:
+        yield
+    # requests' errors and a full disk are OSErrors; a database's driver may not be installed.
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        prefix = f"the MLflow store {store_name()} can't be used: "
+        auth_error = _AUTH_ERROR.search(str(error))
+        if auth_error:
+            raise AuthenticationError(prefix + _auth_advice(auth_error[1])) from None
+        if advice := _uri_advice(error):
+            raise SettingsError(prefix + advice) from None
+        raise TrackingError(prefix + _reason(error)) from None
+
+
+def _auth_advice(status: str | None) -> str:
+    if status == "401":
+        return (
+            "authentication failed (401). Set\n"
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
+        )
+    return f"permission denied (403); the server's administrator can grant EDIT on the experiment {experiment_name()}"
+
+
+def _uri_advice(error: Exception) -> str | None:
+    """What to do if the store's URI can't be used in this environment; None if that is not the reason."""
+    text = str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return _missing_module(error.name.partition(".")[0])
+    if plugin := re.search(r"sqlalchemy\.dialects:(\w+)\.(\w+)", text):
+        database, driver = plugin.groups()
+        return f"no driver {driver} of {database} is known; leave +{driver} out of MLFLOW_TRACKING_URI for its default"
+    is_in_memory = store_uri().startswith("sqlite") and sqlite_file() is None
+    if is_in_memory or "unsupported URI" in text or "maintenance mode" in text or isinstance(error, ArgumentError):
+        return (
+            "MLFLOW_TRACKING_URI is no address of a store. It is http:// or https:// and a server, or sqlite:///FILE,\n"
+            "or a database's (postgresql://, mysql://, mssql://); without the variable, the store is mlflow.db here"
+        )
+    return None
+
+
+def _missing_module(module: str) -> str:
+    """What to do if MLflow needs a Python module that is not installed: a database's driver, or a bucket's client."""
+    scheme = store_uri().partition(":")[0].partition("+")[0]
+    drivers = _DRIVERS.get(scheme, {})
+    if module not in drivers:
+        return f"it needs the Python module {module}, which is not installed. Install it: pip install {module}"
+    _, package = drivers[module]
+    advice = f"its driver {module} is not installed. Install it: pip install {shlex.quote(package)}"
+    installed = [name for other, (name, _) in drivers.items() if other != module and find_spec(other)]
+    return advice + "".join(f"\nor name {name}, which is installed: {scheme}+{name}://..." for name in installed)
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    revision = re.search(r"found version (\w+), but expected", text)
+    if revision or "mlflow db upgrade" in text:
+        return _version_advice(revision[1] if revision else "")
+    database = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
+    if database:
+        advice = next((advice for words, advice in _DATABASE_ADVICE.items() if words in database[1]), "")
+        return redact(database[1]) + advice
+    root = re.search(
+        r"""\[Errno -?\d+\] ([^'")]+?)(?:: (['"])(.+?)\2|['")]|$)""", text
+    )  # the last of a chain of causes
+    if root:
+        advice = ": make it readable and writable for this user" if "denied" in root[1] else ""
+        return (f"{root[3]}: " if root[3] else "") + root[1] + advice
+    return redact(text.splitlines()[0] if text else repr(error))
+
+
+def _version_advice(revision: str) -> str:
+    """What to do about a database with another schema than that of this MLflow, by the schema's revision."""
+    migrations = Path(mlflow.__file__).parent / "store/db_migrations/versions"
+    if any(migrations.glob(f"{revision}_*.py")):
+        store = shlex.quote(store_name())
+        return f"it was written by an older version of MLflow; copy it, then run: mlflow db upgrade {store}"
+    return (
+        f"a newer version of MLflow than the {mlflow.__version__} of this environment has opened it and changed its "
+        f"tables (revision {revision or 'unknown'}), which can't be undone. Read it with that version's `mlflow ui` "
+        "(`mlflow --version` in the other environment), and either go back to a copy from before, or set "
+        "MLFLOW_TRACKING_URI to another store, such as sqlite:///mlflow-here.db"
+    )

@@ -1,0 +1,141 @@
+"""A run's MLflow LoggedModel: uploaded, downloaded, registered.
+
+A run has one model, found by its source run, however often an upload is interrupted. It is PENDING until all its
+files are uploaded, then READY and no longer written to.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient, artifacts
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.models.model import MLMODEL_FILE_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from mlflow.utils.uri import append_to_uri_path
+
+from reprogpt.paths import CHECKPOINT_ARTIFACT
+from reprogpt.tracking.deliver.outbox import RecordError
+from reprogpt.tracking.store.client import download_artifacts, open_store
+from reprogpt.tracking.store.errors import store_errors
+from reprogpt.tracking.store.uri import store_uri
+
+NAME = "gpt"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version in the registry. new: whether this call created it."""
+
+    name: str
+    version: int
+    new: bool
+
+
+def upload_model_file(client: MlflowClient, run_id: str, path: Path, folder: str) -> None:
+    """Upload a file into `folder` of the run's model ("" for its root), unless the model is complete.
+
+    Raises RecordError if the file is gone.
+    """
+    model = _find_or_create_model(client, run_id)
+    if model.status == LoggedModelStatus.READY or (model.status != LoggedModelStatus.PENDING and path.exists()):
+        return
+    if path.exists():
+        client.log_model_artifact(model.model_id, str(path), folder or None)
+    else:
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.FAILED)
+        raise RecordError(f"{path} is missing: the MLflow run has no model")
+
+
+def finalize_model(client: MlflowClient, run_id: str, description: Mapping[str, Any]) -> None:
+    """Upload the MLmodel file, link the model to its run and mark it READY.
+
+    description: the contents of MLmodel, except the ids of run and model.
+    """
+    model = _find_or_create_model(client, run_id)
+    if model.status != LoggedModelStatus.PENDING:
+        return
+    ids = {"run_id": run_id, "model_id": model.model_id, "model_uuid": model.model_id}
+    with tempfile.TemporaryDirectory(prefix="reprogpt-model-") as folder:
+        path = Path(folder) / MLMODEL_FILE_NAME
+        Model.from_dict({**description, **ids, "artifact_path": model.artifact_location}).save(path)
+        client.log_model_artifact(model.model_id, str(path))
+    outputs = client.get_run(run_id).outputs
+    if not any(output.model_id == model.model_id for output in (outputs.model_outputs if outputs else [])):
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+    for other in _models(client, client.get_run(run_id))[1:]:  # from a request whose answer was lost
+        client.delete_logged_model(other.model_id)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def download_checkpoint(run_id: str, folder: Path) -> Path | None:
+    """Download the Hugging Face directory of a run's model into `folder`; returns its path.
+
+    None if the run has no complete model. Raises TrackingError if the store, or folder, can't be used.
+    """
+    client, _ = open_store()
+    with store_errors():
+        model = _complete_model(client, run_id)
+        if model is not None:
+            uri = append_to_uri_path(model.artifact_location, CHECKPOINT_ARTIFACT)  # type: ignore[no-untyped-call]
+            return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
+    return download_artifacts(run_id, CHECKPOINT_ARTIFACT, folder)  # older runs have it as an artifact
+
+
+def register_model(run_id: str, name: str) -> RegisteredModel | None:
+    """Register the run's model as the next version of `name`, unless it is a version already.
+
+    name: without / and :. None if the run has no complete model. Raises TrackingError if the store can't be used.
+    """
+    client, _ = open_store()
+    with store_errors():
+        model = _complete_model(client, run_id)
+        if model is None:
+            return None
+        known = client.search_model_versions(f"name = '{name}'")
+        sources = (model.artifact_location, f"models:/{model.model_id}")  # the second by mlflow.register_model
+        same = [int(version.version) for version in known if version.source in sources]
+        if same:
+            return RegisteredModel(name, min(same), new=False)
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # The location, not models:/<id>: MLflow would look for that in its default store, which may be another one.
+        made = client.create_model_version(name, model.artifact_location, run_id, model_id=model.model_id)
+        _list_version(client, model.model_id, {"name": name, "version": made.version})
+        return RegisteredModel(name, int(made.version), new=True)
+
+
+def _list_version(client: MlflowClient, model_id: str, entry: Mapping[str, Any]) -> None:
+    """Show the version on the model's page; a server does it itself."""
+    listed = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    if not any((item["name"], str(item["version"])) == (entry["name"], str(entry["version"])) for item in listed):
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*listed, entry])})
+
+
+def _find_or_create_model(client: MlflowClient, run_id: str) -> LoggedModel:
+    """The run's model, created if it does not exist."""
+    run = client.get_run(run_id)
+    found = _models(client, run)
+    if found:
+        return found[0]
+    return client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
+
+
+def _complete_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
+    found = _models(client, client.get_run(run_id))
+    return next((model for model in found if model.status == LoggedModelStatus.READY), None)
+
+
+def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:
+    """The run's models, the oldest first: one, or none."""
+    oldest = [{"field_name": "creation_time", "ascending": True}]
+    query = f"source_run_id = '{run.info.run_id}' AND name = '{NAME}'"
+    return list(client.search_logged_models([run.info.experiment_id], query, order_by=oldest))

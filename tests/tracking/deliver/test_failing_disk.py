@@ -1,0 +1,119 @@
+"""A disk that fails where records are kept costs records, never a stage."""
+
+import errno
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.uploader import uploading
+from reprogpt.tracking.store.client import open_store
+from reprogpt.tracking.store.uri import store_name
+
+
+def fail(code: int) -> Any:
+    def raise_error(*_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    return raise_error
+
+
+def log_training(outbox: OutboxFile) -> None:
+    """A stage that ends well; whatever happens to the outbox, it must."""
+    Path("params.yaml").write_text("seed: 1")
+    tags = {"training_id": "1", "run_key": "k"}
+    outbox.append("training", name="a", tags=tags, params={"seed": 1}, datasets=[], store=store_name())
+    with uploading(outbox):
+        outbox.append("metrics", step=0, values={"loss": 1.0})
+        with outbox.note_losses("params.yaml"):
+            outbox.append_file(Path("params.yaml"), "")
+
+
+def only_run(client: MlflowClient) -> Run:
+    (run,) = client.search_runs([open_store()[1]])
+    return run
+
+
+def make_unusable(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("")  # a folder without permissions does not stop root
+
+
+def test_where_the_outbox_cannot_be_made_records_go_through_the_temporary_folder(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    make_unusable(Path(".reprogpt"))
+    log_training(open_outbox("1"))
+    run = only_run(client)
+    assert run.info.status == "FINISHED" and run.data.metrics == {"loss": 1.0}
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["params.yaml"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert "can't be written" in capsys.readouterr().err
+
+
+def test_an_outbox_on_a_full_disk_is_noticed_before_the_stage_begins(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail(errno.ENOSPC))
+        outbox = open_outbox("1")
+    assert not outbox.folder.is_relative_to(tmp_path / ".reprogpt")
+    assert "No space left on device" in capsys.readouterr().err
+    log_training(outbox)
+    assert only_run(client).info.status == "FINISHED"
+
+
+def test_a_file_for_which_there_is_no_room_is_named_in_the_run_and_the_stage_ends_well(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = open_outbox("1")
+    monkeypatch.setattr("os.link", fail(errno.EXDEV))  # on a disk of its own
+    monkeypatch.setattr("shutil.copyfile", fail(errno.ENOSPC))
+    log_training(outbox)
+    run = only_run(client)
+    assert run.info.status == "FAILED" and run.data.metrics == {"loss": 1.0}
+    assert run.data.tags["error"] == "the stage ended well; not recorded: params.yaml: No space left on device"
+    assert "not recorded is params.yaml: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("function", ["os.fsync", "reprogpt.tracking.deliver.outbox.write_text_atomic"])
+def test_an_outbox_that_fails_in_the_middle_does_not_end_the_stage(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], function: str
+) -> None:
+    outbox = open_outbox("1")
+    monkeypatch.setattr("reprogpt.tracking.deliver.uploader.CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(function, fail(errno.EIO))
+    log_training(outbox)
+    assert "Input/output error" in capsys.readouterr().err
+
+
+def test_records_are_written_again_after_an_error_that_left_half_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = open_outbox("1")
+    file: Any = outbox._file
+
+    class Failing:
+        def write(self, data: bytes) -> int:
+            file.write(data[:5])
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def truncate(self, size: int) -> None:
+            file.truncate(size)
+
+    monkeypatch.setattr(outbox, "_file", Failing())
+    outbox.append("first")
+    monkeypatch.setattr(outbox, "_file", file)
+    outbox.append("second")
+    assert [record["kind"] for record in outbox.records()] == ["first", "second"]
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)

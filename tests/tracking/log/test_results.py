@@ -1,0 +1,125 @@
+"""The results of evaluate and plot, in the run of the training whose weights they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from reprogpt.dvc.digest import dvc_md5
+from reprogpt.files import file_digest
+from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
+from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
+from reprogpt.tracking.store.uri import store_name
+
+WEIGHTS = MODEL / "model.safetensors"
+
+
+def runs(client: MlflowClient) -> dict[str, Run]:
+    """The store's runs by name."""
+    experiment = client.get_experiment_by_name("reprogpt")
+    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def files_of(bits: str) -> None:
+    """What train writes, then evaluate and plot, in a clone whose training gave these bits."""
+    for path in (WEIGHTS, HISTORY, SAMPLES, PLOTS / "losses.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(bits)
+    EVAL_RESULTS.write_text(json.dumps({"final_val_loss": float(len(bits))}))
+
+
+def train(name: str, bits: str, *, finished: bool = True) -> None:
+    """A training with the one set of inputs that all tests here have."""
+    files_of(bits)
+    outbox = open_outbox(name)
+    tags = {"training_id": name, "run_key": "k"}
+    outbox.append("training", name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name())
+    outbox.append("start", name=name)
+    if finished:
+        made = {"weights.sha256": file_digest(WEIGHTS), f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)}
+        outbox.append("tags", values=made)
+        outbox.append("end", status="FINISHED", adds=None)
+    upload(outbox)
+    outbox.release()
+
+
+def evaluate(temperature: float = 1.0) -> None:
+    with log_results("k", adds="final_val_loss") as outbox:
+        record_evaluation(outbox, {"temperature": temperature}, 9)
+
+
+def plot() -> None:
+    with log_results("k", adds="plots") as outbox:
+        record_plots(outbox)
+
+
+@pytest.mark.parametrize("b_is_finished", [True, False])
+def test_two_clones_with_the_same_inputs_and_other_bits(client: MlflowClient, b_is_finished: bool) -> None:
+    train("a", "a")
+    train("b", "bb", finished=b_is_finished)
+    files_of("a")
+    evaluate()
+    plot()
+    found = runs(client)
+    assert found["a"].data.metrics == {"final_val_loss": 1.0} and found["b"].data.metrics == {}
+    assert found["b"].info.status == ("FINISHED" if b_is_finished else "RUNNING")
+    for name, folders in (("a", ["plots", "samples"]), ("b", [])):
+        assert [item.path for item in client.list_artifacts(found[name].info.run_id)] == folders
+
+
+def test_of_trainings_with_the_same_bits_the_newest_has_the_results(client: MlflowClient) -> None:
+    train("a", "same")
+    train("b", "same")
+    evaluate()
+    assert runs(client)["b"].data.metrics == {"final_val_loss": 4.0} and runs(client)["a"].data.metrics == {}
+
+
+def test_weights_of_no_run_are_in_no_run(client: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    train("a", "a")
+    WEIGHTS.write_text("put there by hand")
+    evaluate()
+    assert "No MLflow run has run_key k and the weights of data/model" in capsys.readouterr().out
+    assert runs(client)["a"].data.metrics == {}
+
+
+def test_an_evaluation_that_fails_on_damaged_weights_ends_the_run_of_their_history(client: MlflowClient) -> None:
+    train("a", "a")
+    train("b", "bb")
+    files_of("a")
+    WEIGHTS.write_text("")
+    with pytest.raises(ValueError, match="cut short"), log_results("k", adds="final_val_loss"):
+        raise ValueError("cut short")
+    assert {name: run.info.status for name, run in runs(client).items()} == {"a": "FAILED", "b": "FINISHED"}
+
+
+def test_records_from_before_the_digests_go_to_the_newest_run(client: MlflowClient) -> None:
+    train("a", "a")
+    outbox = open_outbox()
+    outbox.append("results of", run_key="k", experiment=None, store=store_name())
+    outbox.append("results", values={"final_val_loss": 7.0}, step=9)
+    upload(outbox)
+    assert runs(client)["a"].data.metrics == {"final_val_loss": 7.0}
+
+
+def test_a_text_that_mlflow_cuts_short_is_compared_as_it_is_stored(client: MlflowClient) -> None:
+    train("a", "a")
+    long_text = "Every effort moves you. " * 300
+    for _ in range(2):
+        with log_results("k", adds="final_val_loss") as outbox:
+            record_evaluation(outbox, {"start_context": long_text}, 9)
+    assert list(runs(client)) == ["a"]
+    assert runs(client)["a"].data.params["start_context"] == long_text[:6000]
+
+
+def test_the_figures_of_a_workspace_without_weights_go_to_the_run_of_their_history(client: MlflowClient) -> None:
+    train("a", "a")
+    train("b", "bb")
+    files_of("a")
+    WEIGHTS.unlink()
+    Path(HISTORY).write_text("a")
+    plot()
+    assert client.list_artifacts(runs(client)["a"].info.run_id)[0].path == "plots"

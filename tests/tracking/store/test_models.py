@@ -1,0 +1,216 @@
+"""A run's model in a real store: one, complete and READY, however often and however its upload is interrupted."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelStatus
+
+from reprogpt.files import file_digest
+from reprogpt.model.gpt2_format import save_model
+from reprogpt.serving.mlflow_model import CODE
+from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.log.training import record_model
+from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
+from reprogpt.tracking.store.uri import store_name
+from tests.tiny import PARAMS, tiny_model
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = {
+    "MLmodel",
+    "checkpoint/config.json",
+    "checkpoint/model.safetensors",
+    *(f"code/reprogpt/{name}" for name in CODE),
+    "conda.yaml",
+    "input_example.json",
+    "python_env.yaml",
+    "requirements.txt",
+    "text_generator.py",
+    "serving_input_example.json",
+}
+NUM_RECORDS = len(FILES) + 1  # "training", each file, "model" in place of MLmodel
+
+
+class Killed(BaseException):
+    """As if the process ended here."""
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, tiny_model())
+    return folder
+
+
+@pytest.fixture
+def root(client: MlflowClient, saved_model: Path) -> Path:
+    """The repository's root as it is when a training ends."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, name)
+    shutil.copytree(saved_model, "data/model")
+    return Path.cwd()
+
+
+def ended_training(training_id: str = "1" * 32) -> OutboxFile:
+    """The outbox of a training that has recorded its model."""
+    outbox = open_outbox(training_id)
+    tags = {"training_id": training_id, "run_key": "k"}
+    outbox.append("training", name="n", tags=tags, params=PARAMS, datasets=[], store=store_name())
+    record_model(outbox)
+    return outbox
+
+
+def models(client: MlflowClient) -> list[LoggedModel]:
+    experiment = client.get_experiment_by_name("reprogpt")
+    return list(client.search_logged_models([experiment.experiment_id]))
+
+
+def files_in(model: LoggedModel) -> set[str]:
+    folder = Path(model.artifact_location.removeprefix("file://"))
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_one_complete_model(client: MlflowClient, root: Path) -> LoggedModel:
+    (model,) = models(client)
+    assert model.status == LoggedModelStatus.READY
+    assert files_in(model) == FILES
+    assert len(list((root / "mlruns").rglob("*.safetensors"))) == 1
+    run = client.get_run(str(model.source_run_id))
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    return model
+
+
+def test_a_training_uploads_one_complete_model_and_leaves_nothing(client: MlflowClient, root: Path) -> None:
+    outbox = ended_training()
+    assert upload(outbox) == NUM_RECORDS
+    model = assert_one_complete_model(client, root)
+    assert model.params["emb_dim"] == "32" and model.name == "gpt"
+    stored = Path(model.artifact_location.removeprefix("file://"))
+    assert file_digest(stored / "checkpoint/model.safetensors") == file_digest(root / "data/model/model.safetensors")
+    assert f"model_id: {model.model_id}" in (stored / "MLmodel").read_text()
+    assert not list((outbox.folder / "files").iterdir()) and not (outbox.folder / "model").exists()
+    (outbox.folder / "delivered").unlink()  # as if nothing had been noted, though the files are gone from here
+    upload(outbox)
+    assert_one_complete_model(client, root)
+
+
+def test_every_record_may_be_uploaded_twice(client: MlflowClient, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after each record, before it is noted as uploaded."""
+    outbox = ended_training()
+    marked = OutboxFile.mark_uploaded
+    for number in range(NUM_RECORDS):
+
+        def interrupt(outbox: OutboxFile, end: int) -> None:
+            raise Killed
+
+        monkeypatch.setattr(OutboxFile, "mark_uploaded", interrupt)
+        with pytest.raises(Killed):
+            upload(outbox)
+        assert len(models(client)) == (number > 0)
+
+        def note_one(outbox: OutboxFile, end: int) -> None:
+            marked(outbox, end)
+            raise Killed
+
+        monkeypatch.setattr(OutboxFile, "mark_uploaded", note_one)
+        with pytest.raises(Killed):
+            upload(outbox)
+    assert upload(outbox) == 0
+    assert_one_complete_model(client, root)
+
+
+def test_a_kill_at_any_call_leaves_one_complete_model_in_the_end(
+    client: MlflowClient, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the store has done it, and after, when nobody was told."""
+    outbox = ended_training()
+    for call in ("create_logged_model", "log_model_artifact", "log_outputs", "finalize_logged_model"):
+        done = getattr(MlflowClient, call)
+        for answered in (False, True):
+
+            def interrupted(
+                *arguments: Any, answered: bool = answered, done: Callable[..., Any] = done, **named: Any
+            ) -> None:
+                if answered:
+                    done(*arguments, **named)
+                raise Killed
+
+            with monkeypatch.context() as patch:
+                patch.setattr(MlflowClient, call, interrupted)
+                with pytest.raises(Killed):
+                    upload(outbox)
+            complete = answered and call == "finalize_logged_model"
+            assert all((model.status == LoggedModelStatus.READY) == complete for model in models(client))
+    upload(outbox)
+    assert_one_complete_model(client, root)
+
+
+def test_a_training_that_ends_again_in_its_run_changes_nothing(client: MlflowClient, root: Path) -> None:
+    outbox = ended_training()
+    upload(outbox)
+    before = assert_one_complete_model(client, root)
+    record_model(outbox)
+    upload(outbox)
+    assert assert_one_complete_model(client, root).last_updated_timestamp == before.last_updated_timestamp
+
+
+def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, root: Path) -> None:
+    for training_id in ("1" * 32, "2" * 32):
+        upload(ended_training(training_id))
+    found = models(client)
+    assert len({str(model.source_run_id) for model in found}) == len(found) == 2
+
+
+def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:
+    """A server that was slow to create one: asked again meanwhile, it created two."""
+    outbox = ended_training()
+    upload(outbox)
+    first = assert_one_complete_model(client, root)
+    outbox.release()
+    client.finalize_logged_model(first.model_id, LoggedModelStatus.PENDING)
+    client.create_logged_model(first.experiment_id, first.name, first.source_run_id)
+    upload(ended_training())
+    assert assert_one_complete_model(client, root).model_id == first.model_id
+
+
+def test_a_model_that_lacks_a_file_is_never_complete(
+    client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = ended_training()
+    (lost,) = [record for record in outbox.records() if str(record.get("kept")).endswith("/model.safetensors")]
+    outbox.kept_file(lost).unlink()
+    upload(outbox)
+    assert "model.safetensors is missing: the MLflow run has no model" in capsys.readouterr().err
+    (model,) = models(client)
+    assert model.status == LoggedModelStatus.FAILED
+    assert download_checkpoint(str(model.source_run_id), Path("copy")) is None
+    assert register_model(str(model.source_run_id), "gpt") is None
+
+
+def test_a_model_is_downloaded_bit_for_bit(client: MlflowClient, root: Path) -> None:
+    upload(ended_training())
+    copy = download_checkpoint(str(models(client)[0].source_run_id), root / "copy")
+    assert copy is not None
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
+        path.name: path.read_bytes() for path in (root / "data/model").iterdir()
+    }
+
+
+def test_a_model_is_registered_once_under_a_name(client: MlflowClient, root: Path) -> None:
+    upload(ended_training())
+    model = models(client)[0]
+    assert register_model(str(model.source_run_id), "gpt") == RegisteredModel("gpt", 1, new=True)
+    assert register_model(str(model.source_run_id), "gpt") == RegisteredModel("gpt", 1, new=False)
+    assert register_model(str(model.source_run_id), "other") == RegisteredModel("other", 1, new=True)
+    upload(ended_training("2" * 32))
+    second = next(found for found in models(client) if found.model_id != model.model_id)
+    assert register_model(str(second.source_run_id), "gpt") == RegisteredModel("gpt", 2, new=True)
+    assert len(client.search_model_versions("name = 'gpt'")) == 2
+    listed = client.get_logged_model(model.model_id).tags["mlflow.modelVersions"]
+    assert listed == '[{"name": "gpt", "version": 1}, {"name": "other", "version": 1}]'
+    assert client.get_model_version_download_uri("gpt", "1") == model.artifact_location
+    assert len(list((root / "mlruns").rglob("*.safetensors"))) == 2

@@ -84,7 +84,7 @@ def diff_runs(a: TrackedRun, b: TrackedRun, history_a: History, history_b: Histo
         )  # equal parameters and data: then train's code or pinned packages differ
     steps_a, steps_b = _steps(history_a), _steps(history_b)
     return Comparison(
-        sections={title: found for title, found in sections.items() if found},
+        sections={title: section for title, section in sections.items() if section},
         num_steps=(len(steps_a), len(steps_b), len(steps_a | steps_b)),
         divergence=first_divergence(history_a, history_b),
         has_weights=WEIGHTS in a.tags or WEIGHTS in b.tags,
@@ -101,9 +101,8 @@ def first_divergence(a: History, b: History) -> Divergence | None:
     common = sorted(_steps(a) & _steps(b))
     for index, step in enumerate(common):
         pairs = {key: (a.get(key, {}).get(step), b.get(key, {}).get(step)) for key in STEP_METRICS}
-        found = [Change(key, *map(_digits, pair)) for key, pair in pairs.items() if not same_bits(*pair)]
-        if found:
-            return Divergence(step, found, _loss_differences(common[index:], a.get("loss", {}), b.get("loss", {})))
+        if differing := _metric_changes(pairs):
+            return Divergence(step, differing, _loss_differences(common[index:], a.get("loss", {}), b.get("loss", {})))
     return None
 
 
@@ -125,14 +124,14 @@ def _results(a: TrackedRun, b: TrackedRun) -> list[Change]:
     final = sorted(key for key in a.metrics | b.metrics if key.startswith(("final_", "val_")) and key != "val_loss")
     keys = ["train_loss", "val_loss", "best_val_loss", *final]
     pairs = {key: (a.metrics.get(key), b.metrics.get(key)) for key in keys}
-    found = [Change(key, *map(_digits, pair)) for key, pair in pairs.items() if not same_bits(*pair)]
-    return found + changes([WEIGHTS], a.tags, b.tags)
+    return _metric_changes(pairs) + changes([WEIGHTS], a.tags, b.tags)
+
+
+def _metric_changes(pairs: Mapping[str, tuple[float | None, float | None]]) -> list[Change]:
+    """The metrics whose bits differ, each value as the shortest decimal that reads back to the same bits."""
+    texts = {key: [None if value is None else repr(value) for value in pair] for key, pair in pairs.items()}
+    return [Change(key, *texts[key]) for key, pair in pairs.items() if not same_bits(*pair)]
 
 
 def _steps(history: History) -> set[int]:
     return {step for key in STEP_METRICS for step in history.get(key, {})}
-
-
-def _digits(value: float | None) -> str | None:
-    """The shortest decimal that reads back to the same bits."""
-    return None if value is None else repr(value)

@@ -25,7 +25,6 @@ from reprogpt.runs.lineage import HOLDS, NOT_HERE, UNLISTED, Link, check_links
 from reprogpt.runs.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
 from reprogpt.tracking.log.environment import CPU_TAGS, ENVIRONMENT_TAGS, STAGE_DEPENDENCIES, environment_tags
 from reprogpt.tracking.store.client import search_runs
-from reprogpt.tracking.store.tracked_run import TrackedRun
 
 PINS = Path("requirements.lock")
 START_FILES = ("config.json", "model.safetensors")
@@ -95,7 +94,7 @@ def rerun(stage: str | None) -> Rerun:
         raise PipelineError("the workspace has no dvc.lock, so no run is recorded here; `dvc repro` makes one")
     stages = [stage] if stage else list(workspace.stages)
     _require_recorded_state(workspace, stages)
-    recorded = _recorded_training(workspace)
+    recorded = _tags_of_newest({"run_key": workspace.lock_key, MODEL_TAG: workspace.recorded_outs.get(str(MODEL))})
     reuses_text = str(RAW_TEXT) in _outs(workspace, stages) and _is_recorded_text(workspace)
     files = _files_to_copy(workspace, stages) + ([str(RAW_TEXT)] if reuses_text else [])
     with sandbox_clone(files, needed_bytes=_needed_bytes(workspace, stages)) as clone:
@@ -213,20 +212,15 @@ def _needed_bytes(workspace: Revision, stages: Sequence[str]) -> int:
     return NUM_COPIES * sum(made.values()) + sum(size for path, size in read.items() if path not in made) + start
 
 
-def _recorded_training(workspace: Revision) -> dict[str, str] | None:
-    """Tags of the newest MLflow run that trained the weights in dvc.lock; None if there is none."""
-    weights = workspace.recorded_outs.get(str(MODEL))
-    return _tags_of_key([run for run in search_runs() if run.tags.get(MODEL_TAG) == weights], workspace.lock_key)
-
-
-def _tags_of_key(runs: Sequence[TrackedRun], key: str | None) -> dict[str, str] | None:
-    return next((run.tags for run in runs if key is not None and run.tags.get("run_key") == key), None)
+def _tags_of_newest(tags: Mapping[str, str | None]) -> dict[str, str] | None:
+    """All tags of the newest MLflow run with these; None if there is none."""
+    return next((run.tags for run in search_runs() if tags.items() <= run.tags.items()), None)
 
 
 def _present_environment(workspace: Revision, clone: Path, stages: Sequence[str]) -> dict[str, str]:
     """Tags of the rerun's training; if train was not rerun, the tags that it would have."""
     with _store_of(clone):
-        tags = _tags_of_key(search_runs(), workspace.lock_key)
+        tags = _tags_of_newest({"run_key": workspace.lock_key})
     if tags is not None:
         return tags
     # Stages that don't depend on the device must not fail where this machine lacks it.

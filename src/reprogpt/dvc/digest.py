@@ -1,6 +1,5 @@
 """The digests that DVC records: the MD5 of a file or folder, with .dvcignore applied; and DVC's cache of such files."""
 
-import configparser
 import hashlib
 import json
 import os
@@ -8,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import platformdirs
+from configobj import ConfigObj, ConfigObjError
 from pathspec import GitIgnoreSpec
 
 from reprogpt.files import file_digest
@@ -88,10 +88,8 @@ def cached_files() -> Path:
 
 def _cache_dir_in(settings: Path) -> Path | None:
     """cache.dir in a file of DVC's settings; None if it is not set there, or DVC would refuse the file."""
-    parser = configparser.ConfigParser(interpolation=None, strict=False, inline_comment_prefixes="#")
     try:
-        parser.read(settings, "utf-8")
-    except (configparser.Error, UnicodeDecodeError):
+        folder = ConfigObj(str(settings))["cache"]["dir"]
+    except (ConfigObjError, UnicodeDecodeError, OSError, LookupError, TypeError):
         return None
-    folder = parser.get("cache", "dir", fallback="").strip("\"'")
-    return Path(folder).expanduser() if folder else None
+    return Path(folder).expanduser() if isinstance(folder, str) else None

@@ -12,8 +12,9 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
+from reprogpt.dvc.lock import differs_from_last_result
 from reprogpt.numerics.env_vars import set_env_vars
-from reprogpt.params.loader import differs_from_last_result, peek
+from reprogpt.params.loader import peek
 from reprogpt.process.run import exit_on_signal_during_imports, run_program
 from reprogpt.process.streams import outlive_readers
 from reprogpt.process.utf8 import restart_in_utf8_mode

@@ -11,6 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from reprogpt import paths
+from reprogpt.dvc import code_patch
 from reprogpt.dvc.pipeline import out_paths
 from reprogpt.params.loader import Params
 from reprogpt.serving.mlflow_model import CODE, LIBRARIES
@@ -19,12 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src/reprogpt"
 STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc.yaml")["stages"]
 # They observe a stage and don't change what it writes.
-OBSERVERS = {
-    *(PACKAGE / "tracking").rglob("*.py"),
-    *(PACKAGE / "serving").glob("*.py"),
-    PACKAGE / "progress.py",
-    PACKAGE / "process/streams.py",
-}
+OBSERVERS = {file for path in map(ROOT.joinpath, code_patch.OBSERVERS) for file in (path, *path.rglob("*.py"))}
 BASE = {"numerics", "params", ""}  # "": the files beside the folders
 LOWEST = {"model", "data", "process", "dvc", "numerics", "params"}  # they import no numerics, and params only for dvc
 TABLE_ROW = re.compile(r"(?m)^\| `(\w+)/` \|[^|]*\| ([^|]*) \|$")
@@ -85,6 +81,13 @@ def closure(stage: str) -> set[str]:
     """Files that determine what a stage writes: its imports, direct or not, without observers and empty files."""
     seen = imported_from(ROOT / f"stages/{stage}.py", ROOT / "stages/__init__.py", apart_from=OBSERVERS)
     return {path.relative_to(ROOT).as_posix() for path in seen if path.stat().st_size}
+
+
+def test_the_code_patch_covers_all_that_the_stages_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    imported = imported_from(*(ROOT / "stages").glob("*.py"), apart_from=set())
+    code = {path.relative_to(ROOT).as_posix() for path in imported if path.stat().st_size}
+    assert code - set(code_patch.stage_code()) == set()
 
 
 def unit(path: Path) -> str:

@@ -16,6 +16,8 @@ from reprogpt.errors import DataError
 from reprogpt.files import (
     atomic_path,
     file_digest,
+    read_json,
+    read_json_or_empty,
     require_writable,
     write_bytes_atomic,
     write_json_atomic,
@@ -158,3 +160,21 @@ def test_a_folder_that_cannot_be_written_is_refused_with_its_name(tmp_path: Path
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"file/model can't be written: Not a directory"):
         require_writable(tmp_path / "file" / "model")
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'"key"', b"\xff", b"{}"])
+def test_a_json_file_without_the_object_that_is_needed_is_refused_with_the_remedy(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.json can't be used: .*; write it again"):
+        read_json(path, needs="key", remedy="write it again")
+    assert read_json_or_empty(path) == {}
+
+
+def test_a_json_object_is_read(tmp_path: Path) -> None:
+    write_json_atomic(tmp_path / "a.json", {"key": "é"})
+    assert read_json(tmp_path / "a.json", needs="key", remedy="") == {"key": "é"}
+    assert read_json_or_empty(tmp_path / "a.json") == {"key": "é"}

@@ -85,13 +85,28 @@ def write_json_atomic(path: Path, value: Any) -> None:
 def read_json(path: Path, *, needs: str, remedy: str) -> dict[str, Any]:
     """Read a JSON object. Raises DataError, ending in `remedy`, if it is unreadable or lacks the key `needs`."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-        fault = "" if isinstance(values, dict) and needs in values else f"it has no {needs}"
+        values = parse_json(path.read_bytes())
+        if needs not in values:
+            raise ValueError(f"it has no {needs}")
     except (OSError, ValueError) as error:
-        fault = str(error)
-    if fault:
-        raise DataError(f"{path} can't be used: {fault}; {remedy}")
-    return dict(values)
+        raise DataError(f"{path} can't be used: {error}; {remedy}") from None
+    return values
+
+
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} if the file is missing or holds none."""
+    try:
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
+def parse_json(content: bytes) -> dict[str, Any]:
+    """The JSON object in a file's content. Raises ValueError if it holds none."""
+    values = json.loads(content)
+    if not isinstance(values, dict):
+        raise ValueError("it is not a JSON object")
+    return values
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

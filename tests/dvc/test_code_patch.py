@@ -10,15 +10,22 @@ from reprogpt.dvc.code_patch import code_patch, stage_code
 from reprogpt.tracking.deliver.outbox import open_outbox
 from reprogpt.tracking.log import training as training_records
 
+DEPS = "data/text, requirements.lock, src/pkg, src/one.py, stages/__init__.py, stages/train.py"
+DVC = f"stages: {{train: {{deps: [{DEPS}]}}}}"
 FILES = {
-    "dvc.yaml": "stages: {}\n",
+    "dvc.yaml": DVC,
+    "requirements.lock": "torch==1\n",
     "stages/__init__.py": "",
     "stages/train.py": "import sys\nsys.path.insert(0, 'src')\nfrom pkg import loop\nprint(loop.LR)\n",
     "src/pkg/__init__.py": "",
     "src/pkg/loop.py": "from pkg.rate import LR\n",
     "src/pkg/rate.py": "LR = 1\n",
     "src/pkg/old.py": "\n",
+    "src/one.py": "ONE = 1\n",
+    "src/two.py": "1\n",
     "src/other/tool.py": "1\n",
+    "src/reprogpt/progress.py": "1\n",
+    "data/text": "text\n",
     "README.md": "a\n",
     ".dvc/config": "[core]\n",
 }
@@ -59,9 +66,10 @@ def runs(folder: Path) -> str:
     ).stdout
 
 
-def test_code_is_what_the_stages_import_and_nothing_else() -> None:
-    package = {Path("src/pkg") / name for name in ("__init__.py", "loop.py", "rate.py")}
-    assert stage_code() == package | {Path("stages/__init__.py"), Path("stages/train.py")}
+def test_code_is_what_dvc_yaml_lists_and_the_observers() -> None:
+    package = {f"src/pkg/{name}.py" for name in ("__init__", "loop", "rate", "old")}
+    listed = {"dvc.yaml", "requirements.lock", "src/one.py", "stages/__init__.py", "stages/train.py"}
+    assert set(stage_code()) == package | listed | {"src/reprogpt/progress.py"}
 
 
 def test_code_as_it_was_committed_has_an_empty_patch() -> None:
@@ -71,8 +79,8 @@ def test_code_as_it_was_committed_has_an_empty_patch() -> None:
 
 @pytest.mark.parametrize("staged", [[], ["add", "--all"], ["add", "-N", "."]], ids=["", "staged", "intent-to-add"])
 def test_secrets_and_other_files_are_never_in_the_patch(repository: Path, staged: list[str]) -> None:
-    names = (".env", ".dvc/config", "README.md", "src/other/tool.py", "src/pkg/secrets.env", "stages/key.pem", "x.py")
-    for name in names:
+    names = (".env", ".dvc/config", "README.md", "data/text", "stages/key.pem", "x.py")
+    for name in (*names, *(f"src/{name}" for name in ("other/tool.py", "two.py", "pkg/secrets.env", "x.py"))):
         (repository / name).write_text(SECRET)
     (repository / "src/pkg/rate.py").write_text("LR = 2\n")
     if staged:
@@ -87,7 +95,10 @@ def test_the_patch_gives_the_code_that_ran_with_its_new_files(repository: Path) 
     (repository / "src/pkg/schedule.py").write_text("from .numbers_of_mine import LR\n")
     (repository / "src/pkg/numbers_of_mine.py").write_bytes("LR = 'ü'\r\n".encode())
     (repository / "src/pkg/old.py").unlink()
-    (repository / "dvc.yaml").write_text("stages: {a: {}}\n")
+    (repository / "src/one.py").unlink()
+    (repository / "src/reprogpt/progress.py").write_text("2\n")
+    (repository / "requirements.lock").write_text("torch==2\n")
+    (repository / "dvc.yaml").write_text(f"{DVC}\n# edited\n")
     before = git("status", "--porcelain"), sorted(repository.glob(".git/objects/*/*"))
     patch = code_patch()
     assert patch is not None
@@ -95,8 +106,9 @@ def test_the_patch_gives_the_code_that_ran_with_its_new_files(repository: Path) 
     clean = applied_to_a_clean_clone(repository, patch.content)
     assert runs(clean) == runs(repository) == "ü\n"
     assert (clean / "src/pkg/numbers_of_mine.py").read_bytes() == "LR = 'ü'\r\n".encode()
-    assert (clean / "dvc.yaml").read_text() == "stages: {a: {}}\n"
-    assert not (clean / "src/pkg/old.py").exists()
+    for name in ("dvc.yaml", "requirements.lock", "src/reprogpt/progress.py"):
+        assert (clean / name).read_bytes() == (repository / name).read_bytes()
+    assert not (clean / "src/pkg/old.py").exists() and not (clean / "src/one.py").exists()
 
 
 @pytest.mark.parametrize(
@@ -131,6 +143,7 @@ def test_a_pipeline_in_a_folder_of_a_repository_has_its_own_code_only(
 ) -> None:
     (repository / "sub/stages").mkdir(parents=True)
     (repository / "sub/stages/train.py").write_text("1\n")
+    (repository / "sub/dvc.yaml").write_text(DVC)
     git("add", "--all")
     git("commit", "-qm", "sub")
     (repository / "stages/train.py").write_text("2\n")

@@ -11,7 +11,7 @@ import pytest
 from dvc import rwlock as rwlock_of_dvc
 from dvc.fs import localfs
 
-from reprogpt.dvc import lock
+from reprogpt.dvc import rwlock
 from reprogpt.dvc.repair import (
     NO_IDENTITY,
     NOT_ASCII,
@@ -182,20 +182,20 @@ def test_a_conflict_of_a_merge_in_dvc_lock_is_left_to_the_person(folder: Path) -
 
 def test_a_cut_record_of_dvcs_processes_is_removed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """DVC itself is asked: it stops over each cut, and no more afterwards."""
-    monkeypatch.setattr(lock, "_RWLOCK_WAIT", 0.001)
-    rwlock = folder / ".dvc/tmp/rwlock"
+    monkeypatch.setattr(rwlock, "_WAIT", 0.001)
+    record_file = folder / ".dvc/tmp/rwlock"
     assert remove_cut_rwlock() is None  # there is none
-    rwlock.parent.mkdir(parents=True)
+    record_file.parent.mkdir(parents=True)
     record = b'{"read": {}, "write": {"a": {"pid": 1, "cmd": "dvc repro"}}}'
-    rwlock.write_bytes(record)
-    assert remove_cut_rwlock() is None and rwlock.read_bytes() == record
+    record_file.write_bytes(record)
+    assert remove_cut_rwlock() is None and record_file.read_bytes() == record
 
     def dvc_reads_it() -> None:
-        with rwlock_of_dvc._edit_rwlock(str(rwlock.parent), localfs, False):
+        with rwlock_of_dvc._edit_rwlock(str(record_file.parent), localfs, False):
             pass
 
     for length in (0, 1, 30):
-        rwlock.write_bytes(record[:length])
+        record_file.write_bytes(record[:length])
         with pytest.raises(rwlock_of_dvc.RWLockFileCorruptedError):
             dvc_reads_it()
         assert "it is removed" in str(remove_cut_rwlock())

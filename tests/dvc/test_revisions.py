@@ -111,7 +111,7 @@ def test_a_revision_without_its_files_names_what_it_lacks() -> None:
     with pytest.raises(PipelineError, match=r"commit of nothing has no dvc\.yaml"):
         _ = revision.stages
     Path("params.yaml").write_text("- a list", "utf-8")
-    with pytest.raises(PipelineError, match=r"params\.yaml of the workspace holds no"):
+    with pytest.raises(PipelineError, match=r"params\.yaml of the workspace must hold"):
         _ = Workspace().params
 
 

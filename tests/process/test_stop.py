@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reprogpt.dvc import lock
+from reprogpt.dvc import rwlock
 from reprogpt.errors import OrphanedError, Terminated
 from reprogpt.process.stop import StopRequest, graceful_shutdown
 
@@ -139,7 +139,7 @@ def test_without_dvcs_own_record_a_stage_is_not_stopped(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DVC_STAGE", "train")
-    monkeypatch.setattr(lock, "_RWLOCK_WAIT", 0.001)
+    monkeypatch.setattr(rwlock, "_WAIT", 0.001)
     if content is not None:
         Path(".dvc/tmp").mkdir(parents=True)
         Path(".dvc/tmp/rwlock").write_text(content)

@@ -1,231 +1,145 @@
-"""The lineage report, of a revision made of a few files and of runs made by hand."""
+"""Which links of a dvc.lock hold, on a pipeline small enough to see."""
 
-import json
+import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reprogpt.dvc.revisions import Revision
-from reprogpt.runs import lineage as module
-from reprogpt.runs.lineage import LineageReport, add_revision, add_run, lock_key
-from reprogpt.runs.links import Link
-from reprogpt.tracking.store.tracked_run import TrackedRun
+from reprogpt.dvc.lock import recorded_inputs
+from reprogpt.dvc.pipeline import run_key, run_key_of
+from reprogpt.runs.lineage import UNLISTED, Link, check_links
 
-NUMBERS = {"final_val_loss": 5.5, "val_accuracy": 0.25}
-DVC = """\
-stages:
-  train:
-    cmd: fit
-    deps: [src/reprogpt/training/schedule_of_rates.py]
-    params: [peak_lr]
-    outs: [data/model]
-"""
-LOCK = """\
-stages:
-  train:
-    cmd: fit
-    deps: [{path: src/reprogpt/training/schedule_of_rates.py, md5: c}]
-    params: {params.yaml: {peak_lr: 1e-05}}
-    outs: [{path: data/model, md5: m.dir}]
-"""
+FILES = {"code.py": "c0", "raw.txt": "r0", "ids.npy": "i0", "model": "m0.dir", "train.json": "j0"}
+STAGES: dict[str, Any] = {
+    "tokenize": {"cmd": "tok", "deps": ["raw.txt"], "outs": ["ids.npy"]},
+    "train": {
+        "cmd": "fit",
+        "deps": ["ids.npy", "code.py"],
+        "params": ["seed", "peak_lr"],
+        "outs": ["model"],
+        "metrics": [{"train.json": {"cache": False}}],
+    },
+}
+PARAMS = {"seed": 123, "peak_lr": 0.001, "top_k": 25}
 
 
-class GivenRevision(Revision):
-    """A revision of given texts; every digest is given, too."""
-
-    name = "the test"
-
-    def __init__(self, texts: dict[str, str], digests: dict[str, str]) -> None:
-        self.texts, self.digests = texts, digests
-
-    def read(self, path: str) -> bytes | None:
-        return self.texts[path].encode() if path in self.texts else None
-
-    def digest(self, path: str) -> str | None:
-        return self.digests.get(path)
+def entries(*paths: str) -> list[dict[str, str]]:
+    return [{"path": path, "md5": FILES[path]} for path in paths]
 
 
-def revision(numbers: Any = NUMBERS, **digests: str) -> GivenRevision:
-    texts = {"dvc.yaml": DVC, "dvc.lock": LOCK, "params.yaml": "peak_lr: 0.00001\n"}
-    texts["data/metrics/eval.json"] = json.dumps(numbers)
-    made = GivenRevision(texts, {"src/reprogpt/training/schedule_of_rates.py": "c", "data/model": "m.dir"} | digests)
-    texts["data/metrics/train.json"] = json.dumps({"run_key": [lock_key(made)]})
-    return made
+LOCK: dict[str, Any] = {
+    "tokenize": {"cmd": "tok", "deps": entries("raw.txt"), "outs": entries("ids.npy")},
+    "train": {
+        "cmd": "fit",
+        "deps": entries("ids.npy", "code.py"),
+        "params": {"params.yaml": {"seed": 123, "peak_lr": 0.001}},
+        "outs": entries("model", "train.json"),
+    },
+}
 
 
-def run(letter: str, *, key: str | None, weights: Any = "m.dir", **metrics: float) -> TrackedRun:
-    tags = {"run_key": key or "", "dvc.data/model.md5": weights, "corpus.url": "https://host/the-verdict.txt"}
-    return TrackedRun(letter * 32, f"run-{letter}", "FINISHED", {}, tags, metrics)
+def links(
+    lock: dict[str, Any] = LOCK,
+    stages: dict[str, Any] = STAGES,
+    params: dict[str, Any] = PARAMS,
+    digest: Callable[[str], str | None] = FILES.get,
+) -> dict[str, str]:
+    """`stage: what` -> status of every link that does not hold."""
+    found = check_links(lock, stages, params, digest)
+    assert [stage.stage for stage in found] == list(stages)
+    every = [(stage.stage, link) for stage in found for link in [*stage.inputs, *stage.outs]]
+    return {f"{stage}: {link.what}": link.status for stage, link in every if link.status != "holds"}
 
 
-def lines_of(of: Revision, *runs: TrackedRun) -> tuple[list[str], bool]:
-    found = LineageReport()
-    add_revision(found, of, runs)
-    return found.lines, found.broken
+def test_a_pipeline_as_recorded_holds() -> None:
+    assert links() == {}
+    found = check_links(LOCK, STAGES, PARAMS, FILES.get)[1]
+    assert found.outs == [Link("model", "m0.dir", "m0.dir"), Link("train.json", "j0", "j0")]
+    what = ["cmd", "dep ids.npy", "dep code.py", "param seed", "param peak_lr"]
+    assert [link.what for link in found.inputs] == what
 
 
-def test_a_revision_whose_links_hold_names_its_run() -> None:
-    here = revision()
-    lines, broken = lines_of(here, run("a", key=lock_key(here), **NUMBERS), run("b", key="other", weights="n"))
-    assert not broken
-    assert "  holds     made by cmd, 1 dep, 1 param" in lines
-    assert "  holds     data/model                    m.dir" in lines
-    assert f"  {'a' * 32}  FINISHED  run-a  the-verdict.txt" in lines
-    assert not any("b" * 32 in line for line in lines)
-    assert f"  holds     all 2                         run {'a' * 32}" in lines
+def test_an_altered_file_breaks_its_own_link_and_those_of_the_stages_that_read_it() -> None:
+    broken = links(digest={**FILES, "ids.npy": "x"}.get)
+    assert broken == {"tokenize: ids.npy": "DIFFERS", "train: dep ids.npy": "DIFFERS"}
 
 
-def test_no_run_of_the_key_but_one_of_the_same_weights() -> None:
-    lines, broken = lines_of(revision(), run("a", key="other", **NUMBERS), run("b", key="another", weights="n"))
-    assert not broken
-    heading = lines.index("MLflow runs that made these weights, by the digest of data/model")
-    assert lines[heading + 1] == f"  {'a' * 32}  FINISHED  run-a  the-verdict.txt  from other inputs"
-    assert f"  holds     all 2                         run {'a' * 32}" in lines
-    assert not any("run-b" in line for line in lines)
+def test_what_is_found_is_reported() -> None:
+    (link,) = check_links(LOCK, STAGES, PARAMS, {**FILES, "ids.npy": "x"}.get)[0].outs
+    assert link == Link("ids.npy", "i0", "x")
 
 
-def test_the_run_with_the_numbers_is_found_by_its_weights_beside_one_of_the_key() -> None:
-    """As where another processor made other weights from the same inputs."""
-    here = revision()
-    of_key = run("b", key=lock_key(here), weights="n.dir", final_val_loss=1.0, val_accuracy=1.0)
-    lines, broken = lines_of(here, of_key, run("a", key="other", **NUMBERS))
-    assert not broken
-    assert f"  {'a' * 32}  FINISHED  run-a  the-verdict.txt  from other inputs" in lines
-    assert f"  holds     all 2                         run {'a' * 32}" in lines
-    assert f"  {'b' * 32}  FINISHED  run-b  the-verdict.txt  OTHER WEIGHTS" in lines
+def test_a_file_that_is_not_here_breaks_nothing() -> None:
+    without = {path: digest for path, digest in FILES.items() if path != "ids.npy"}
+    assert links(digest=without.get) == {"tokenize: ids.npy": "not here"}
+    assert links(digest=lambda path: None) == {
+        "tokenize: dep raw.txt": "not here",
+        "tokenize: ids.npy": "not here",
+        "train: dep code.py": "not here",
+        "train: model": "not here",
+        "train: train.json": "not here",
+    }
 
 
-def test_an_experiment_from_the_cache_is_reported_to_have_no_run_of_its_own() -> None:
-    here = revision()
-    here.experiment = "again"
-    trained = run("a", key=lock_key(here), **NUMBERS)
-    line = "  none is named again: DVC had this result already, so nothing trained"
-    assert line in lines_of(here, trained)[0]
-    here.experiment = "run-a"
-    assert not any("none is named" in line for line in lines_of(here, trained)[0])
+def test_a_stage_that_read_another_file_than_was_made_is_seen_without_the_file() -> None:
+    lock = copy.deepcopy(LOCK)
+    lock["tokenize"]["outs"][0]["md5"] = "x"
+    without = {path: digest for path, digest in FILES.items() if path != "ids.npy"}
+    assert links(lock=lock, digest=without.get) == {"tokenize: ids.npy": "not here", "train: dep ids.npy": "DIFFERS"}
 
 
-def test_an_experiment_that_was_renamed_is_not_said_to_be_from_the_cache() -> None:
-    here = revision()
-    here.experiment = "new"
-    trained = run("a", key=lock_key(here), **NUMBERS)
-    trained.tags["dvc.experiment"] = "old"
-    line = "  none is named new: it was old and is renamed, or DVC had this result already"
-    assert line in lines_of(here, trained)[0]
+def test_another_parameter_breaks_the_stage_that_lists_it() -> None:
+    assert links(params={**PARAMS, "peak_lr": 0.002, "top_k": 1}) == {"train: param peak_lr": "DIFFERS"}
+    found = check_links(LOCK, STAGES, {**PARAMS, "peak_lr": 0.002}, FILES.get)[1].inputs[-1]
+    assert found == Link("param peak_lr", "0.001", "0.002")
 
 
-def test_no_run_at_all() -> None:
-    lines, broken = lines_of(revision())
-    assert not broken
-    assert "no MLflow run made these weights" in lines
-    assert "  not here  no run of these weights was evaluated" in lines
+@pytest.mark.parametrize(
+    ("changed", "broken"),
+    [
+        ({"cmd": "other"}, "cmd"),
+        ({"deps": ["ids.npy"]}, "dep code.py"),
+        ({"deps": ["ids.npy", "code.py", "raw.txt"]}, "dep raw.txt"),
+        ({"params": ["seed"]}, "param peak_lr"),
+        ({"params": ["seed", "peak_lr", "top_k"]}, "param top_k"),
+        ({"outs": []}, "model"),
+        ({"outs": ["model", "more"]}, "more"),
+    ],
+)
+def test_a_definition_that_changed_breaks_the_stage(changed: dict[str, Any], broken: str) -> None:
+    assert links(stages={**STAGES, "train": {**STAGES["train"], **changed}}) == {f"train: {broken}": "DIFFERS"}
 
 
-def test_a_run_of_the_key_with_other_weights_is_marked_and_its_numbers_are_not_compared_with_these() -> None:
-    here = revision()
-    lines, broken = lines_of(here, run("a", key=lock_key(here), weights="n", final_val_loss=1.0, val_accuracy=1.0))
-    assert not broken
-    assert any(line.endswith("OTHER WEIGHTS") for line in lines)
+def test_what_a_definition_dropped_is_reported_as_no_longer_listed() -> None:
+    stages = {**STAGES, "train": {**STAGES["train"], "deps": ["ids.npy"]}}
+    inputs = check_links(LOCK, stages, PARAMS, FILES.get)[1].inputs
+    assert Link("dep code.py", "c0", UNLISTED) in inputs
 
 
-def test_another_key_in_train_json_breaks_the_link() -> None:
-    here = revision()
-    here.texts["data/metrics/train.json"] = '{"run_key": ["other"]}'
-    lines, broken = lines_of(here)
-    assert broken
-    row = next(index for index, line in enumerate(lines) if line.startswith("  DIFFERS   data/metrics/train.json"))
-    assert lines[row].endswith(str(lock_key(here))) and lines[row + 1].split() == ["found", "other"]
+def test_a_stage_that_never_ran_has_no_links() -> None:
+    found = check_links({"tokenize": LOCK["tokenize"]}, STAGES, PARAMS, FILES.get)[1]
+    assert (found.inputs, found.outs) == ([], [])
 
 
-def test_other_numbers_than_the_runs_break_the_link() -> None:
-    here = revision({**NUMBERS, "val_accuracy": 0.5})
-    lines, broken = lines_of(here, run("a", key=lock_key(here), **NUMBERS))
-    assert broken
-    assert "  DIFFERS   val_accuracy                  0.25" in lines
-    assert "            found                         0.5" in lines
-    assert not any("final_val_loss" in line for line in lines)
-
-
-def test_numbers_that_are_those_of_other_weights_break_the_link() -> None:
-    """As `dvc exp save` records them after a training without an evaluation."""
-    here = revision()
-    lines, broken = lines_of(here, run("a", key=lock_key(here)), run("b", key="old", weights="n.dir", **NUMBERS))
-    assert broken
-    assert "  DIFFERS   weights with these numbers    m.dir" in lines
-    assert "            found                         n.dir" in lines
-
-
-def test_a_changed_file_with_a_long_name_takes_three_lines() -> None:
-    lines, broken = lines_of(revision(**{"src/reprogpt/training/schedule_of_rates.py": "d"}))
-    assert broken
-    first = lines.index("  DIFFERS   dep src/reprogpt/training/schedule_of_rates.py")
-    assert lines[first + 1 : first + 3] == [
-        "            recorded                      c",
-        "            found                         d",
-    ]
-
-
-def test_a_stage_that_never_ran_is_reported() -> None:
-    lines, broken = lines_of(
-        GivenRevision({"dvc.yaml": DVC, "dvc.lock": "stages: {}", "params.yaml": "peak_lr: 1"}, {})
-    )
-    assert "  not in dvc.lock: it never ran" in lines
-    assert not broken
-
-
-@pytest.fixture
-def _no_git(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "resolve_commit", lambda name: name == "known")
-    monkeypatch.setattr(module, "list_experiments", dict)
-
-
-def report_of(tags: dict[str, str], held_by: Revision | None) -> LineageReport:
-    found = LineageReport()
-    recorded = TrackedRun("a" * 32, "run-a", "KILLED", {}, tags, {}, {"data/tokens/val.npy": "v"})
-    add_run(found, recorded, held_by)
-    return found
-
-
-@pytest.mark.usefixtures("_no_git")
-def test_a_run_whose_tags_are_not_the_revisions_digests_does_not_hold() -> None:
-    found = report_of({"dvc.data/model.md5": "n.dir"}, revision())
-    assert found.broken
-    assert "  DIFFERS   data/model                    n.dir" in found.lines
-    assert "            found                         m.dir" in found.lines
-    assert found.conclusion == "NOT every link holds: see DIFFERS"
-
-
-@pytest.mark.usefixtures("_no_git")
-def test_a_run_that_no_revision_holds_can_not_be_checked() -> None:
-    tags: dict[str, Any] = {"commit": "gone", "dirty": "true", "dvc.experiment": "lost", "corpus.sha256": "5"}
-    found = report_of(tags, None)
-    assert found.lines[0] == f"MLflow run {'a' * 32}, run-a, KILLED"
-    assert "  not here  data/tokens/val.npy           v" in found.lines
-    for part in (
-        "gone, not in this repository",
-        "dirty",
-        "lost, no longer kept here under that name",
-        "nothing here",
-        "sha256      5",
-    ):
-        assert any(part in line for line in found.lines), part
-    assert not found.broken
-    assert found.conclusion == "nothing here to check it against"
-
-
-@pytest.mark.usefixtures("_no_git")
-def test_a_commit_that_is_here_and_clean_is_plain() -> None:
-    found = report_of({"commit": "known", "dirty": "false"}, None)
-    assert "  commit      known" in found.lines
-    assert not any("dirty" in line for line in found.lines)
-
-
-def test_the_conclusion_claims_no_more_than_was_checked() -> None:
-    found = LineageReport()
-    assert found.conclusion == "nothing here to check it against"
-    found.add_link(Link("a", "1", None))
-    assert found.conclusion == "nothing here to check it against"
-    found.add_link(Link("a", "1", "1"))
-    assert found.conclusion == "every link that can be checked holds"
-    found.add_link(Link("a", "1", "2"))
-    assert found.broken
+def test_the_key_of_recorded_inputs_is_the_run_key_of_the_same_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real files, digested by dvc/digest.py itself: the two ways to the key must not part."""
+    monkeypatch.chdir(tmp_path)
+    for path, text in {
+        "dvc.yaml": "stages:\n  train:\n    cmd: fit é\n    deps: [a.txt]\n    params: [peak_lr, word, flag]\n",
+        "params.yaml": "flag: false\npeak_lr: 0.00001\nword: Jede Mühe\n",
+        "a.txt": "text",
+    }.items():
+        Path(path).write_text(text, "utf-8")
+    entry: dict[str, Any] = {
+        "cmd": "fit é",
+        "deps": [{"path": "a.txt", "hash": "md5", "md5": "1cb251ec0d568de6a929b520c4aed8d1", "size": 4}],
+        "params": {"params.yaml": {"flag": False, "word": "Jede Mühe", "peak_lr": 1e-05}},
+        "outs": [{"path": "model", "md5": "m"}],
+    }
+    assert run_key_of(recorded_inputs(entry)) == run_key()
+    entry["params"]["params.yaml"]["flag"] = True
+    assert run_key_of(recorded_inputs(entry)) != run_key()

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from reprogpt.decide.decision import num_pairs
+from reprogpt.errors import PipelineError
 from reprogpt.runs.compare import Change, Comparison, Divergence, diff_runs
-from reprogpt.runs.find import require_distinct, require_run
+from reprogpt.runs.find import format_runs, require_run, runs_named
 from reprogpt.step_record import STEP_METRICS
 from reprogpt.tracking.store.client import metric_histories, search_runs
 from reprogpt.tracking.store.tracked_run import TrackedRun
@@ -20,7 +21,9 @@ def compare(a: str, b: str) -> int:
     runs = search_runs()
     chosen = [require_run(what, runs) for what in (a, b)]
     (run_a, _), (run_b, _) = chosen
-    require_distinct((a, b), (run_a, run_b), runs)
+    if run_a.id == run_b.id:
+        same_name = format_runs(runs_named(run_a.name, runs))
+        raise PipelineError(f"{a} and {b} are the same run; runs of one name are told apart by id:{same_name}")
     for letter, (run, remark) in zip("AB", chosen, strict=True):
         print(f"{letter}  {run.id}  {run.name}  {run.status}")
         print(f"   {remark}\n" if remark else "", end="")
@@ -32,17 +35,17 @@ def compare(a: str, b: str) -> int:
 
 def seeds_hint(a: TrackedRun, b: TrackedRun, runs: Sequence[TrackedRun]) -> list[str]:
     """Where a and b differ in one parameter, and runs of other seeds answer which value is better: a line saying so."""
-    found = num_pairs(a, b, runs)
-    if found is None or found[1] < 2:
+    pairs = num_pairs(a, b, runs)
+    if pairs is None or pairs[1] < 2:
         return []
-    return [f"one seed each; `reprogpt decide {found[0]}` has {found[1]} pairs"]
+    return [f"one seed each; `reprogpt decide {pairs[0]}` has {pairs[1]} pairs"]
 
 
 def report(comparison: Comparison) -> list[str]:
     """The comparison as lines for a terminal; the last line is the conclusion."""
     sections = dict(comparison.sections)
     results = sections.pop("results", [])
-    lines = [line for title, found in sections.items() for line in _section(title, found)]
+    lines = [line for title, changes in sections.items() for line in _section(title, changes)]
     num_a, num_b, num_all = comparison.num_steps
     if not num_a == num_b == num_all:
         lines += ["", f"steps recorded: {num_a} -> {num_b}; {num_a + num_b - num_all} of them in both"]
@@ -66,8 +69,8 @@ def conclusion(comparison: Comparison) -> str:
     return "the runs differ"
 
 
-def _section(title: str, found: list[Change]) -> list[str]:
-    return ["", title, *(line for change in found for line in _change(change))] if found else []
+def _section(title: str, changes: list[Change]) -> list[str]:
+    return ["", title, *(line for change in changes for line in _change(change))] if changes else []
 
 
 def _change(change: Change) -> list[str]:

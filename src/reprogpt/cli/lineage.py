@@ -1,31 +1,16 @@
 """`reprogpt lineage [WHAT]`: where a result comes from, whether every link holds, and how to restore it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
 
-from reprogpt.dvc.revisions import (
-    Commit,
-    Revision,
-    Workspace,
-    commits_with_run_key,
-    list_experiments,
-    resolve_commit,
-)
-from reprogpt.errors import PipelineError
-from reprogpt.runs.find import find_run_of_name, parent_run, unknown_name_error
-from reprogpt.runs.lineage import LineageReport, add_revision, add_run, lock_key
-from reprogpt.tracking.log.description import experiment_commands, repeat_commands
+from reprogpt.dvc.revisions import Revision, list_experiments, resolve_commit
+from reprogpt.paths import EVAL_RESULTS, MODEL
+from reprogpt.runs.find import MODEL_TAG, find_subject, runs_named
+from reprogpt.runs.lineage import DIFFERS, HOLDS, Lineage, Link, StageLinks, restore_commands, trace
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
-
-@dataclass(frozen=True)
-class Subject:
-    """What a lineage is asked for: a revision, or a run and the revision that holds its result, if any."""
-
-    run: TrackedRun | None
-    revision: Revision | None
-    remark: str = ""
+NAME_WIDTH = 28  # the longest path of an out
 
 
 def lineage(what: str | None) -> int:
@@ -34,87 +19,108 @@ def lineage(what: str | None) -> int:
     Raises PipelineError if `what` names nothing, or nothing is recorded yet.
     """
     runs = search_runs()
-    subject = find_subject(what, runs)
-    report = LineageReport()
-    if subject.remark:
-        report.add(subject.remark, "")
+    traced = trace(find_subject(what, runs), runs)
+    subject = traced.subject
+    lines = [subject.remark, ""] if subject.remark else []
     if subject.run:
-        add_run(report, subject.run, subject.revision)
+        lines += [*run_lines(subject.run, subject.revision), *link_lines(traced.run_links)]
+        lines += [""] if subject.revision else []
     if subject.revision:
-        add_revision(report, subject.revision, runs)
+        has_name = bool(runs_named(subject.revision.experiment, runs))
+        lines += revision_lines(traced, subject.revision, has_name=has_name)
     if what is not None:
-        report.add("", "to restore it", *(f"  {line}" for line in restore_commands(subject, broken=report.broken)))
-    report.add("", report.conclusion)
-    print("\n".join(report.lines))
-    return 1 if report.broken else 0
+        lines += ["", "to restore it", *(f"  {line}" for line in restore_commands(traced))]
+    print("\n".join([*lines, "", conclusion(traced)]))
+    return 1 if traced.is_broken else 0
 
 
-def find_subject(what: str | None, runs: Sequence[TrackedRun]) -> Subject:
-    """Resolve `what`: the workspace for None, else a run, else a DVC experiment, else a commit.
+def run_lines(run: TrackedRun, holder: Revision | None) -> list[str]:
+    """What an MLflow run records of its origin. holder: the revision that holds what it trained."""
+    tags = run.tags
+    lines = [
+        f"MLflow run {run.id}, {run.name}, {run.status}",
+        f"  corpus      {tags.get('corpus.path') or tags.get('corpus.url', 'not on record')}",
+        f"  sha256      {tags.get('corpus.sha256', 'not on record')}",
+    ]
+    if start := tags.get("started_from_sha256"):
+        lines += [f"  started from {run.params.get('init_from', 'weights not on record')}", f"  sha256      {start}"]
+    lines.append(f"  run key     {tags.get('run_key', 'not on record')}")
+    commit = tags.get("commit", "")
+    is_here = "" if resolve_commit(commit) else ", not in this repository"
+    lines.append(f"  commit      {commit or 'not on record'}{is_here}")
+    if tags.get("dirty") == "true":
+        lines.append("              dirty: files were edited that this commit does not hold as they were")
+    if experiment := tags.get("dvc.experiment"):
+        is_kept = "" if experiment in list_experiments() else ", no longer kept here under that name"
+        lines.append(f"  experiment  {experiment}{is_kept}")
+    return [*lines, f"  held by     {holder.name if holder else 'nothing here: no dvc.lock found has this run key'}"]
 
-    runs: newest first. An evaluation's child run stands for its training.
-    Raises PipelineError for anything else, and for a revision without dvc.lock.
+
+def revision_lines(traced: Lineage, revision: Revision, *, has_name: bool) -> list[str]:
+    """The stages in the revision's dvc.lock, and the MLflow runs that its weights belong to.
+
+    has_name: whether some run has the name of the revision's DVC experiment.
     """
-    if what is None:
-        return Subject(None, _with_lock(Workspace()))
-    found = find_run_of_name(what, runs)
-    if found:
-        run, remark = found
-        parent = parent_run(run, runs)
-        if parent:
-            return Subject(parent, _holder(parent), f"{run.id} is an evaluation of the training {parent.id}")
-        return Subject(run, _holder(run), remark)
-    known = list_experiments()
-    revision = known.get(what) or resolve_commit(what)
-    if revision is None:
-        raise unknown_name_error(what, runs, list(known))
-    return Subject(None, _with_lock(revision))
+    lines = [f"chain recorded in dvc.lock of {revision.name}"]
+    for stage in traced.stages:
+        lines += ["", stage.stage, *stage_lines(stage)]
+    if traced.key is None:
+        return lines
+    lines += ["", "run key of the weights, from what dvc.lock says they were made of", *link_lines([traced.key]), ""]
+    by_digest = f"MLflow runs that made these weights, by the digest of {MODEL}"
+    lines.append(by_digest if traced.makers else "no MLflow run made these weights")
+    for run in traced.makers:
+        has_key = run.tags.get("run_key") == traced.key.recorded
+        lines.append(training_line(run, "" if has_key else "  from other inputs"))
+    if traced.others:
+        lines += ["", "MLflow runs with this key that did not"]
+    for run in traced.others:
+        lines.append(training_line(run, "  OTHER WEIGHTS" if MODEL_TAG in run.tags else "  no weights"))
+    if traced.makers and revision.experiment and not has_name:
+        lines.append(f"  none is named {revision.experiment}: DVC had this result already, or renamed the experiment")
+    if revision.read_json(str(EVAL_RESULTS)):
+        lines += ["", f"numbers in {EVAL_RESULTS}, and in MLflow those of these weights"]
+        lines += link_lines(traced.results) or ["  not here  no run of these weights was evaluated"]
+    return lines
 
 
-def restore_commands(subject: Subject, *, broken: bool) -> list[str]:
-    """Commands that restore the subject's revision, or a sentence if none are needed or none would do.
-
-    broken: whether some link does not hold.
-    """
-    run, revision = subject.run, subject.revision
-    if isinstance(revision, Workspace) and not broken:
-        return ["nothing to do: it is the workspace's state"]
-    if isinstance(revision, Workspace) and run:
-        revision = _revision_holding(run)
-    if isinstance(revision, Commit):
-        name = revision.experiment
-        return experiment_commands(name) if name else [f"git checkout {revision.commit}", "dvc checkout"]
-    return _repeat_commands(run) if run else []
+def conclusion(traced: Lineage) -> str:
+    """One line that claims only what was checked."""
+    if traced.is_broken:
+        return "NOT every link holds: see DIFFERS"
+    return "every link that can be checked holds" if HOLDS in traced.statuses else "nothing here to check it against"
 
 
-def _repeat_commands(run: TrackedRun) -> list[str]:
-    commit = run.tags.get("commit", "")
-    if not resolve_commit(commit):
-        return [f"impossible here: this repository lacks the run's commit {commit or '(none is on record)'}"]
-    return repeat_commands(run)
+def stage_lines(stage: StageLinks) -> list[str]:
+    """The outs with their digests; of the inputs, those that don't hold, and how many do."""
+    if not stage.outs:
+        return ["  not in dvc.lock: it never ran"]
+    kinds = Counter(link.what.partition(" ")[0] for link in stage.inputs if link.status == HOLDS)
+    made_by = ["cmd"] if kinds.pop("cmd", 0) else []
+    made_by += [f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in kinds.items()]
+    lines = [f"  {HOLDS:<8}  made by {', '.join(made_by)}"] if made_by else []
+    return [*lines, *link_lines(link for link in stage.inputs if link.status != HOLDS), *link_lines(stage.outs)]
 
 
-def _holder(run: TrackedRun) -> Revision | None:
-    """The revision that holds what the run trained: the workspace if it does, else as _revision_holding."""
-    workspace, key = Workspace(), run.tags.get("run_key")
-    held = key is not None and key in (workspace.summary_key, lock_key(workspace))
-    return workspace if held else _revision_holding(run)
+def training_line(run: TrackedRun, remark: str) -> str:
+    corpus = run.tags.get("corpus.path") or run.tags.get("corpus.url", "corpus not on record")
+    return f"  {run.id}  {run.status:<8}  {run.name}  {corpus.rpartition('/')[2]}{remark}"
 
 
-def _revision_holding(run: TrackedRun) -> Commit | None:
-    """The run's own DVC experiment, else another, else the newest commit, that holds what the run trained."""
-    key = run.tags.get("run_key")
-    if key is None:
-        return None
-    known = list_experiments()
-    own = known.get(run.tags.get("dvc.experiment", ""))
-    kept = [*([own] if own else []), *known.values()]
-    return next((revision for revision in kept if revision.summary_key == key), None) or next(
-        iter(commits_with_run_key(key)), None
-    )
+def link_lines(links: Iterable[Link]) -> list[str]:
+    """A line per link, with a second one if the present value is another, and one for a long name."""
+    lines = []
+    for link in links:
+        name = link.what
+        if len(name) > NAME_WIDTH:
+            lines.append(f"  {link.status:<8}  {name}")
+            lines.append(_row("", "recorded", link.recorded))
+        else:
+            lines.append(_row(link.status, name, link.recorded))
+        if link.status == DIFFERS:
+            lines.append(_row("", "found", link.present))
+    return lines
 
 
-def _with_lock(revision: Revision) -> Revision:
-    if not revision.lock:
-        raise PipelineError(f"{revision.name} has no dvc.lock, so no result is recorded there; `dvc repro` makes one")
-    return revision
+def _row(status: str, name: str, value: str | None) -> str:
+    return f"  {status:<8}  {name:<{NAME_WIDTH}}  {'nothing' if value is None else value}"

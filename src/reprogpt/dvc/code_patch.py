@@ -1,10 +1,9 @@
-"""The stages' code: which files it is, and a patch from the commit to the code that runs.
+"""The stages' code, as a patch from the commit to what runs.
 
-Files are asked by their content, with an index of their own: git's index trusts a file's time and size, so it misses
+Files are compared by their content, with an index of our own: git's index trusts a file's time and size, so it misses
 an edit of the same length within the second in which DVC wrote the file.
 """
 
-import ast
 import os
 import subprocess
 import tempfile
@@ -12,10 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reprogpt.dvc.git import git
-from reprogpt.params.loader import DVC_FILE
+from reprogpt.params.loader import DVC_FILE, read_mapping
 
 MAX_PATCH_BYTES = 1_000_000  # all code of this repository is a third of that
-_STAGES, _PACKAGES = Path("stages"), Path("src")
+_CODE = ("src/", "stages/", "requirements.lock")  # how deps in dvc.yaml begin that are no data
+# What the stages import besides the code that dvc.yaml lists: it changes no result, but they don't start without it.
+OBSERVERS = (
+    "src/reprogpt/dvc/code_patch.py",
+    "src/reprogpt/dvc/git.py",
+    "src/reprogpt/process/streams.py",
+    "src/reprogpt/progress.py",
+    "src/reprogpt/serving",
+    "src/reprogpt/tracking",
+)
 # The form that `git apply` reads, whatever the user's configuration and attributes say.
 _PATCH_FORM = (
     *("-p", "--unified=3", "--binary", "--full-index", "--no-renames", "--no-color", "--no-ext-diff", "--no-textconv"),
@@ -34,18 +42,17 @@ class CodePatch:
 def code_patch() -> CodePatch | None:
     """What has to be applied to the commit to get the code as it is now; None where there is no commit.
 
-    Only dvc.yaml and the files that the stages import are in it, tracked or not: no other file of the workspace, such
-    as .env or .dvc/config, is read.
+    It covers dvc.yaml, the code and requirements.lock that dvc.yaml's stages list, since nothing else can change a
+    result, and OBSERVERS; new .py files in a listed folder, too. No other file of the workspace is read, such as .env,
+    nor a module that a stage imports and dvc.yaml does not list: DVC misses its edits as well.
     """
     if git("rev-parse", "--verify", "HEAD") is None:
         return None
-    code = stage_code()
-    paths = sorted({*map(str, code), *_deleted_code({path.parent for path in code}), str(DVC_FILE)})
     with tempfile.TemporaryDirectory(prefix="reprogpt-code-") as folder:
         index = _FreshIndex(Path(folder))
         try:
             index.run("read-tree", "HEAD")
-            index.run("update-index", "--add", "--remove", "-z", "--stdin", stdin="\0".join(paths).encode())
+            index.run("update-index", "--add", "--remove", "-z", "--stdin", stdin="\0".join(stage_code()).encode())
             changed = index.run("diff-index", "--cached", "--name-only", "--relative", "-z", "HEAD")
             names = [name for name in changed.decode("utf-8", "surrogateescape").split("\0") if name]
             content = index.run("diff-index", "--cached", *_PATCH_FORM, "HEAD") if names else b""
@@ -54,45 +61,15 @@ def code_patch() -> CodePatch | None:
     return CodePatch(content, names)
 
 
-def stage_code() -> set[Path]:
-    """The files that the stages consist of: stages/*.py, and what they import from src/ and the root, direct or not."""
-    seen: set[Path] = set()
-    waiting = set(_STAGES.glob("*.py"))
-    while waiting:
-        path = waiting.pop()
-        if path not in seen:
-            seen.add(path)
-            waiting |= _imported_files(path)
-    return seen
-
-
-def _imported_files(path: Path) -> set[Path]:
-    """Our files that Python runs when it imports what `path` imports, parents' __init__ included."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # an unfinished edit of a stage that does not run now
-        return set()
-    base = _PACKAGES if path.is_relative_to(_PACKAGES) else Path()
-    package = path.relative_to(base).parent.parts
-    names: set[tuple[str, ...]] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {tuple(alias.name.split(".")) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parent = package[: len(package) - node.level + 1] if node.level else ()
-            module = (*parent, *(node.module or "").split(".")) if node.module else parent
-            names |= {module, *((*module, alias.name) for alias in node.names)}
-    prefixes = {name[:end] for name in names for end in range(1, len(name) + 1)}
-    candidates = [base.joinpath(*prefix) for base in (_PACKAGES, Path()) for prefix in prefixes]
-    files = [file for module in candidates for file in (module.with_suffix(".py"), module / "__init__.py")]
-    return {file for file in files if file.is_file()}
-
-
-def _deleted_code(folders: set[Path]) -> list[str]:
-    """Files of the commit beside code of the stages that are deleted now: a folder is a dependency as a whole."""
-    listed = git("ls-tree", "-r", "-z", "--name-only", "HEAD", "--", str(_STAGES), str(_PACKAGES)) or ""
-    names = [name for name in listed.split("\0") if name.endswith(".py")]
-    return [name for name in names if Path(name).parent in folders and not Path(name).exists()]
+def stage_code() -> list[str]:
+    """The paths that the patch is about, those that the commit has and the workspace has not among them."""
+    stages = read_mapping(DVC_FILE)["stages"].values()
+    deps = {dep for stage in stages for dep in stage.get("deps", []) if dep.startswith(_CODE)}
+    listed = sorted(deps.union(OBSERVERS))
+    committed = git("ls-tree", "-r", "-z", "--name-only", "HEAD", "--", *listed) or ""
+    candidates = [file for path in map(Path, listed) for file in (path, *path.rglob("*.py"))]
+    names = [*committed.split("\0"), *(file.as_posix() for file in candidates if file.is_file())]
+    return sorted({name for name in names if name.endswith(".py") or name in deps} | {str(DVC_FILE)})
 
 
 class _FreshIndex:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reprogpt.dvc.digest import cached_md5
+from reprogpt.dvc.digest import cached_md5, dvc_md5
+from reprogpt.dvc.lock import locked_stage, recorded_inputs, recorded_outs
 from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, read_mapping
 
 
@@ -34,6 +35,15 @@ def stage_inputs(stage: str) -> dict[str, Any]:
         "deps": {dep: cached_md5(Path(dep)) for dep in definition.get("deps", [])},
         "params": {key: values.get(key) for key in definition.get("params", [])},
     }
+
+
+def is_up_to_date(stage: str) -> bool:
+    """Whether DVC would skip the stage: inputs and outs are as dvc.lock records them."""
+    locked = locked_stage(stage)
+    outs = {Path(path): md5 for path, md5 in recorded_outs(locked).items()}
+    if not locked or not all(path.exists() and dvc_md5(path) == md5 for path, md5 in outs.items()):
+        return False
+    return recorded_inputs(locked) == stage_inputs(stage)
 
 
 def run_key() -> str:

@@ -3,11 +3,13 @@
 import subprocess
 from pathlib import Path
 
+from reprogpt.dvc.digest import cached_files
 from reprogpt.dvc.git import git, git_bytes
-from reprogpt.dvc.lock import RWLOCK, read_rwlock
+from reprogpt.dvc.lock import LOCK_FILE
+from reprogpt.dvc.rwlock import RWLOCK, read_rwlock
 from reprogpt.errors import ParamsError, PipelineError
 from reprogpt.files import write_bytes_atomic
-from reprogpt.params.loader import LOCK_FILE, read_mapping
+from reprogpt.params.loader import read_mapping
 
 NO_REPOSITORY = (
     "DVC works in a git repository only. In a folder from an archive, make one:\n"
@@ -91,12 +93,11 @@ def _is_valid_lock(path: Path) -> bool:
 
 def warnings() -> list[str]:
     """What stops some commands of DVC, though not `dvc repro`."""
-    found = []
+    listed = []
     if git("var", "GIT_COMMITTER_IDENT") is None:
-        found.append(NO_IDENTITY)
-    cache = git("config", "--file", ".dvc/config.local", "cache.dir")
-    if not str(Path.cwd()).isascii() and not (cache and Path(cache).is_absolute() and cache.isascii()):
-        found.append(NOT_ASCII)
+        listed.append(NO_IDENTITY)
+    if not str(cached_files().resolve()).isascii():
+        listed.append(NOT_ASCII)
     if git("rev-parse", "--is-shallow-repository") == "true":
-        found.append(SHALLOW)
-    return found
+        listed.append(SHALLOW)
+    return listed

@@ -1,23 +1,20 @@
 """Revisions of the project: the workspace, git commits and DVC experiments, with their files and digests."""
 
-import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
-from reprogpt.dvc.digest import dvc_md5
+from reprogpt.dvc.digest import cached_files, content_md5, dvc_md5, folder_md5
 from reprogpt.dvc.git import git, git_bytes
-from reprogpt.dvc.lock import recorded_outs
+from reprogpt.dvc.lock import LOCK_FILE, recorded_inputs, recorded_outs
+from reprogpt.dvc.pipeline import run_key_of
 from reprogpt.errors import PipelineError
-from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE
+from reprogpt.files import parse_json
+from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, parse_mapping
 from reprogpt.paths import TRAIN_SUMMARY
 
 
@@ -61,6 +58,12 @@ class Revision(ABC):
         return {path: md5 for entry in self.lock.values() for path, md5 in recorded_outs(entry).items()}
 
     @property
+    def lock_key(self) -> str | None:
+        """The run key of train's inputs in dvc.lock; None if train is not there."""
+        entry = self.lock.get("train")
+        return run_key_of(recorded_inputs(entry)) if entry else None
+
+    @property
     def summary_key(self) -> str | None:
         """The run key in data/metrics/train.json; None if there is none."""
         recorded = self.read_json(str(TRAIN_SUMMARY)).get("run_key")
@@ -68,21 +71,15 @@ class Revision(ABC):
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A JSON object of the project; {} if it does not exist or is not readable."""
-        try:
-            values = json.loads(self.read(path) or b"{}")
-        except ValueError:
-            return {}
-        return values if isinstance(values, dict) else {}
+        with suppress(ValueError):
+            return parse_json(self.read(path) or b"")
+        return {}
 
     def _mapping(self, path: Path) -> dict[str, Any]:
         content = self.read(str(path))
         if content is None:
             raise PipelineError(f"{self.name} has no {path}; run this at the root of a clone of the pipeline")
-        # YAML 1.2, as DVC writes it: a YAML 1.1 parser reads its `1e-05` as a string.
-        values = YAML(typ="safe", pure=True).load(content)
-        if not isinstance(values, dict):
-            raise PipelineError(f"{path} of {self.name} holds no `key: value` lines")
-        return values
+        return parse_mapping(content, f"{path} of {self.name}")
 
 
 class Workspace(Revision):
@@ -113,39 +110,32 @@ class Commit(Revision):
         """See Revision. A file in DVC's cache exists if its bytes match its name."""
         content = self.read(path)
         if content is not None:
-            return _md5(content)
+            return content_md5(content)
         listed = git("ls-tree", "-r", "-z", "--name-only", self.commit, f"{path}/")
         if listed:
-            names = sorted(name.removeprefix(f"{path}/") for name in listed.split("\0") if name)
-            files = [{"md5": _md5(self.read(f"{path}/{name}") or b""), "relpath": name} for name in names]
-            return _md5(json.dumps(files, sort_keys=True).encode()) + ".dir"
+            files = {name.removeprefix(f"{path}/"): self.read(name) or b"" for name in listed.split("\0") if name}
+            return folder_md5({name: content_md5(content) for name, content in files.items()})
         recorded = self.recorded_outs.get(path)
-        return recorded if recorded and self._in_cache(recorded) else None
+        return recorded if recorded and _is_cached(recorded) else None
 
-    def _in_cache(self, digest: str) -> bool:
-        path = self._cache / "files" / "md5" / digest[:2] / digest[2:]
-        if not path.is_file() or dvc_md5(path) != digest.removesuffix(".dir"):
-            return False
-        members = json.loads(path.read_text("utf-8")) if digest.endswith(".dir") else []
-        return all(self._in_cache(member["md5"]) for member in members)
 
-    @cached_property
-    def _cache(self) -> Path:
-        # Asked of DVC: a repository, global or system setting may have moved it.
-        done = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True)
-        return Path(os.fsdecode(done.stdout).strip()) if done.returncode == 0 else Path(".dvc/cache")
+def _is_cached(digest: str) -> bool:
+    """Whether DVC's cache has the file or folder of this digest, undamaged."""
+    path = cached_files() / digest[:2] / digest[2:]
+    if not path.is_file() or dvc_md5(path) != digest.removesuffix(".dir"):
+        return False
+    members = json.loads(path.read_bytes()) if digest.endswith(".dir") else []
+    return all(_is_cached(member["md5"]) for member in members)
 
 
 def list_experiments() -> dict[str, Commit]:
     """DVC's experiments by name, newest first; of several with the same name, the newest."""
     listed = git("for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps") or ""
-    found: dict[str, Commit] = {}
-    for line in listed.splitlines():
-        # Other refs under refs/exps are DVC's bookkeeping.
-        match = re.fullmatch(r"([0-9a-f]+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)", line)
-        if match:
-            found.setdefault(match[2], Commit(match[1], f"DVC experiment {match[2]}", match[2]))
-    return found
+    experiments: dict[str, Commit] = {}
+    # Other refs under refs/exps are DVC's bookkeeping.
+    for commit, name in re.findall(r"(?m)^([0-9a-f]+) refs/exps/[0-9a-f]{2}/[0-9a-f]{38}/(.+)$", listed):
+        experiments.setdefault(name, Commit(commit, f"DVC experiment {name}", name))
+    return experiments
 
 
 def queued_experiments() -> list[Commit]:
@@ -162,12 +152,7 @@ def resolve_commit(what: str) -> Commit | None:
 
 def commits_with_run_key(run_key: str) -> list[Commit]:
     """Commits of branches, tags and HEAD that introduced the results of this run key, newest first."""
-    commits = git(
-        "log", "HEAD", "--branches", "--tags", "--remotes", f"-S{run_key}", "--format=%H", "--", str(TRAIN_SUMMARY)
-    )
-    found = [Commit(commit, f"commit {commit}") for commit in (commits or "").split()]
-    return [revision for revision in found if revision.summary_key == run_key]
-
-
-def _md5(content: bytes) -> str:
-    return hashlib.md5(content, usedforsecurity=False).hexdigest()
+    everywhere = ("HEAD", "--branches", "--tags", "--remotes")
+    hashes = git("log", *everywhere, f"-S{run_key}", "--format=%H", "--", str(TRAIN_SUMMARY)) or ""
+    commits = [Commit(commit, f"commit {commit}") for commit in hashes.split()]
+    return [commit for commit in commits if commit.summary_key == run_key]

@@ -18,7 +18,6 @@ from reprogpt.errors import ParamsError
 
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
-LOCK_FILE = Path("dvc.lock")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 # Raised by ruamel.yaml's constructors for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
 _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -65,29 +64,35 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    YAML 1.2, as DVC writes it: to a YAML 1.1 reader, DVC's `1e-05` is a string.
-    Raises ParamsError if the file is missing, is not YAML, or is not a mapping.
-    """
+    """Read a YAML file that holds a mapping. Raises ParamsError if it is missing, or as parse_mapping does."""
     try:
-        values = YAML(typ="safe", pure=True).load(path)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
+    return parse_mapping(content, str(path))
+
+
+def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
+    """The mapping that a YAML file's content holds. name: the file, for messages.
+
+    YAML 1.2, as DVC writes it: to a YAML 1.1 reader, DVC's `1e-05` is a string.
+    Raises ParamsError if it is not YAML, or is not a mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(content)
     except RecursionError:
-        raise ParamsError(f"{path} is not readable YAML: it is nested too deeply; its values are single ones") from None
+        raise ParamsError(f"{name} is not readable YAML: it is nested too deeply; its values are single ones") from None
     except (YAMLError, *_CONSTRUCTOR_ERRORS) as error:
-        raise ParamsError(
-            f"{path} is not readable YAML: {_wide_colon(path) or shortened(' '.join(str(error).split()))}"
-        ) from None
+        reason = " ".join(str(error).split()).replace("<byte string>", name)
+        raise ParamsError(f"{name} is not readable YAML: {_wide_colon(content) or shortened(reason)}") from None
     if not isinstance(values, dict):
-        raise ParamsError(f"{path} must hold `key: value` lines, not {type(values).__name__}")
+        raise ParamsError(f"{name} must hold `key: value` lines, not {type(values).__name__}")
     return values
 
 
-def _wide_colon(path: Path) -> str:
+def _wide_colon(content: bytes) -> str:
     """What is wrong with the first line whose key ends in a full-width colon or space; "" if there is none."""
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(content.decode("utf-8", errors="replace").splitlines(), 1):
         match = re.match(r"\s*(\w+)\s*(\uff1a|:\u3000)", line)
         if match:
             what = "a full-width colon" if match[2] == "\uff1a" else "a full-width space after the colon"
@@ -101,22 +106,6 @@ def peek(key: str) -> object:
         return read_mapping(PARAMS_FILE).get(key)
     except (ParamsError, OSError):
         return None
-
-
-def differs_from_last_result(stage: str) -> bool:
-    """Whether a value of params.yaml is another than dvc.lock records of the stage's last result.
-
-    True also if params.yaml can't be read; False if there is no such result.
-    """
-    try:
-        recorded = read_mapping(LOCK_FILE)["stages"][stage]["params"][PARAMS_FILE.name]
-    except (ParamsError, OSError, LookupError, TypeError):
-        return False
-    try:
-        values = read_mapping(PARAMS_FILE)
-    except (ParamsError, OSError):
-        return True
-    return bool(unknown_keys(values)) or any(values.get(key) != value for key, value in recorded.items())
 
 
 def known_keys() -> set[str]:

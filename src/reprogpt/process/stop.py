@@ -9,7 +9,7 @@ from types import FrameType
 
 import psutil
 
-from reprogpt.dvc.lock import pids_writing_outs
+from reprogpt.dvc.rwlock import pids_writing_outs
 from reprogpt.errors import OrphanedError, Terminated
 
 

@@ -1,6 +1,5 @@
 """The differences between two runs, and the first step at which their bits differ. Values in, values out."""
 
-import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -79,12 +78,11 @@ def diff_runs(a: TrackedRun, b: TrackedRun, history_a: History, history_b: Histo
         "results": _results(a, b),
     }
     if not sections["tokens"] and not any(change.key in TrainParams.model_fields for change in sections["parameters"]):
-        sections["code"] += changes(
-            ["run_key"], a.tags, b.tags
-        )  # equal parameters and data: then train's code or pinned packages differ
+        # Equal parameters and data: then train's code or pinned packages differ.
+        sections["code"] += changes(["run_key"], a.tags, b.tags)
     steps_a, steps_b = _steps(history_a), _steps(history_b)
     return Comparison(
-        sections={title: found for title, found in sections.items() if found},
+        sections={title: section for title, section in sections.items() if section},
         num_steps=(len(steps_a), len(steps_b), len(steps_a | steps_b)),
         divergence=first_divergence(history_a, history_b),
         has_weights=WEIGHTS in a.tags or WEIGHTS in b.tags,
@@ -100,18 +98,22 @@ def first_divergence(a: History, b: History) -> Divergence | None:
     """The first common step at which STEP_METRICS differ in their bits; None if there is none."""
     common = sorted(_steps(a) & _steps(b))
     for index, step in enumerate(common):
-        pairs = {key: (a.get(key, {}).get(step), b.get(key, {}).get(step)) for key in STEP_METRICS}
-        found = [Change(key, *map(_digits, pair)) for key, pair in pairs.items() if not same_bits(*pair)]
-        if found:
-            return Divergence(step, found, _loss_differences(common[index:], a.get("loss", {}), b.get("loss", {})))
+        differing = changes(STEP_METRICS, _digits(_at_step(a, step)), _digits(_at_step(b, step)))
+        if differing:
+            return Divergence(step, differing, _loss_differences(common[index:], a.get("loss", {}), b.get("loss", {})))
     return None
 
 
-def same_bits(a: float | None, b: float | None) -> bool:
-    """Whether two float64 have the same 64 bits: unlike ==, NaN equals itself and 0.0 differs from -0.0."""
-    if a is None or b is None:
-        return a is b
-    return struct.pack(">d", a) == struct.pack(">d", b)
+def _at_step(history: History, step: int) -> dict[str, float]:
+    return {key: values[step] for key, values in history.items() if step in values}
+
+
+def _digits(values: Mapping[str, float]) -> dict[str, str]:
+    """Each value as the shortest decimal that reads back to the same bits.
+
+    So texts are equal where the bits are: unlike ==, NaN equals itself and 0.0 differs from -0.0.
+    """
+    return {key: repr(value) for key, value in values.items()}
 
 
 def _loss_differences(steps: list[int], a: Mapping[int, float], b: Mapping[int, float]) -> list[tuple[int, float]]:
@@ -124,15 +126,8 @@ def _results(a: TrackedRun, b: TrackedRun) -> list[Change]:
     """The last and lowest losses, evaluate's metrics and the digest of the weights, where they differ in their bits."""
     final = sorted(key for key in a.metrics | b.metrics if key.startswith(("final_", "val_")) and key != "val_loss")
     keys = ["train_loss", "val_loss", "best_val_loss", *final]
-    pairs = {key: (a.metrics.get(key), b.metrics.get(key)) for key in keys}
-    found = [Change(key, *map(_digits, pair)) for key, pair in pairs.items() if not same_bits(*pair)]
-    return found + changes([WEIGHTS], a.tags, b.tags)
+    return changes(keys, _digits(a.metrics), _digits(b.metrics)) + changes([WEIGHTS], a.tags, b.tags)
 
 
 def _steps(history: History) -> set[int]:
     return {step for key in STEP_METRICS for step in history.get(key, {})}
-
-
-def _digits(value: float | None) -> str | None:
-    """The shortest decimal that reads back to the same bits."""
-    return None if value is None else repr(value)

@@ -1,12 +1,20 @@
-"""Finds the MLflow run that an argument on the command line names: in MLflow, or among DVC's experiments.
+"""What a word on the command line names: an MLflow run, a DVC experiment or a commit.
 
 A run keeps the name that its experiment had when it trained, and DVC can rename an experiment.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from reprogpt.dvc.revisions import Revision, list_experiments
+from reprogpt.dvc.revisions import (
+    Commit,
+    Revision,
+    Workspace,
+    commits_with_run_key,
+    list_experiments,
+    resolve_commit,
+)
 from reprogpt.errors import PipelineError
 from reprogpt.paths import MODEL
 from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
@@ -22,9 +30,9 @@ def find_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | 
     another name if the experiment was renamed, or if DVC had the result already.
     runs: newest first. Raises PipelineError if several ids start with the digits.
     """
-    found = find_run_of_name(what, runs)
-    if found:
-        return found
+    named = find_run_of_name(what, runs)
+    if named:
+        return named
     experiment = list_experiments().get(what)
     trained = run_that_trained(experiment, runs) if experiment else None
     if trained is None:
@@ -41,16 +49,18 @@ def find_run_of_name(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun,
     Raises PipelineError if several ids start with the digits.
     """
     if re.fullmatch("[0-9a-fA-F]{6,32}", what):
-        found = [run for run in runs if run.id.startswith(what.lower())]
-        if len(found) > 1:
-            raise PipelineError(f"{what} begins the ids of {len(found)} runs; give more digits:{format_runs(found)}")
-        if found:
-            return found[0], ""
-    found = runs_named(what, runs)
-    if not found or _name_has_moved(what, found, runs):
+        matching = [run for run in runs if run.id.startswith(what.lower())]
+        if len(matching) > 1:
+            raise PipelineError(
+                f"{what} begins the ids of {len(matching)} runs; give more digits:{format_runs(matching)}"
+            )
+        if matching:
+            return matching[0], ""
+    named = runs_named(what, runs)
+    if not named or _name_has_moved(what, named, runs):
         return None
-    others = f"{len(found)} runs are named {what}; this is the newest:{format_runs(found)}"
-    return found[0], others if len(found) > 1 else ""
+    others = f"{len(named)} runs are named {what}; this is the newest:{format_runs(named)}"
+    return named[0], others if len(named) > 1 else ""
 
 
 def _name_has_moved(name: str, named: Sequence[TrackedRun], runs: Sequence[TrackedRun]) -> bool:
@@ -69,42 +79,85 @@ def run_that_trained(revision: Revision, runs: Sequence[TrackedRun]) -> TrackedR
     runs: newest first.
     """
     key = revision.summary_key
-    found = [run for run in runs if key is not None and run.tags.get("run_key") == key]
+    of_key = [run for run in runs if key is not None and run.tags.get("run_key") == key]
     weights = revision.recorded_outs.get(str(MODEL))
-    same = [run for run in found if weights is not None and run.tags.get(MODEL_TAG) == weights]
-    return next(iter([*same, *found]), None)
+    with_weights = [run for run in of_key if weights is not None and run.tags.get(MODEL_TAG) == weights]
+    return next(iter([*with_weights, *of_key]), None)
 
 
 def require_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str]:
     """find_run, where finding none is a PipelineError that lists what is known."""
-    found = find_run(what, runs)
-    if found is None:
+    named = find_run(what, runs)
+    if named is None:
         raise PipelineError(
             f"no MLflow run has the id or name {what}, nor an id that begins with it (6 digits at least), and\n"
             "no DVC experiment of that name has the result of one.\n"
             f"Known:{format_runs(runs)}"
         )
-    return found
+    return named
 
 
-def unknown_name_error(what: str, runs: Sequence[TrackedRun], experiments: Sequence[str]) -> PipelineError:
-    """The error for a name that is no run, no DVC experiment and no commit."""
-    known = ", ".join(experiments[:MAX_LISTED]) or "none"
-    return PipelineError(
-        f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
-        f"commit in this repository. Experiments: {known}. Runs:{format_runs(runs)}"
-    )
+@dataclass(frozen=True)
+class Subject:
+    """A revision, or a run and the revision that holds what it trained, if any.
+
+    remark: what to say of the choice, "" usually.
+    """
+
+    run: TrackedRun | None
+    revision: Revision | None
+    remark: str = ""
 
 
-def require_distinct(words: Sequence[str], chosen: Sequence[TrackedRun], runs: Sequence[TrackedRun]) -> None:
-    """Raise PipelineError if two of the words name the same run. chosen: the run of each word."""
-    seen: dict[str, str] = {}
-    for word, run in zip(words, chosen, strict=True):
-        if run.id in seen:
-            same = runs_named(run.name, runs)
-            advice = f"; runs of one name are told apart by id:{format_runs(same)}" if len(same) > 1 else ""
-            raise PipelineError(f"{seen[run.id]} and {word} are the same run{advice}")
-        seen[run.id] = word
+def find_subject(what: str | None, runs: Sequence[TrackedRun]) -> Subject:
+    """The workspace for None, else the run, DVC experiment or commit that `what` names, the first of these that exists.
+
+    runs: newest first. An evaluation's child run stands for its training.
+    Raises PipelineError for anything else, and for a revision without dvc.lock.
+    """
+    if what is None:
+        return Subject(None, _require_lock(Workspace()))
+    named = find_run_of_name(what, runs)
+    if named:
+        run, remark = named
+        parent = parent_run(run, runs)
+        if parent:
+            return Subject(parent, _holder(parent), f"{run.id} is an evaluation of the training {parent.id}")
+        return Subject(run, _holder(run), remark)
+    experiments = list_experiments()
+    revision = experiments.get(what) or resolve_commit(what)
+    if revision is None:
+        known = ", ".join(list(experiments)[:MAX_LISTED]) or "none"
+        raise PipelineError(
+            f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
+            f"commit in this repository. Experiments: {known}. Runs:{format_runs(runs)}"
+        )
+    return Subject(None, _require_lock(revision))
+
+
+def _require_lock(revision: Revision) -> Revision:
+    if not revision.lock:
+        raise PipelineError(f"{revision.name} has no dvc.lock, so no result is recorded there; `dvc repro` makes one")
+    return revision
+
+
+def _holder(run: TrackedRun) -> Revision | None:
+    """The workspace if it holds what the run trained, else as revision_holding."""
+    workspace, key = Workspace(), run.tags.get("run_key")
+    is_here = key is not None and key in (workspace.summary_key, workspace.lock_key)
+    return workspace if is_here else revision_holding(run)
+
+
+def revision_holding(run: TrackedRun) -> Commit | None:
+    """The run's own DVC experiment, else another, else the newest commit, that holds what the run trained."""
+    key = run.tags.get("run_key")
+    if key is None:
+        return None
+    experiments = list_experiments()
+    own = experiments.get(run.tags.get("dvc.experiment", ""))
+    candidates = [*([own] if own else []), *experiments.values()]
+    held = next((experiment for experiment in candidates if experiment.summary_key == key), None)
+    return held or next(iter(commits_with_run_key(key)), None)
 
 
 def runs_named(name: str, runs: Sequence[TrackedRun]) -> list[TrackedRun]:

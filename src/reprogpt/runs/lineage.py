@@ -1,182 +1,185 @@
-"""The lineage report: lines for a terminal, and whether every link holds."""
+"""Where a result comes from: what MLflow and dvc.lock record of it, each value checked against what is here."""
 
+import json
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
-from reprogpt.dvc.lock import recorded_inputs
-from reprogpt.dvc.pipeline import run_key_of
-from reprogpt.dvc.revisions import Revision, list_experiments, resolve_commit
+from reprogpt.dvc.lock import recorded_inputs, recorded_outs
+from reprogpt.dvc.pipeline import out_paths
+from reprogpt.dvc.revisions import Commit, Workspace, resolve_commit
 from reprogpt.paths import EVAL_RESULTS, MODEL, TRAIN_SUMMARY
-from reprogpt.runs.find import MODEL_TAG, runs_named
-from reprogpt.runs.links import DIFFERS, HOLDS, Link, StageLinks, check_links
+from reprogpt.runs.find import MODEL_TAG, Subject, revision_holding
+from reprogpt.tracking.log.description import experiment_commands, repeat_commands
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
-MAKES = {
-    "fetch": "raw text",
-    "split": "train and validation text",
-    "tokenize": "tokens",
-    "train": "weights",
-    "evaluate": "results",
-    "plot": "plots",
-}
-NAME_WIDTH = 28  # the longest path of an out
+HOLDS = "holds"
+DIFFERS = "DIFFERS"
+NOT_HERE = "not here"
+UNLISTED = "no longer listed in dvc.yaml"
 
 
-class LineageReport:
-    """Lines for the terminal, and the statuses of the links among them."""
+@dataclass(frozen=True)
+class Link:
+    """A recorded value (None: nothing is recorded) and the present one (None: there is none here to check)."""
 
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.statuses: set[str] = set()
+    what: str
+    recorded: str | None
+    present: str | None
 
     @property
-    def broken(self) -> bool:
+    def status(self) -> str:
+        """HOLDS, DIFFERS, or NOT_HERE if it can't be checked."""
+        if self.recorded is None:
+            return DIFFERS
+        if self.present is None:
+            return NOT_HERE
+        return HOLDS if self.present == self.recorded else DIFFERS
+
+
+@dataclass(frozen=True)
+class StageLinks:
+    """A stage's links to its inputs (cmd, deps, params) and its outs; none if it never ran."""
+
+    stage: str
+    inputs: list[Link]
+    outs: list[Link]
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The origin of a run, of a revision's result, or of both.
+
+    run_links: the digests that the run records, checked against the revision's dvc.lock.
+    key: the run key of train's recorded inputs, checked against train.json; None if dvc.lock has no train stage.
+    makers: the MLflow runs that made the revision's weights, by their digest, from any inputs.
+    others: the MLflow runs with the key that made other weights, or none.
+    results: the metrics in eval.json, checked against the makers'; [] if none of them was evaluated.
+    """
+
+    subject: Subject
+    run_links: list[Link] = field(default_factory=list)
+    stages: list[StageLinks] = field(default_factory=list)
+    key: Link | None = None
+    makers: list[TrackedRun] = field(default_factory=list)
+    others: list[TrackedRun] = field(default_factory=list)
+    results: list[Link] = field(default_factory=list)
+
+    @property
+    def statuses(self) -> set[str]:
+        """The statuses of all links."""
+        chain = [link for stage in self.stages for link in [*stage.inputs, *stage.outs]]
+        links = [*self.run_links, *chain, *([self.key] if self.key else []), *self.results]
+        return {link.status for link in links}
+
+    @property
+    def is_broken(self) -> bool:
         """Whether some link does not hold."""
         return DIFFERS in self.statuses
 
-    @property
-    def conclusion(self) -> str:
-        """One line that claims only what was checked."""
-        if self.broken:
-            return "NOT every link holds: see DIFFERS"
-        return "every link that can be checked holds" if HOLDS in self.statuses else "nothing here to check it against"
 
-    def add(self, *lines: str) -> None:
-        """Append lines."""
-        self.lines += lines
-
-    def add_link(self, link: Link) -> None:
-        """Append a link: a line, with a second one if another value was found, and one for a long name."""
-        self.statuses.add(link.status)
-        name = link.what
-        if len(name) > NAME_WIDTH:
-            self.add(f"  {link.status:<8}  {name}")
-            self._row("", "recorded", link.recorded)
-        else:
-            self._row(link.status, name, link.recorded)
-        if link.status == DIFFERS:
-            self._row("", "found", link.found)
-
-    def _row(self, status: str, name: str, value: str | None) -> None:
-        self.add(f"  {status:<8}  {name:<{NAME_WIDTH}}  {'nothing' if value is None else value}")
+def trace(subject: Subject, runs: Sequence[TrackedRun]) -> Lineage:
+    """The lineage of a run or revision. runs: all of the store, newest first."""
+    run, revision = subject.run, subject.revision
+    run_links = _run_links(run, revision.recorded_outs if revision else {}) if run else []
+    if revision is None:
+        return Lineage(subject, run_links)
+    stages = check_links(revision.lock, revision.stages, revision.params, cache(revision.digest))
+    key, weights = revision.lock_key, revision.recorded_outs.get(str(MODEL))
+    if key is None:
+        return Lineage(subject, run_links, stages)
+    makers = [run for run in runs if weights and run.tags.get(MODEL_TAG) == weights]
+    others = [run for run in runs if run.tags.get("run_key") == key and run not in makers]
+    key_link = Link(str(TRAIN_SUMMARY), key, revision.summary_key)
+    results = _result_links(revision.read_json(str(EVAL_RESULTS)), weights, makers, runs)
+    return Lineage(subject, run_links, stages, key_link, makers, others, results)
 
 
-def add_run(report: LineageReport, run: TrackedRun, revision: Revision | None) -> None:
-    """Report what an MLflow run records of its origin, checked against the revision that holds its result."""
-    tags = run.tags
-    report.add(f"MLflow run {run.id}, {run.name}, {run.status}")
-    report.add(f"  corpus      {tags.get('corpus.path') or tags.get('corpus.url', 'not on record')}")
-    report.add(f"  sha256      {tags.get('corpus.sha256', 'not on record')}")
-    if start := tags.get("started_from_sha256"):
-        report.add(f"  started from {run.params.get('init_from', 'weights not on record')}", f"  sha256      {start}")
-    report.add(f"  run key     {tags.get('run_key', 'not on record')}")
-    commit = tags.get("commit", "")
-    report.add(
-        f"  commit      {commit or 'not on record'}{'' if resolve_commit(commit) else ', not in this repository'}"
-    )
-    if tags.get("dirty") == "true":
-        report.add("              dirty: files were edited that this commit does not hold as they were")
-    if experiment := tags.get("dvc.experiment"):
-        is_kept = experiment in list_experiments()
-        report.add(f"  experiment  {experiment}{'' if is_kept else ', no longer kept here under that name'}")
-    report.add(f"  held by     {revision.name if revision else 'nothing here: no dvc.lock found has this run key'}")
-    outs = {match[1]: value for key, value in tags.items() if (match := re.fullmatch(r"dvc\.(.*)\.md5", key))}
-    locked = revision.recorded_outs if revision else {}
-    for path, digest in {**run.datasets, **outs}.items():
-        report.add_link(Link(path, digest, locked.get(path)))
-    if revision:
-        report.add("")
+def _run_links(run: TrackedRun, locked: Mapping[str, str]) -> list[Link]:
+    outs = {match[1]: value for key, value in run.tags.items() if (match := re.fullmatch(r"dvc\.(.*)\.md5", key))}
+    return [Link(path, digest, locked.get(path)) for path, digest in {**run.datasets, **outs}.items()]
 
 
-def add_revision(report: LineageReport, revision: Revision, runs: Sequence[TrackedRun]) -> None:
-    """Report the stages in a revision's dvc.lock, and the MLflow runs that trained its weights."""
-    report.add(f"chain recorded in dvc.lock of {revision.name}")
-    for stage in check_links(revision.lock, revision.stages, revision.params, cache(revision.digest)):
-        report.add("", f"{MAKES.get(stage.stage, 'made')} ({stage.stage})")
-        _add_stage(report, stage)
-    key = lock_key(revision)
-    if key is not None:
-        report.add("", "run key of the weights, from what dvc.lock says they were made of")
-        report.add_link(Link(str(TRAIN_SUMMARY), key, revision.summary_key))
-        made = _add_runs(report, runs, key, revision.recorded_outs.get(str(MODEL)))
-        if made and revision.experiment and not runs_named(revision.experiment, runs):
-            report.add(f"  none is named {revision.experiment}: {_why_none_is_named_so(made)}")
-        _add_results(report, revision, runs, made)
+def check_links(
+    lock: Mapping[str, Any], stages: Mapping[str, Any], params: Mapping[str, Any], digest: Callable[[str], str | None]
+) -> list[StageLinks]:
+    """Every stage of dvc.yaml, in its order, with its links.
 
-
-def _why_none_is_named_so(made: Sequence[TrackedRun]) -> str:
-    """made: the runs that trained the result of an experiment of another name, newest first."""
-    gone = [run.tags["dvc.experiment"] for run in made if "dvc.experiment" in run.tags]
-    gone = [name for name in gone if name not in list_experiments()]
-    if gone:
-        return f"it was {gone[0]} and is renamed, or DVC had this result already"
-    return "DVC had this result already, so nothing trained"
-
-
-def lock_key(revision: Revision) -> str | None:
-    """The run key of the train stage in dvc.lock; None if it is not there."""
-    entry = revision.lock.get("train")
-    return run_key_of(recorded_inputs(entry)) if entry else None
-
-
-def _add_stage(report: LineageReport, stage: StageLinks) -> None:
-    if not stage.outs:
-        report.add("  not in dvc.lock: it never ran")
-        return
-    kinds = Counter(link.what.partition(" ")[0] for link in stage.inputs if link.status == HOLDS)
-    counts = [f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in kinds.items() if kind != "cmd"]
-    if kinds:
-        report.add(f"  {HOLDS:<8}  made by {', '.join(['cmd', *counts] if kinds['cmd'] else counts)}")
-    for link in [*(link for link in stage.inputs if link.status != HOLDS), *stage.outs]:
-        report.add_link(link)
-
-
-def _add_runs(report: LineageReport, runs: Sequence[TrackedRun], key: str, weights: str | None) -> list[TrackedRun]:
-    """Report the runs that made weights with this digest, from any inputs, and the runs of this key that did not.
-
-    Returns the former.
+    lock, stages: the `stages` of dvc.lock and dvc.yaml. digest: path -> digest of the file, or None.
+    A missing dep that another stage makes is checked against that stage's record of it.
     """
-    made = [run for run in runs if weights and run.tags.get(MODEL_TAG) == weights]
-    others = [run for run in runs if run.tags.get("run_key") == key and run not in made]
-    by_digest = f"MLflow runs that made these weights, by the digest of {MODEL}"
-    report.add("", by_digest if made else "no MLflow run made these weights")
-    for run in made:
-        _add_training(report, run, "" if run.tags.get("run_key") == key else "  from other inputs")
-    if others:
-        report.add("", "MLflow runs with this key that did not")
-    for run in others:
-        _add_training(report, run, "  OTHER WEIGHTS" if MODEL_TAG in run.tags else "  no weights")
-    return made
+    made = {path: md5 for entry in lock.values() for path, md5 in recorded_outs(entry).items()}
+
+    def present(path: str) -> str | None:
+        return digest(path) or made.get(path)
+
+    chain = []
+    for stage, definition in stages.items():
+        entry = lock.get(stage)
+        inputs = _input_links(entry, definition, params, present) if entry else []
+        chain.append(StageLinks(stage, inputs, _out_links(entry, definition, digest) if entry else []))
+    return chain
 
 
-def _add_training(report: LineageReport, run: TrackedRun, remark: str) -> None:
-    corpus = run.tags.get("corpus.path") or run.tags.get("corpus.url", "corpus not on record")
-    report.add(f"  {run.id}  {run.status:<8}  {run.name}  {corpus.rpartition('/')[2]}{remark}")
+def _input_links(
+    entry: Mapping[str, Any],
+    definition: dict[str, Any],
+    params: Mapping[str, Any],
+    present: Callable[[str], str | None],
+) -> list[Link]:
+    recorded = recorded_inputs(entry)
+    deps = {path: present(path) for path in definition.get("deps", [])}
+    links = [Link("cmd", recorded["cmd"], definition["cmd"])]
+    for path in {**recorded["deps"], **deps}:
+        links.append(Link(f"dep {path}", recorded["deps"].get(path), deps.get(path, UNLISTED)))
+    then = {key: json.dumps(value, ensure_ascii=False) for key, value in recorded["params"].items()}
+    now = {key: json.dumps(params.get(key), ensure_ascii=False) for key in definition.get("params", [])}
+    for key in {**then, **now}:
+        links.append(Link(f"param {key}", then.get(key), now.get(key, UNLISTED)))
+    return links
 
 
-def _add_results(
-    report: LineageReport, revision: Revision, runs: Sequence[TrackedRun], made: Sequence[TrackedRun]
-) -> None:
-    """Report whether eval.json holds the metrics of these weights, by comparison with MLflow.
+def _out_links(entry: Mapping[str, Any], definition: dict[str, Any], digest: Callable[[str], str | None]) -> list[Link]:
+    recorded = recorded_outs(entry)
+    defined = out_paths(definition)
+    links = [Link(path, md5, digest(path) if path in defined else UNLISTED) for path, md5 in recorded.items()]
+    return links + [Link(path, None, digest(path)) for path in defined if path not in recorded]
 
-    made: the runs of these weights. dvc.lock alone can't tell: `dvc exp save` and `dvc commit` record any file as
-    made from whatever lies beside it.
+
+def _result_links(
+    metrics: Mapping[str, float], weights: str | None, makers: Sequence[TrackedRun], runs: Sequence[TrackedRun]
+) -> list[Link]:
+    """Whether eval.json holds the metrics of these weights; see Lineage.
+
+    dvc.lock can't tell: `dvc exp save` and `dvc commit` record any file as made from whatever lies beside it.
     """
-    numbers = revision.read_json(str(EVAL_RESULTS))
-    if not numbers:
-        return
-    report.add("", f"numbers in {EVAL_RESULTS}, and in MLflow those of these weights")
-    weights = revision.recorded_outs.get(str(MODEL))
-    evaluated = [run for run in made if numbers.keys() <= run.metrics.keys()]
+    links = []
+    evaluated = [run for run in makers if metrics and metrics.keys() <= run.metrics.keys()]
     for run in evaluated:
-        links = [Link(key, repr(run.metrics[key]), repr(value)) for key, value in numbers.items()]
-        wrong = [link for link in links if link.status == DIFFERS]
-        for link in wrong or [Link(f"all {len(links)}", f"run {run.id}", f"run {run.id}")]:
-            report.add_link(link)
-    theirs = [run.tags[MODEL_TAG] for run in runs if MODEL_TAG in run.tags and numbers.items() <= run.metrics.items()]
-    if not evaluated and theirs:
-        report.add_link(Link("weights with these numbers", weights, weights if weights in theirs else theirs[0]))
-    elif not evaluated:
-        report.add("  not here  no run of these weights was evaluated")
+        each = [Link(key, repr(run.metrics[key]), repr(value)) for key, value in metrics.items()]
+        wrong = [link for link in each if link.status == DIFFERS]
+        links += wrong or [Link(f"all {len(metrics)}", f"run {run.id}", f"run {run.id}")]
+    theirs = [run.tags[MODEL_TAG] for run in runs if MODEL_TAG in run.tags and metrics.items() <= run.metrics.items()]
+    if metrics and not evaluated and theirs:
+        links.append(Link("weights with these numbers", weights, weights if weights in theirs else theirs[0]))
+    return links
+
+
+def restore_commands(lineage: Lineage) -> list[str]:
+    """Commands that restore the subject's revision, or a sentence if none are needed or none would do."""
+    run, revision = lineage.subject.run, lineage.subject.revision
+    if isinstance(revision, Workspace) and not lineage.is_broken:
+        return ["nothing to do: it is the workspace's state"]
+    if isinstance(revision, Workspace) and run:
+        revision = revision_holding(run)
+    if isinstance(revision, Commit):
+        name = revision.experiment
+        return experiment_commands(name) if name else [f"git checkout {revision.commit}", "dvc checkout"]
+    if run is None:
+        return []
+    commit = run.tags.get("commit", "")
+    if not resolve_commit(commit):
+        return [f"impossible here: this repository lacks the run's commit {commit or '(none is on record)'}"]
+    return repeat_commands(run)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,14 +63,15 @@ def sandbox_store_uri(clone: Path) -> str:
     return sqlite_uri(clone / "mlflow.db")
 
 
-def rerun_stages(clone: Path, stage: str | None) -> None:
-    """Run the stage, or all stages for None, in the clone; its output goes to standard error.
+def rerun_stages(clone: Path, stages: Sequence[str], *, single: bool) -> None:
+    """Run these stages in the clone: all of dvc.yaml, or a single one. Their output goes to standard error.
 
     On Ctrl-C or any other exception, all its processes are killed at once: there is nothing to save.
     Raises PipelineError if it fails.
     """
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
-    command += ["--single-item", stage] if stage else []
+    command += ["--single-item", *stages] if single else []
+    print(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n", file=sys.stderr, flush=True)
     # In its own process group, since DVC does not wait for its stage when a signal ends it.
     process = subprocess.Popen(
         command,

@@ -7,7 +7,6 @@ a queued experiment's copy of the workspace, which is removed afterwards.
 
 import hashlib
 import json
-import re
 import shutil
 import sys
 import uuid
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from filelock import FileLock, Timeout
 
-from reprogpt.dvc.digest import default_cache, dvc_md5
+from reprogpt.dvc.digest import cached_files, dvc_md5
 from reprogpt.dvc.lock import locked_stage, recorded_inputs, recorded_outs
 from reprogpt.dvc.pipeline import out_paths, stage_definition
-from reprogpt.files import write_json_atomic
+from reprogpt.files import read_json_or_empty, write_json_atomic
 from reprogpt.paths import repository_root, state_dir
 from reprogpt.process.stop import StopRequest
 
@@ -218,15 +216,7 @@ def _in_workspace() -> bool:
 
 
 def _read_metadata(run_dir: Path) -> dict[str, Any]:
-    return _read_json(run_dir / METADATA)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
+    return read_json_or_empty(run_dir / METADATA)
 
 
 def _is_recorded(run_dir: Path) -> bool:
@@ -237,22 +227,19 @@ def _is_recorded(run_dir: Path) -> bool:
 def _is_cached(run_dir: Path) -> bool:
     """False if DVC's cache lacks a folder among the outs of this training.
 
-    On a full disk, DVC writes dvc.lock and succeeds, but has no copy of a folder: it will train again. True where the
-    cache is not in its default place.
+    On a full disk, DVC writes dvc.lock and succeeds, but has no copy of a folder: it will train again. True where
+    there is no cache at all.
     """
-    folder = default_cache()
-    settings = [repository_root() / ".dvc" / name for name in ("config", "config.local")]
-    settings.append(platformdirs.user_config_path("dvc", appauthor=False) / "config")
-    has_own_place = any(re.search(r"(?m)^\s*dir\s*=", path.read_text("utf-8")) for path in settings if path.is_file())
-    if has_own_place or not folder.is_dir():
+    folder = cached_files()
+    if not folder.is_dir():
         return True
-    folders = [md5 for md5 in _read_json(run_dir / COMPLETE).values() if str(md5).endswith(".dir")]
+    folders = [md5 for md5 in read_json_or_empty(run_dir / COMPLETE).values() if str(md5).endswith(".dir")]
     return all((folder / md5[:2] / md5[2:]).exists() for md5 in folders)
 
 
 def _matches_lock(run_dir: Path) -> bool:
     """Whether the current folder's dvc.lock records the outs of this training, made from the same inputs."""
-    outs = _read_json(run_dir / COMPLETE)
+    outs = read_json_or_empty(run_dir / COMPLETE)
     locked = locked_stage("train")
     if not outs or not locked:
         return False

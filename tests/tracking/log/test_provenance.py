@@ -9,12 +9,12 @@ import pytest
 from reprogpt.tracking.log.provenance import git_tags, user_tags
 
 FILES = {
-    "dvc.yaml": "stages: {}\n",
+    "dvc.yaml": "stages: {train: {deps: [src/helper.py, stages/train.py]}}\n",
     "params.yaml": "seed: 1\n",
     "dvc.lock": "a\n",
     "README.md": "a\n",
     "stages/train.py": "import helper\n",
-    "helper.py": "1\n",
+    "src/helper.py": "1\n",
 }
 
 
@@ -45,7 +45,7 @@ def test_what_is_no_code_of_the_stages_makes_nothing_dirty(repository: Path, nam
 
 def test_an_edit_of_the_same_length_and_time_is_dirty(repository: Path) -> None:
     """As of an experiment's copy of the workspace, written and edited in the same second."""
-    path = repository / "helper.py"
+    path = repository / "src/helper.py"
     git("config", "core.trustctime", "false")
     os.utime(path, (1_000_000_000, 1_000_000_000))
     git("update-index", "--refresh")

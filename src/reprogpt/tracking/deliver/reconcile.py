@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from reprogpt.dvc.digest import dvc_md5
-from reprogpt.dvc.lock import is_up_to_date
-from reprogpt.dvc.pipeline import run_key
+from reprogpt.dvc.pipeline import is_up_to_date, run_key
 from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import HISTORY, TRAIN_SUMMARY

@@ -12,8 +12,7 @@ import numpy as np
 
 from reprogpt.dvc.code_patch import MAX_PATCH_BYTES, code_patch
 from reprogpt.dvc.digest import cached_md5, dvc_md5
-from reprogpt.dvc.lock import is_up_to_date
-from reprogpt.dvc.pipeline import out_paths, stage_definition
+from reprogpt.dvc.pipeline import is_up_to_date, out_paths, stage_definition
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import PARAMS_FILE, load_params

@@ -13,8 +13,8 @@ from ruamel.yaml import YAML
 
 from reprogpt.dvc import digest
 from reprogpt.dvc.digest import cached_md5, dvc_md5, files_in
-from reprogpt.dvc.lock import is_up_to_date, locked_stage
-from reprogpt.dvc.pipeline import out_paths, run_key, stage_inputs
+from reprogpt.dvc.lock import locked_stage
+from reprogpt.dvc.pipeline import is_up_to_date, out_paths, run_key, stage_inputs
 from reprogpt.paths import repository_root
 
 ROOT = Path(__file__).resolve().parents[2]

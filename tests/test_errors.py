@@ -22,8 +22,7 @@ def exit_of(body: str, env: Mapping[str, str] | None = None) -> subprocess.Compl
     """Run a program whose main function has this body, with `env` besides the present environment."""
     program = (
         f"import os, signal, sys, time; sys.path.insert(0, {str(SRC)!r})\n"
-        f"from reprogpt.errors import ParamsError
-from reprogpt.process.run import run_program\n"
+        f"from reprogpt.errors import ParamsError, run_program\n"
         f"def main():\n    {body}\nrun_program(main)\n"
     )
     return subprocess.run(

@@ -22,6 +22,7 @@ STAGES: dict[str, dict[str, Any]] = YAML(typ="safe", pure=True).load(ROOT / "dvc
 OBSERVERS = {
     *(PACKAGE / "tracking").rglob("*.py"),
     *(PACKAGE / "serving").glob("*.py"),
+    PACKAGE / "messages.py",
     PACKAGE / "progress.py",
     PACKAGE / "process/streams.py",
 }
@@ -166,6 +167,7 @@ def rerun_by(changed: str) -> list[str]:
         ("src/reprogpt/data/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
         ("src/reprogpt/data/windows.py", ["train", "evaluate", "plot"]),
         ("src/reprogpt/data/tokenize.py", ["tokenize", "train", "evaluate", "plot"]),
+        ("src/reprogpt/messages.py", []),
         ("src/reprogpt/progress.py", []),
         ("src/reprogpt/training/loop.py", ["train", "evaluate", "plot"]),
         ("src/reprogpt/evaluation/samples.py", ["evaluate"]),

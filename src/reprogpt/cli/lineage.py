@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import click
+
+from reprogpt.cli.command import RUN, Command
 from reprogpt.dvc.revisions import (
     Commit,
     Revision,
@@ -28,10 +31,30 @@ class Subject:
     remark: str = ""
 
 
+@click.command(
+    cls=Command,
+    exit_codes={
+        0: "every link that can be checked holds",
+        1: "a link does not hold",
+        2: "WHAT can't be found, or nothing is recorded yet",
+    },
+    examples=[
+        "reprogpt lineage                     of the workspace's result",
+        "reprogpt lineage corrected           of a run or a DVC experiment",
+        "reprogpt lineage HEAD~1              of a commit",
+    ],
+)
+@click.argument(
+    "what",
+    metavar="[WHAT]",
+    required=False,
+    help=f"{RUN}; or a DVC experiment; or a git commit, branch or tag. Default: the workspace",
+)
 def lineage(what: str | None) -> int:
-    """Print the lineage of a run or revision, None for the workspace: 0 if every link checked holds, else 1.
+    """Trace where a result comes from, and check it.
 
-    Raises PipelineError if `what` names nothing, or nothing is recorded yet.
+    Prints the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as dvc.lock records
+    it, whether each link holds, the MLflow runs that it belongs to, and the commands that restore it.
     """
     runs = search_runs()
     subject = find_subject(what, runs)

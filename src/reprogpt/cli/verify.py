@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -11,12 +10,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import click
+
+from reprogpt.cli.command import Command
 from reprogpt.dvc.digest import dvc_md5, files_in
 from reprogpt.dvc.git import git
 from reprogpt.dvc.pipeline import out_paths
 from reprogpt.dvc.revisions import Revision, Workspace
 from reprogpt.errors import PipelineError
 from reprogpt.files import file_digest
+from reprogpt.messages import print_message
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.paths import MODEL, RAW_TEXT, SOURCE
 from reprogpt.runs.compare import Change
@@ -39,16 +42,37 @@ from reprogpt.tracking.log.environment import environment_tags
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 PINS = Path("requirements.lock")
 START_FILES = ("config.json", "model.safetensors")
 NUM_COPIES = 3  # of each out: in place, in the clone's DVC cache, and the checkpoint in its MLflow store
 
 
+@click.command(
+    cls=Command,
+    exit_codes={
+        0: "every out is identical to the bit",
+        1: "an out differs",
+        2: "not rerun: code, parameters or data are not the recorded ones, there is no room in the temporary folder "
+        "(TMPDIR), or a stage fails",
+    },
+    examples=[
+        "reprogpt verify                      takes as long as `dvc repro --force`",
+        "reprogpt verify --stage tokenize     one stage",
+    ],
+)
+@click.option(
+    "--stage",
+    metavar="NAME",
+    type=click.Choice(STAGES),
+    help=f"Rerun only this stage, from the recorded data of the stages before it: {', '.join(STAGES)}.",
+)
 def verify(stage: str | None) -> int:
-    """Rerun the recorded stage, or all stages for None, in a temporary clone, and print what became of each out.
+    """Rerun what dvc.lock records in a temporary clone, and compare every out with the recorded digest.
 
-    Returns 0 if all outs are the same, else 1. Raises PipelineError if it can't be tried: the workspace is not what
-    was recorded, there is no room, or a stage fails.
+    The clone is removed afterwards; workspace, DVC cache and MLflow store are not changed. If an out differs, the
+    command names the first stage that differs, and what explains it: differences in text, environment and versions.
+    The table goes to standard output, the output of the stages to standard error.
     """
     workspace = Workspace()
     if not workspace.lock:
@@ -61,7 +85,7 @@ def verify(stage: str | None) -> int:
     if reuses_text:
         files.append(str(RAW_TEXT))
     with sandbox_clone(files, needed_bytes=_needed_bytes(workspace, stages)) as clone:
-        print(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n", file=sys.stderr, flush=True)
+        print_message(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n")
         rerun_stages(clone, stage)
         compared = _compare(workspace, stages, clone)
         environments = RunEnvironments(

@@ -20,6 +20,7 @@ from reprogpt.errors import (
     ScheduleError,
     Terminated,
 )
+from reprogpt.messages import print_message
 
 # Errors that a value in params.yaml can cause. DVC has removed the stage's outs before the stage ran.
 _PARAMS_ERRORS = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, OutOfMemoryError, NonFiniteError)
@@ -57,13 +58,13 @@ def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool]
         result = main()
     except PipelineError as error:
         advice = f"\n{RESTORE_ADVICE}" if isinstance(error, _PARAMS_ERRORS) and is_restorable() else ""
-        print(f"\nerror: {error}{advice}", file=sys.stderr)
+        print_message(f"\nerror: {error}{advice}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print_message("\ninterrupted")
         sys.exit(130)
     except Terminated:
-        print("\nterminated", file=sys.stderr)
+        print_message("\nterminated")
         sys.exit(143)
     sys.exit(result if isinstance(result, int) else 0)
 

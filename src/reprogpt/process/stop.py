@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +10,7 @@ import psutil
 
 from reprogpt.dvc.lock import pids_writing_outs
 from reprogpt.errors import OrphanedError, Terminated
+from reprogpt.messages import print_message
 
 
 class StopRequest:
@@ -60,7 +60,7 @@ def graceful_shutdown(launcher: psutil.Process | None = None, *, quiet: bool = F
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = number
         if not quiet:
-            print("\nstopping after this step; repeat to stop at once", file=sys.stderr)
+            print_message("\nstopping after this step; repeat to stop at once")
         if number == signal.SIGHUP:
             previous.pop(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)

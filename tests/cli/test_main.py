@@ -122,12 +122,16 @@ def test_another_folder_than_the_root_is_refused_in_one_message(folder: Path, ad
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("argument", ["check", "--help"])
 @pytest.mark.parametrize(
-    ("target", "code", "words"), [("| true", 141, ""), (">/dev/full", 2, "can't be written: No sp")]
+    ("argument", "target", "code", "words"),
+    [
+        ("check", "| true", 141, ""),
+        ("--help", "| true", 141, ""),
+        ("check", ">/dev/full", 2, "can't be written: No sp"),
+    ],
 )
 def test_output_that_can_not_be_written_ends_without_traceback(
-    target: str, code: int, words: str, argument: str
+    argument: str, target: str, code: int, words: str
 ) -> None:
     """The pipe's reader is gone before the command has begun."""
     line = f"(sleep 0.5; exec {sys.executable} -m reprogpt {argument}) {target}; exit ${{PIPESTATUS[0]}}"

@@ -1,4 +1,4 @@
-"""`reprogpt compare A B`: the differences between two runs, the most important first."""
+"""`reprogpt compare A B`: print the differences between two runs, the most important first."""
 
 from collections.abc import Sequence
 

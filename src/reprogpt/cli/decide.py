@@ -1,4 +1,4 @@
-"""`reprogpt decide KEY`: which value of a parameter is better, by the runs of several seeds."""
+"""`reprogpt decide KEY`: tell which value of a parameter is better, from runs with several seeds."""
 
 import math
 import re

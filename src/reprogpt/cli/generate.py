@@ -1,4 +1,4 @@
-"""`reprogpt generate [PROMPT]`: the model continues a text, printed as its tokens are generated."""
+"""`reprogpt generate [PROMPT]`: continue a text with a trained model, printed token by token."""
 
 import codecs
 import sys
@@ -153,10 +153,10 @@ def generate(
 
 
 def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids, each character as soon as it is complete; joined, the same as tokens.decode.
+    """Decode ids, yielding each character as soon as it is complete; joined, the same as tokens.decode.
 
-    A token may hold a part of a character. The replacement character stands for bytes that no later token can
-    complete, and for ids without a token.
+    A token may hold a part of a character. Bytes that no later token can complete, and ids without a token, become the
+    replacement character.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in ids:
@@ -168,9 +168,9 @@ def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
 
 
 def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
-    """The prompt, or the contents of standard input as a corpus is read: LF line ends, no byte order mark.
+    """The prompt, or the contents of standard input, normalized as a corpus is: LF line ends, no byte order mark.
 
-    One newline at its end, which echo adds, is dropped.
+    One newline at the end of standard input, which echo adds, is dropped.
     """
     if prompt == STANDARD_INPUT:
         if sys.stdin is None:
@@ -179,9 +179,8 @@ def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
         if len(content) > _MAX_INPUT_BYTES:
             raise _too_long(f"more than {MAX_PROMPT_CHARACTERS}")
     else:
-        content = prompt.encode(
-            "utf-8", errors="surrogateescape"
-        )  # undo Python's decoding of invalid UTF-8 in sys.argv
+        # Python decodes invalid UTF-8 in sys.argv in this way.
+        content = prompt.encode("utf-8", errors="surrogateescape")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -237,7 +236,7 @@ def _load_run_model(what: str) -> tuple[GPTModel, bool]:
 def _load(folder: Path) -> tuple[GPTModel, bool]:
     """The model, and whether it was trained on several documents.
 
-    Says on standard error if its weights are not those of a training's last step.
+    Prints a message if its weights are not those of the training's last step.
     """
     model = load_model(folder)
     step = best_step(folder)

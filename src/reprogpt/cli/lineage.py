@@ -1,4 +1,4 @@
-"""`reprogpt lineage [WHAT]`: where a result comes from, whether every link holds, and how to restore it."""
+"""`reprogpt lineage [WHAT]`: trace where a result comes from, check every link, and print how to restore it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

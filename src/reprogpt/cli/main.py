@@ -19,10 +19,10 @@ COMMANDS = {
     "generate": "generate text with the trained model",
     "register": "register a trained model in MLflow's model registry",
     "compare": "show the differences between two runs",
-    "decide": "tell which value of a parameter is better, by several seeds",
+    "decide": "tell which value of a parameter is better, from several seeds",
     "lineage": "trace where a result comes from, and check it",
     "verify": "rerun the recorded run and compare the bits",
-    "sync": "upload the records that wait for MLflow, and what it has lost",
+    "sync": "upload records that wait for MLflow, and points that it has lost",
 }
 
 

@@ -1,4 +1,4 @@
-"""`reprogpt register NAME`: registers a trained model in MLflow's model registry, to be served by its name."""
+"""`reprogpt register NAME`: register a trained model in MLflow's model registry, to be served by its name."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`reprogpt verify [--stage NAME]`: reruns the recorded stages and compares the bits."""
+"""`reprogpt verify [--stage NAME]`: rerun the recorded stages and compare the bits."""
 
 import json
 import os

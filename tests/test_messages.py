@@ -35,9 +35,11 @@ def test_without_a_bar_lines_are_printed_as_they_are_and_nothing_if_standard_err
     before: str, printed: str
 ) -> None:
     """In a process of its own, which has not imported tqdm."""
-    program = f"import sys; sys.path.insert(0, {str(SRC)!r}); {before}\n"
-    program += (
-        "from reprogpt.messages import print_message\nprint_message('one\\ntwo')\nassert 'tqdm' not in sys.modules"
+    program = (
+        f"import sys; sys.path.insert(0, {str(SRC)!r}); {before}\n"
+        "from reprogpt.messages import print_message\n"
+        "print_message('one\\ntwo')\n"
+        "assert 'tqdm' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", printed)

@@ -40,9 +40,9 @@ def exit_on_signal_during_imports() -> None:
 def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool] = lambda: False) -> NoReturn:
     """Run `main`, then exit with the integer that it returns, or 0.
 
-    Exits with 2 and a message after a PipelineError, 130 after Ctrl-C, 143 after SIGTERM and SIGHUP. Any other exception
-    is a bug and keeps its traceback. Standard output prints `?` for characters that its encoding lacks: a model can
-    produce any character.
+    Exits with 2 and a message after a PipelineError, 130 after Ctrl-C, 143 after SIGTERM and SIGHUP. Any other
+    exception is a bug and keeps its traceback. Standard output prints `?` for characters that its encoding lacks: a
+    model can produce any character.
 
     is_restorable: called after an error that a value in params.yaml can cause; returns whether the previous value
     restores the stage's outs.

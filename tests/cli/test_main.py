@@ -10,7 +10,6 @@ import click
 import pytest
 
 from reprogpt.cli import main
-from reprogpt.cli.command import Command
 from reprogpt.cli.main import COMMANDS, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,13 +49,12 @@ def test_help_lists_every_command_in_a_line_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_commands_help_has_its_exit_codes_and_examples(name: str) -> None:
-    command, text = command_and_help(name)
-    assert isinstance(command, Command) and {0, 2} <= set(command.exit_codes)
-    codes, examples = text.split("Exit codes:\n")[1].split("\nExamples:\n")
-    shown = [line.split()[0] for line in codes.splitlines() if line[2:3].isdigit()]
-    assert shown == [str(code) for code in command.exit_codes]
-    assert examples and all(f"reprogpt {name}" in line for line in examples.splitlines())
-    assert all(len(line) <= 100 for line in text.splitlines())
+    _, text = command_and_help(name)
+    codes, examples = (text.split(f"  {title}:\n")[1].split("\n\n")[0] for title in ("Exit codes", "Examples"))
+    shown = {line.split()[0] for line in codes.splitlines()}
+    assert {"0", "2"} <= shown
+    assert all(f"reprogpt {name}" in line for line in examples.splitlines())
+    assert all(len(line) <= 80 for line in text.splitlines())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -106,7 +104,7 @@ def test_the_script_and_the_module_are_the_same_program(start: list[str]) -> Non
     assert ended == {"check": (0, ["params.yaml:"], []), "--help": (0, usage, []), "unknown": (2, [], usage)}
 
 
-@pytest.mark.parametrize(("folder", "advice"), [(ROOT / "src", f"`cd {ROOT}` first"), (Path("/"), "root of a clone")])
+@pytest.mark.parametrize(("folder", "advice"), [(ROOT / "src", f"`cd {ROOT}` first"), (Path("/"), "a clone first")])
 def test_another_folder_than_the_root_is_refused_in_one_message(folder: Path, advice: str) -> None:
     for command in (["check"], ["sync"], ["compare", "a", "b"]):
         done = subprocess.run(

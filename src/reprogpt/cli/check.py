@@ -17,17 +17,22 @@ from reprogpt.tracking.store.file_store import file_store_warning
 STAGES: tuple[type[Params], ...] = (FetchParams, SplitParams, TokenizeParams, TrainParams, EvaluateParams)
 
 
-@click.command(
-    cls=Command,
-    exit_codes={0: "no problems, or warnings only", 2: "problems in params.yaml, or DVC can't run here"},
-    examples=["reprogpt check && dvc repro"],
-)
+@click.command(cls=Command)
 def check() -> None:
     """Check params.yaml for all stages at once: values out of range, wrong types, missing and unknown keys.
 
     No stage is run. The command also warns of settings that stop some of DVC's commands, and repairs two files that a
     kill of DVC can cut in the middle and over which DVC would stop: dvc.lock is replaced by the committed one, and the
     cut file is kept as dvc.lock.cut; .dvc/tmp/rwlock, DVC's record of its running processes, is removed.
+
+    \b
+    Exit codes:
+      0  no problems, or warnings only
+      2  problems in params.yaml, or DVC can't run here
+
+    \b
+    Examples:
+      reprogpt check && dvc repro
     """
     values = read_mapping(PARAMS_FILE)
     problems = unknown_keys(values) + [problem for stage in STAGES for problem in problems_of(stage, values)]

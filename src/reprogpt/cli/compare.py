@@ -15,16 +15,7 @@ from reprogpt.tracking.store.tracked_run import TrackedRun
 WIDTH = 80
 
 
-@click.command(
-    cls=Command,
-    exit_codes={
-        0: "parameters, text, tokens, every recorded step, results and weights are identical to the bit; "
-        "code and environment may differ",
-        1: "they are not identical",
-        2: "a run can't be found, or A and B are the same run",
-    },
-    examples=["reprogpt compare corrected book      by name", "reprogpt compare 3f9a1c b2774e       by id"],
-)
+@click.command(cls=Command)
 @click.argument("a", metavar="A", help=RUN)
 @click.argument("b", metavar="B", help="the other run, named in the same ways")
 def compare(a: str, b: str) -> int:
@@ -32,6 +23,18 @@ def compare(a: str, b: str) -> int:
 
     They are, in this order: inputs, code, environment, the first step whose recorded values differ in their bits and
     the difference of the losses from that step on, results, and weights.
+
+    \b
+    Exit codes:
+      0  parameters, text, tokens, every recorded step, results and weights
+         are identical to the bit; code and environment may differ
+      1  they are not identical
+      2  a run can't be found, or A and B are the same run
+
+    \b
+    Examples:
+      reprogpt compare corrected book      by name
+      reprogpt compare 3f9a1c b2774e       by the first digits of the ids
     """
     runs = search_runs()
     chosen = [require_run(what, runs) for what in (a, b)]

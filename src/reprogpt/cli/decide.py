@@ -44,19 +44,7 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
     return value
 
 
-@click.command(
-    cls=Command,
-    exit_codes={
-        0: "every value is decided against the baseline, or identical to it",
-        1: "a value is undecided",
-        2: "there is nothing to compare",
-    },
-    examples=[
-        "reprogpt decide peak_lr",
-        "reprogpt decide peak_lr warmup_ratio --against 0.0005,0.2",
-        "reprogpt decide peak_lr --where n_epochs=15 --needs 0.01",
-    ],
-)
+@click.command(cls=Command)
 @click.argument(
     "keys",
     metavar="KEY...",
@@ -112,6 +100,18 @@ def decide(
 
     You can check the verdict after every new seed: the test is valid at any time, at the 5 % level. Fewer than three
     pairs never decide. All runs train on the same text, so the verdict holds for this text.
+
+    \b
+    Exit codes:
+      0  every value is decided against the baseline, or identical to it
+      1  a value is undecided
+      2  there is nothing to compare
+
+    \b
+    Examples:
+      reprogpt decide peak_lr
+      reprogpt decide peak_lr warmup_ratio --against 0.0005,0.2
+      reprogpt decide peak_lr --where n_epochs=15 --needs 0.01
     """
     level = None if against is None else tuple(against.split(",", len(keys) - 1))
     higher = higher_is_better or metric in HIGHER_IS_BETTER

@@ -47,22 +47,7 @@ def _temperature(context: click.Context, parameter: click.Parameter, value: floa
     return value
 
 
-@click.command(
-    cls=Command,
-    exit_codes={
-        0: "the text is complete",
-        2: "there is no model; the prompt is empty or has tokens outside the vocabulary; an option is out of bounds",
-        130: "Ctrl-C",
-        141: "the reader of the output closed the pipe",
-    },
-    examples=[
-        'reprogpt generate "Every effort moves you" --length 20',
-        "reprogpt generate --temperature 0",
-        'reprogpt generate "He said" --seed 7 --top-k 50 --run corrected',
-        "reprogpt generate - < prompt.txt | head -n 3",
-        'reprogpt generate --from-start ""',
-    ],
-)
+@click.command(cls=Command)
 @click.argument(
     "prompt",
     metavar="[PROMPT]",
@@ -95,7 +80,7 @@ def _temperature(context: click.Context, parameter: click.Parameter, value: floa
     type=click.IntRange(0, MAX_SEED),
     help="Seed of every draw: the same seed gives the same text. Default: seed of params.yaml.",
 )
-@click.option("--run", metavar="RUN", help=f"Use the model of this run instead of data/model: {RUN}.")
+@click.option("--run", metavar="RUN", help=f"Use the model of {RUN}, instead of data/model.")
 @click.option(
     "--from-start",
     is_flag=True,
@@ -121,6 +106,22 @@ def generate(
     One newline at the end of standard input is not part of the prompt. Put -- before a PROMPT that begins with a dash.
     The model sees the last context_length tokens. It computes in fp32, on a GPU if there is one, whatever params.yaml
     says of device, precision, matmul and numerics.
+
+    \b
+    Exit codes:
+      0    the text is complete
+      2    there is no model; the prompt is empty or has tokens outside the
+           vocabulary; an option is out of bounds
+      130  Ctrl-C
+      141  the reader of the output closed the pipe
+
+    \b
+    Examples:
+      reprogpt generate "Every effort moves you" --length 20
+      reprogpt generate --temperature 0
+      reprogpt generate "He said" --seed 7 --top-k 50 --run corrected
+      reprogpt generate - < prompt.txt | head -n 3
+      reprogpt generate --from-start ""
     """
     params = load_params(EvaluateParams)
     text = params.start_context if prompt is None else _read_prompt(prompt, may_be_empty=from_start)

@@ -31,19 +31,7 @@ class Subject:
     remark: str = ""
 
 
-@click.command(
-    cls=Command,
-    exit_codes={
-        0: "every link that can be checked holds",
-        1: "a link does not hold",
-        2: "WHAT can't be found, or nothing is recorded yet",
-    },
-    examples=[
-        "reprogpt lineage                     of the workspace's result",
-        "reprogpt lineage corrected           of a run or a DVC experiment",
-        "reprogpt lineage HEAD~1              of a commit",
-    ],
-)
+@click.command(cls=Command)
 @click.argument(
     "what",
     metavar="[WHAT]",
@@ -55,6 +43,18 @@ def lineage(what: str | None) -> int:
 
     Prints the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as dvc.lock records
     it, whether each link holds, the MLflow runs that it belongs to, and the commands that restore it.
+
+    \b
+    Exit codes:
+      0  every link that can be checked holds
+      1  a link does not hold
+      2  WHAT can't be found, or nothing is recorded yet
+
+    \b
+    Examples:
+      reprogpt lineage                     of the workspace's result
+      reprogpt lineage corrected           of a run or a DVC experiment
+      reprogpt lineage HEAD~1              of a commit
     """
     runs = search_runs()
     subject = find_subject(what, runs)

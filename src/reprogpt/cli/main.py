@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from reprogpt.cli.command import HelpSections
 from reprogpt.errors import PipelineError
 from reprogpt.process.run import run_program
 from reprogpt.process.streams import EXIT_BROKEN_PIPE, discard_output, flush_output
@@ -26,7 +25,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(HelpSections, click.Group):
+class LazyGroup(click.Group):
     """Imports a command's file when the command is named: MLflow and torch take seconds to import."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -46,23 +45,21 @@ class LazyGroup(HelpSections, click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(
-    cls=LazyGroup,
-    exit_codes={
-        0: "done; if the command answers a question: yes",
-        1: "the answer is no; each command's help says to which question",
-        2: "failed: wrong arguments, or an error whose message says what to do",
-        130: "Ctrl-C",
-        141: "the reader of the output closed the pipe",
-        143: "SIGTERM or SIGHUP",
-    },
-    examples=['reprogpt generate "Every effort moves you" --length 20', "reprogpt compare corrected book"],
-)
+@click.group(cls=LazyGroup)
 def reprogpt() -> None:
     """Generate text with the trained model, and compare, verify and trace its results.
 
     `dvc repro` trains the model. Run the commands in the root of a clone. `reprogpt` and `python -m reprogpt` are the
     same program. `reprogpt COMMAND --help` describes one command, with examples.
+
+    \b
+    Exit codes:
+      0    done; if the command answers a question: yes
+      1    the answer is no; the command's help names the question
+      2    failed: wrong arguments, or an error whose message says what to do
+      130  Ctrl-C
+      141  the reader of the output closed the pipe
+      143  SIGTERM or SIGHUP
     """
 
 

@@ -23,23 +23,29 @@ def _model_name(context: click.Context, parameter: click.Parameter, name: str) -
     return name
 
 
-@click.command(
-    cls=Command,
-    exit_codes={0: "registered", 2: "not registered: there is no such run, or it did not finish"},
-    examples=["reprogpt register gpt                 the workspace's model", "reprogpt register gpt --run corrected"],
-)
+@click.command(cls=Command)
 @click.argument(
     "name",
     metavar="NAME",
     callback=_model_name,
     help="of the registered model: letters, digits, dots, dashes and underscores. Created if it does not exist",
 )
-@click.option("--run", metavar="RUN", help=f"Register the model of this run instead of that of data/model: {RUN}.")
+@click.option("--run", metavar="RUN", help=f"Register the model of {RUN}, instead of data/model.")
 def register(name: str, run: str | None) -> int:
     """Register a model as the next version of NAME in the MLflow store's model registry.
 
     It is the model of the run that trained data/model, unless --run names another one. The weights are not copied, and
     a model that is already a version of NAME gets no second one. The command prints how to serve the model.
+
+    \b
+    Exit codes:
+      0  registered
+      2  not registered: there is no such run, or it did not finish
+
+    \b
+    Examples:
+      reprogpt register gpt                 the model of the workspace
+      reprogpt register gpt --run corrected
     """
     runs = search_runs()
     chosen, note = _runs_of_workspace(runs) if run is None else _named_run(run, runs)

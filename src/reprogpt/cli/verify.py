@@ -48,19 +48,7 @@ START_FILES = ("config.json", "model.safetensors")
 NUM_COPIES = 3  # of each out: in place, in the clone's DVC cache, and the checkpoint in its MLflow store
 
 
-@click.command(
-    cls=Command,
-    exit_codes={
-        0: "every out is identical to the bit",
-        1: "an out differs",
-        2: "not rerun: code, parameters or data are not the recorded ones, there is no room in the temporary folder "
-        "(TMPDIR), or a stage fails",
-    },
-    examples=[
-        "reprogpt verify                      takes as long as `dvc repro --force`",
-        "reprogpt verify --stage tokenize     one stage",
-    ],
-)
+@click.command(cls=Command)
 @click.option(
     "--stage",
     metavar="NAME",
@@ -73,6 +61,18 @@ def verify(stage: str | None) -> int:
     The clone is removed afterwards; workspace, DVC cache and MLflow store are not changed. If an out differs, the
     command names the first stage that differs, and what explains it: differences in text, environment and versions.
     The table goes to standard output, the output of the stages to standard error.
+
+    \b
+    Exit codes:
+      0  every out is identical to the bit
+      1  an out differs
+      2  not rerun: code, parameters or data are not the recorded ones, there
+         is no room in the temporary folder (TMPDIR), or a stage fails
+
+    \b
+    Examples:
+      reprogpt verify                      takes as long as `dvc repro --force`
+      reprogpt verify --stage tokenize     one stage
     """
     workspace = Workspace()
     if not workspace.lock:

@@ -11,6 +11,8 @@ import pytest
 
 from reprogpt.cli import main
 from reprogpt.cli.main import COMMANDS, run
+from reprogpt.cli.verify import STAGES
+from reprogpt.params.loader import read_mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("mlflow", "torch", "numpy", "pandas", "matplotlib", "pydantic", "ruamel")
@@ -65,6 +67,10 @@ def test_every_argument_and_option_of_a_command_has_help(name: str) -> None:
 
 def test_a_commands_help_is_shown_in_any_folder() -> None:
     assert program("check", "--help", cwd=Path("/")).stdout.startswith("Usage: reprogpt check")
+
+
+def test_verify_offers_the_stages_of_dvc_yaml() -> None:
+    assert list(STAGES) == list(read_mapping(ROOT / "dvc.yaml")["stages"])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ set_env_vars(peek("numerics"))  # before a stage imports numpy or torch, which r
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:
-    """run_program for a stage. DVC has removed its outs before it runs, hence the advice how to get them back."""
+    """run_program for a stage. DVC removes its outs before it runs, hence the advice on how to restore them."""
     stage = os.environ.get("DVC_STAGE")
     outlive_readers()
     run_program(main, is_restorable=lambda: stage is not None and differs_from_last_result(stage))

@@ -162,6 +162,7 @@ def rerun_by(changed: str) -> list[str]:
         ("src/reprogpt/data/download.py", ["fetch", "split", "tokenize", "train", "evaluate", "plot"]),
         ("src/reprogpt/data/windows.py", ["train", "evaluate", "plot"]),
         ("src/reprogpt/data/tokenize.py", ["tokenize", "train", "evaluate", "plot"]),
+        ("src/reprogpt/messages.py", []),
         ("src/reprogpt/progress.py", []),
         ("src/reprogpt/training/loop.py", ["train", "evaluate", "plot"]),
         ("src/reprogpt/evaluation/samples.py", ["evaluate"]),

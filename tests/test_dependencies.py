@@ -41,6 +41,7 @@ TOO_NEW = [
     ("safetensors", "1.0.0"),
     ("filelock", "5.0.0"),
     ("matplotlib", "4.0.0"),
+    ("click", "9.0.0"),
 ]
 
 

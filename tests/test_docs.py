@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from reprogpt.cli.parser import COMMANDS
+from reprogpt.cli.main import COMMANDS
 from tests.end_to_end.workspace import documented
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def test_every_command_has_an_example_and_a_line_in_the_readme():
     shown = {match[1] for match in re.finditer(r"^python -m reprogpt (\w+)", text, flags=re.MULTILINE)}
     section = text_of(ROOT / "README.md").split("\n## Commands\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| [a-z].*\|$", section, flags=re.MULTILINE)
-    assert shown == set(rows) == {command.name for command in COMMANDS}
+    assert shown == set(rows) == set(COMMANDS)
 
 
 @pytest.mark.parametrize(

@@ -141,16 +141,3 @@ def test_lines_between_evaluations_are_of_a_groups_latest_step(
     assert [line.split(",")[0] for line in lines] == ["step 16/100", "step 32/100", "step 48/100"]
     assert lines[0].endswith(", … tok/s, … left")
     assert lines[1].endswith(", 512 tok/s, 01:08 left")
-
-
-def test_a_message_has_lines_of_its_own_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    training_progress = TrainingProgress(100)
-    training_progress.step(record(0))
-    progress.say_error("the store is away")
-    training_progress.close()
-    line = next(line for line in terminal.getvalue().split("\n") if "the store is away" in line)
-    assert line.split("\r")[-1] == "the store is away"  # the bar's line is cleared before
-    progress.say_error("and without a bar")
-    assert terminal.getvalue().endswith("and without a bar\n")

@@ -12,13 +12,6 @@ from reprogpt.step_record import StepRecord
 LINE_INTERVAL = 10.0  # seconds: without a terminal and without evaluations, a line this often
 
 
-def say_error(text: str) -> None:
-    """Print lines on standard error, above the bar if there is one: it would share its line with them."""
-    if sys.stderr is not None:
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
-
-
 @contextmanager
 def byte_bar(name: str, total: int | None) -> Iterator[Callable[[int], object]]:
     """Show a bar of bytes while the block runs, on a terminal only; the block calls the yielded function.

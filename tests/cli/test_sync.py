@@ -1,14 +1,16 @@
 """`reprogpt sync`, and which store waiting records belong to."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from reprogpt.cli import sync as sync_module
-from reprogpt.cli.sync import sync
+from reprogpt.cli.sync import sync as sync_command
 from reprogpt.tracking.deliver.outbox import abandoned_outboxes, open_outbox
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.uri import is_present_store, recorded_store
+
+sync: Any = sync_command.callback
 
 
 @pytest.fixture(autouse=True)
@@ -65,21 +67,12 @@ def test_records_for_the_default_store_belong_to_it_after_a_move(root: Path, mon
     assert [run.name for run in search_runs()] == ["a"] and not (root / "clone").exists()
 
 
-def test_records_for_a_store_that_is_gone_are_uploaded_to_another(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_records_for_another_store_wait_until_it_is_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training("http://misspelt:5000")
-    assert sync() == 1
-    assert "--to URI" in capsys.readouterr().out
-    monkeypatch.setattr(sync_module, "confirmed", lambda _: False)
-    assert sync(to="sqlite:///mlflow.db") == 1 and num_waiting() == 1
-    assert sync(to="sqlite:///mlflow.db", yes=True) == 0 and num_waiting() == 0
+    training("sqlite:///other.db")
+    assert sync() == 1 and num_waiting() == 1
+    assert "other records wait for sqlite:///other.db" in capsys.readouterr().out
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert sync() == 0 and num_waiting() == 0
     assert [run.name for run in search_runs()] == ["a"]
-
-
-def test_records_for_other_stores_are_deleted_only_when_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    training("http://retired:5000")
-    monkeypatch.setattr(sync_module, "confirmed", lambda _: False)
-    assert sync(drop=True) == 1 and num_waiting() == 1
-    monkeypatch.setattr(sync_module, "confirmed", lambda _: True)
-    assert sync(drop=True) == 0 and num_waiting() == 0

@@ -5,8 +5,7 @@ from typing import Any
 
 import pytest
 
-from reprogpt.cli.parser import STAGES
-from reprogpt.cli.verify import conclusion, explanation, survived, table
+from reprogpt.cli.verify import STAGES, conclusion, explanation, survived, table
 from reprogpt.params.loader import read_mapping
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import Link

@@ -1,23 +1,24 @@
 """One bound for each value, wherever it is given: params.yaml, the command line, a request to a served model."""
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.types import ParamSpec
 from ruamel.yaml import YAML
 
-from reprogpt.cli.check import STAGES, check
-from reprogpt.cli.parser import build_parser
+from reprogpt.cli.check import STAGES
+from reprogpt.cli.check import check as check_command
+from reprogpt.cli.generate import generate
 from reprogpt.errors import ParamsError
 from reprogpt.params.loader import PARAMS_FILE, load_params
 from reprogpt.serving.mlflow_model import _limits
 from reprogpt.serving.text_generator import _check
 from tests.params.test_loader import ROOT, TEXT
 
+check: Any = check_command.callback
 BITS = (0, 1, 8, 16, 31, 32, 63, 64, 100)
 WHOLE = sorted({sign * (2**bits + near) for bits in BITS for near in (-1, 0, 1) for sign in (-1, 1)})
 POSITIVE = [
@@ -114,11 +115,10 @@ def test_a_whole_number_that_is_accepted_fits_64_bits(file: File, key: str) -> N
 
 
 def parser_accepts(option: str, value: float) -> bool:
-    with contextlib.redirect_stderr(io.StringIO()):
-        try:
-            build_parser().parse_args(["generate", f"{option}={value}"])
-        except SystemExit:
-            return False
+    try:
+        generate.make_context("generate", [f"{option}={value}"])
+    except click.BadParameter:
+        return False
     return True
 
 

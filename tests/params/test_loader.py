@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from reprogpt.cli.check import STAGES, check
+from reprogpt.cli.check import STAGES
+from reprogpt.cli.check import check as check_command
 from reprogpt.errors import ParamsError
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.params.evaluate import EvaluateParams
@@ -31,6 +32,7 @@ from reprogpt.params.split import SplitParams
 from reprogpt.params.train import MAX_CONTEXT_LENGTH, MAX_EMB_DIM, MAX_VOCAB_SIZE, TrainParams
 
 ROOT = Path(__file__).parents[2]
+check: Any = check_command.callback
 # Valid, and independent of the values in the repository's params.yaml.
 TEXT = """\
 corpus_url: https://host/text.txt

@@ -1,7 +1,10 @@
-"""`reprogpt compare A B`: the differences between two runs, the most important first."""
+"""`reprogpt compare A B`: print the differences between two runs, the most important first."""
 
 from collections.abc import Sequence
 
+import click
+
+from reprogpt.cli.command import RUN, Command
 from reprogpt.decide.decision import num_pairs
 from reprogpt.errors import PipelineError
 from reprogpt.runs.compare import Change, Comparison, Divergence, diff_runs
@@ -13,10 +16,26 @@ from reprogpt.tracking.store.tracked_run import TrackedRun
 WIDTH = 80
 
 
+@click.command(cls=Command)
+@click.argument("a", metavar="A", help=RUN)
+@click.argument("b", metavar="B", help="the other run, named in the same ways")
 def compare(a: str, b: str) -> int:
-    """Print the differences between the runs named a and b: 0 if they are identical to the bit, else 1.
+    """Print the differences between two runs.
 
-    Raises PipelineError if a or b names no run, or both name the same one.
+    They are, in this order: inputs, code, environment, the first step whose recorded values differ in their bits and
+    the difference of the losses from that step on, results, and weights.
+
+    \b
+    Exit codes:
+      0  parameters, text, tokens, every recorded step, results and weights
+         are identical to the bit; code and environment may differ
+      1  they are not identical
+      2  a run can't be found, or A and B are the same run
+
+    \b
+    Examples:
+      reprogpt compare corrected book      by name
+      reprogpt compare 3f9a1c b2774e       by the first digits of the ids
     """
     runs = search_runs()
     chosen = [require_run(what, runs) for what in (a, b)]

@@ -1,11 +1,15 @@
-"""`reprogpt decide KEY`: which value of a parameter is better, by the runs of several seeds."""
+"""`reprogpt decide KEY`: tell which value of a parameter is better, from runs with several seeds."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import click
+
+from reprogpt.cli.command import Command
 from reprogpt.decide.decision import HIGHER_IS_BETTER, Decision, Question, is_numeric, make_decision
 from reprogpt.decide.groups import as_number
 from reprogpt.decide.paired import LevelSummary
@@ -21,6 +25,64 @@ from reprogpt.tracking.store.client import search_runs
 FOLDER = Path("decisions")  # git ignores it
 
 
+def _names_and_values(
+    context: click.Context, parameter: click.Parameter, words: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Each NAME=VALUE as a pair."""
+    pairs = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name or not equals:
+            raise click.BadParameter(f"{word!r} is not NAME=VALUE")
+        pairs.append((name, value))
+    return pairs
+
+
+def _positive(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"{value} is not a number above 0")
+    return value
+
+
+@click.command(cls=Command)
+@click.argument(
+    "keys",
+    metavar="KEY...",
+    nargs=-1,
+    required=True,
+    help="a parameter of train whose values are compared. With two, combinations of their values are compared",
+)
+@click.option(
+    "--metric",
+    metavar="NAME",
+    default="final_val_loss",
+    show_default=True,
+    help="Compare this metric of the runs, such as best_val_loss or final_train_loss.",
+)
+@click.option(
+    "--against",
+    metavar="VALUE",
+    help="The baseline; of two keys, VALUE,VALUE. Default: the present value in params.yaml.",
+)
+@click.option(
+    "--where",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=_names_and_values,
+    help="Take only runs with this parameter, tag or file digest. May be repeated.",
+)
+@click.option(
+    "--needs",
+    metavar="D",
+    type=float,
+    callback=_positive,
+    help="Say how many pairs are needed to see a difference of D, a number above 0.",
+)
+@click.option(
+    "--higher-is-better",
+    is_flag=True,
+    help="Higher values of the metric are better. This is known of val_accuracy and tokens_per_second.",
+)
 def decide(
     keys: Sequence[str],
     metric: str,
@@ -30,9 +92,26 @@ def decide(
     higher_is_better: bool,
     needs: float | None,
 ) -> int:
-    """Print the decision and draw its figure: 0 if every value is decided against the baseline, else 1.
+    """Tell which value of KEY is better, from finished runs whose inputs are equal except for KEY and seed.
 
-    against: the baseline's values, separated by commas. Raises PipelineError for a question that can't be asked.
+    Runs with the same seed start from the same weights and see the same rows and dropout masks, so they are compared in
+    pairs. The command prints a table, a verdict for each value against the baseline, and the commands that queue
+    missing runs, and draws a figure into decisions/ (ignored by git). Nothing is trained.
+
+    You can check the verdict after every new seed: the test is valid at any time, at the 5 % level. Fewer than three
+    pairs never decide. All runs train on the same text, so the verdict holds for this text.
+
+    \b
+    Exit codes:
+      0  every value is decided against the baseline, or identical to it
+      1  a value is undecided
+      2  there is nothing to compare
+
+    \b
+    Examples:
+      reprogpt decide peak_lr
+      reprogpt decide peak_lr warmup_ratio --against 0.0005,0.2
+      reprogpt decide peak_lr --where n_epochs=15 --needs 0.01
     """
     level = None if against is None else tuple(against.split(",", len(keys) - 1))
     higher = higher_is_better or metric in HIGHER_IS_BETTER

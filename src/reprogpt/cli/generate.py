@@ -1,4 +1,4 @@
-"""`reprogpt generate [PROMPT]`: the model continues a text, printed as its tokens are generated."""
+"""`reprogpt generate [PROMPT]`: continue a text with a trained model, printed token by token."""
 
 import codecs
 import sys
@@ -6,22 +6,32 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import click
 import tiktoken
 import torch
 
+from reprogpt.cli.command import RUN, Command
 from reprogpt.data.charset import advice
 from reprogpt.data.normalize import normalize_text
 from reprogpt.data.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
+from reprogpt.messages import print_message
 from reprogpt.model import generate as generation
 from reprogpt.model.gpt import GPTModel
 from reprogpt.model.gpt2_format import best_step, load_model, trained_on_documents
 from reprogpt.numerics.device import out_of_memory_advice, set_up_numerics
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
-from reprogpt.params.sampling_limits import MAX_PROMPT_CHARACTERS
+from reprogpt.params.sampling_limits import (
+    MAX_NEW_TOKENS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_TOP_K,
+    TEMPERATURE_RANGE,
+    is_valid_temperature,
+)
 from reprogpt.paths import MODEL
-from reprogpt.process.output import write_output
+from reprogpt.process.streams import write_output
 from reprogpt.runs.find import parent_run, require_run
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.models import download_checkpoint
@@ -31,6 +41,51 @@ STANDARD_INPUT = "-"
 _MAX_INPUT_BYTES = 4 * MAX_PROMPT_CHARACTERS + 5
 
 
+def _temperature(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not is_valid_temperature(value):
+        raise click.BadParameter(f"{value:g} is not {TEMPERATURE_RANGE}")
+    return value
+
+
+@click.command(cls=Command)
+@click.argument(
+    "prompt",
+    metavar="[PROMPT]",
+    required=False,
+    help="text to continue; - reads it from standard input. Default: start_context of params.yaml",
+)
+@click.option(
+    "--length",
+    metavar="N",
+    type=click.IntRange(1, MAX_NEW_TOKENS),
+    help="Generate this many tokens. Default: max_new_tokens of params.yaml.",
+)
+@click.option(
+    "--temperature",
+    metavar="T",
+    type=float,
+    callback=_temperature,
+    help=f"{TEMPERATURE_RANGE}: 0 takes the most likely token each time, higher is more varied. "
+    "Default: temperature of params.yaml.",
+)
+@click.option(
+    "--top-k",
+    metavar="K",
+    type=click.IntRange(1, MAX_TOP_K),
+    help="Draw from the K most likely tokens. Default: top_k of params.yaml.",
+)
+@click.option(
+    "--seed",
+    metavar="S",
+    type=click.IntRange(0, MAX_SEED),
+    help="Seed of every draw: the same seed gives the same text. Default: seed of params.yaml.",
+)
+@click.option("--run", metavar="RUN", help=f"Use the model of {RUN}, instead of data/model.")
+@click.option(
+    "--from-start",
+    is_flag=True,
+    help='PROMPT, which may be "", begins a document. For a model that was trained on several documents.',
+)
 @out_of_memory_advice()
 def generate(
     prompt: str | None,
@@ -40,15 +95,33 @@ def generate(
     top_k: int | None,
     seed: int | None,
     run: str | None,
-    from_start: bool = False,
+    from_start: bool,
 ) -> int:
-    """Write prompt and continuation to standard output, token by token, and a final newline; returns 0.
+    """Print PROMPT and its continuation by the model, each character as soon as it is generated.
 
-    prompt: STANDARD_INPUT reads it from there; with from_start it begins a document, and may be "".
-    run: whose model, as in require_run; None takes data/model.
-    The others have the bounds of cli/parser.py; None takes params.yaml's value for evaluate.
-    Raises PipelineError for an empty, unreadable or too long prompt, tokens outside the model's vocabulary, a missing
-    model, and output that can't be written; BrokenPipeError if the reader has closed the pipe.
+    Options default to params.yaml, so the same command gives the same text, and another --seed gives another text. With
+    --temperature 0 the text is the greedy sample that evaluate makes of the same prompt. A model that was trained on
+    several documents stops at the end of a document, unless stop_at_end_of_text of params.yaml is false.
+
+    One newline at the end of standard input is not part of the prompt. Put -- before a PROMPT that begins with a dash.
+    The model sees the last context_length tokens. It computes in fp32, on a GPU if there is one, whatever params.yaml
+    says of device, precision, matmul and numerics.
+
+    \b
+    Exit codes:
+      0    the text is complete
+      2    there is no model; the prompt is empty or has tokens outside the
+           vocabulary; an option is out of bounds
+      130  Ctrl-C
+      141  the reader of the output closed the pipe
+
+    \b
+    Examples:
+      reprogpt generate "Every effort moves you" --length 20
+      reprogpt generate --temperature 0
+      reprogpt generate "He said" --seed 7 --top-k 50 --run corrected
+      reprogpt generate - < prompt.txt | head -n 3
+      reprogpt generate --from-start ""
     """
     params = load_params(EvaluateParams)
     text = params.start_context if prompt is None else _read_prompt(prompt, may_be_empty=from_start)
@@ -81,10 +154,10 @@ def generate(
 
 
 def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
-    """The text of ids, each character as soon as it is complete; joined, the same as tokens.decode.
+    """Decode ids, yielding each character as soon as it is complete; joined, the same as tokens.decode.
 
-    A token may hold a part of a character. The replacement character stands for bytes that no later token can
-    complete, and for ids without a token.
+    A token may hold a part of a character. Bytes that no later token can complete, and ids without a token, become the
+    replacement character.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in ids:
@@ -96,9 +169,9 @@ def pieces(encoding: tiktoken.Encoding, ids: Iterable[int]) -> Iterator[str]:
 
 
 def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
-    """The prompt, or the contents of standard input as a corpus is read: LF line ends, no byte order mark.
+    """The prompt, or the contents of standard input, normalized as a corpus is: LF line ends, no byte order mark.
 
-    One newline at its end, which echo adds, is dropped.
+    One newline at the end of standard input, which echo adds, is dropped.
     """
     if prompt == STANDARD_INPUT:
         if sys.stdin is None:
@@ -107,9 +180,8 @@ def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
         if len(content) > _MAX_INPUT_BYTES:
             raise _too_long(f"more than {MAX_PROMPT_CHARACTERS}")
     else:
-        content = prompt.encode(
-            "utf-8", errors="surrogateescape"
-        )  # undo Python's decoding of invalid UTF-8 in sys.argv
+        # Python decodes invalid UTF-8 in sys.argv in this way.
+        content = prompt.encode("utf-8", errors="surrogateescape")
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -148,9 +220,9 @@ def _load_run_model(what: str) -> tuple[GPTModel, bool]:
     runs = search_runs()
     found, remark = require_run(what, runs)
     trained = parent_run(found, runs) or found
-    print(f"model of run {trained.id}  {trained.name}", file=sys.stderr)
+    print_message(f"model of run {trained.id}  {trained.name}")
     if remark:
-        print(remark, file=sys.stderr)
+        print_message(remark)
     with tempfile.TemporaryDirectory(prefix="reprogpt-generate-") as folder:
         checkpoint = download_checkpoint(trained.id, Path(folder))
         if checkpoint is None:
@@ -165,12 +237,12 @@ def _load_run_model(what: str) -> tuple[GPTModel, bool]:
 def _load(folder: Path) -> tuple[GPTModel, bool]:
     """The model, and whether it was trained on several documents.
 
-    Says on standard error if its weights are not those of a training's last step.
+    Prints a message if its weights are not those of the training's last step.
     """
     model = load_model(folder)
     step = best_step(folder)
     if step is not None:
-        print(f"weights of step {step}, the evaluation with the lowest val_loss (keep: best)", file=sys.stderr)
+        print_message(f"weights of step {step}, the evaluation with the lowest val_loss (keep: best)")
     return model, trained_on_documents(folder)
 
 

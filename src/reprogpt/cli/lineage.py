@@ -1,8 +1,11 @@
-"""`reprogpt lineage [WHAT]`: where a result comes from, whether every link holds, and how to restore it."""
+"""`reprogpt lineage [WHAT]`: trace where a result comes from, check every link, and print how to restore it."""
 
 from collections import Counter
 from collections.abc import Iterable
 
+import click
+
+from reprogpt.cli.command import RUN, Command
 from reprogpt.dvc.revisions import Revision, list_experiments, resolve_commit
 from reprogpt.paths import EVAL_RESULTS, MODEL
 from reprogpt.runs.find import MODEL_TAG, find_subject, runs_named
@@ -13,10 +16,30 @@ from reprogpt.tracking.store.tracked_run import TrackedRun
 NAME_WIDTH = 28  # the longest path of an out
 
 
+@click.command(cls=Command)
+@click.argument(
+    "what",
+    metavar="[WHAT]",
+    required=False,
+    help=f"{RUN}; or a DVC experiment; or a git commit, branch or tag. Default: the workspace",
+)
 def lineage(what: str | None) -> int:
-    """Print the lineage of a run or revision, None for the workspace: 0 if every link checked holds, else 1.
+    """Trace where a result comes from, and check it.
 
-    Raises PipelineError if `what` names nothing, or nothing is recorded yet.
+    Prints the chain raw text -> train and validation text -> tokens -> weights -> results -> plots as dvc.lock records
+    it, whether each link holds, the MLflow runs that it belongs to, and the commands that restore it.
+
+    \b
+    Exit codes:
+      0  every link that can be checked holds
+      1  a link does not hold
+      2  WHAT can't be found, or nothing is recorded yet
+
+    \b
+    Examples:
+      reprogpt lineage                     of the workspace's result
+      reprogpt lineage corrected           of a run or a DVC experiment
+      reprogpt lineage HEAD~1              of a commit
     """
     runs = search_runs()
     traced = trace(find_subject(what, runs), runs)

@@ -1,30 +1,75 @@
-"""Runs the command that the command line names. A command's module is imported only when it runs."""
+"""The program `reprogpt`: finds the command, runs it, and exits with its code."""
 
-import argparse
 import os
-import shlex
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
-from reprogpt.cli.parser import build_parser
+import click
+
 from reprogpt.errors import PipelineError
-from reprogpt.process.output import EXIT_BROKEN_PIPE, discard_output, flush_output
 from reprogpt.process.run import run_program
+from reprogpt.process.streams import EXIT_BROKEN_PIPE, discard_output, flush_output
 from reprogpt.process.utf8 import restart_in_utf8_mode
+
+# The function of each name is in the file of the same name.
+COMMANDS = {
+    "check": "report every problem of params.yaml",
+    "generate": "generate text with the trained model",
+    "register": "register a trained model in MLflow's model registry",
+    "compare": "show the differences between two runs",
+    "decide": "tell which value of a parameter is better, from several seeds",
+    "lineage": "trace where a result comes from, and check it",
+    "verify": "rerun the recorded run and compare the bits",
+    "sync": "upload records that wait for MLflow, and points that it has lost",
+}
+
+
+class LazyGroup(click.Group):
+    """Imports a command's file when the command is named: MLflow and torch take seconds to import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"reprogpt.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup)
+def reprogpt() -> None:
+    """Generate text with the trained model, and compare, verify and trace its results.
+
+    `dvc repro` trains the model. Run the commands in the root of a clone. `reprogpt` and `python -m reprogpt` are the
+    same program. `reprogpt COMMAND --help` describes one command, with examples.
+
+    \b
+    Exit codes:
+      0    done; if the command answers a question: yes
+      1    the answer is no; the command's help names the question
+      2    failed: wrong arguments, or an error whose message says what to do
+      130  Ctrl-C
+      141  the reader of the output closed the pipe
+      143  SIGTERM or SIGHUP
+    """
 
 
 def run() -> int | None:
     """Run the command that sys.argv names; returns its exit code, None for success.
 
-    EXIT_BROKEN_PIPE if the reader of standard output closed it early. Raises PipelineError, and SystemExit for wrong
-    arguments (2) and help (0).
+    2 for wrong arguments, EXIT_BROKEN_PIPE if the reader of standard output closed it early. Raises PipelineError.
     """
-    arguments = build_parser().parse_args()
-    _require_root()
     try:
-        code = _dispatch(arguments)
+        code = _run_command(sys.argv[1:])
         flush_output()
     except BrokenPipeError:
         discard_output()
@@ -32,14 +77,17 @@ def run() -> int | None:
     return code
 
 
-def _require_root() -> None:
-    """Refuse another folder than the repository's root: paths are relative to it, and results would seem missing."""
-    here = Path.cwd()
-    if (here / "dvc.yaml").is_file():
-        return
-    root = next((folder for folder in here.parents if (folder / "dvc.yaml").is_file()), None)
-    advice = f"`cd {shlex.quote(str(root))}` first" if root else "change to the root of a clone of the repository first"
-    raise PipelineError(f"{here} has no dvc.yaml, so it is not the repository's root; {advice}")
+def _run_command(arguments: list[str]) -> int | None:
+    """As click's main(), which would exit with 1 on a closed pipe and on Ctrl-C."""
+    try:
+        with reprogpt.make_context("reprogpt", arguments) as context:
+            code: int | None = reprogpt.invoke(context)
+            return code
+    except click.exceptions.Exit as end:  # after --help
+        return end.exit_code
+    except click.UsageError as error:
+        error.show()
+        return error.exit_code
 
 
 def _run_code_of(root: Path) -> None:
@@ -59,15 +107,6 @@ def _run_code_of(root: Path) -> None:
         [sys.executable, "-m", "reprogpt", *sys.argv[1:]],
         os.environ | {"PYTHONPATH": path},
     )
-
-
-def _dispatch(arguments: argparse.Namespace) -> int | None:
-    """Call the command: the function of its name in the file of its name, with the parser's arguments."""
-    options = dict(vars(arguments))
-    name = options.pop("command")
-    # Imported here: MLflow and torch take seconds to load, and `--help` should not.
-    command: Callable[..., int | None] = getattr(import_module(f"reprogpt.cli.{name}"), name)
-    return command(**options)
 
 
 def _start() -> int | None:

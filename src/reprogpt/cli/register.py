@@ -1,10 +1,14 @@
-"""`reprogpt register NAME`: registers a trained model in MLflow's model registry, to be served by its name."""
+"""`reprogpt register NAME`: register a trained model in MLflow's model registry, to be served by its name."""
 
-import sys
+import re
 from collections.abc import Sequence
 
+import click
+
+from reprogpt.cli.command import RUN, Command
 from reprogpt.dvc.revisions import Workspace
 from reprogpt.errors import PipelineError
+from reprogpt.messages import print_message
 from reprogpt.paths import MODEL
 from reprogpt.runs.find import MODEL_TAG, parent_run, require_run
 from reprogpt.tracking.store.client import search_runs
@@ -12,16 +16,41 @@ from reprogpt.tracking.store.models import register_model
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 
-def register(name: str, run: str | None) -> int:
-    """Register the model of the run that `run` names, None for the run that made data/model; returns 0.
+def _model_name(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    """The name, if a models:/ URI can hold it."""
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise click.BadParameter(f"{name!r} must consist of letters, digits, dots, dashes and underscores")
+    return name
 
-    name: as cli/parser.py allows. A model that is already a version of that name keeps its version.
-    Raises PipelineError if there is no such run, or it has no model.
+
+@click.command(cls=Command)
+@click.argument(
+    "name",
+    metavar="NAME",
+    callback=_model_name,
+    help="of the registered model: letters, digits, dots, dashes and underscores. Created if it does not exist",
+)
+@click.option("--run", metavar="RUN", help=f"Register the model of {RUN}, instead of data/model.")
+def register(name: str, run: str | None) -> int:
+    """Register a model as the next version of NAME in the MLflow store's model registry.
+
+    It is the model of the run that trained data/model, unless --run names another one. The weights are not copied, and
+    a model that is already a version of NAME gets no second one. The command prints how to serve the model.
+
+    \b
+    Exit codes:
+      0  registered
+      2  not registered: there is no such run, or it did not finish
+
+    \b
+    Examples:
+      reprogpt register gpt                 the model of the workspace
+      reprogpt register gpt --run corrected
     """
     runs = search_runs()
     chosen, note = _runs_of_workspace(runs) if run is None else _named_run(run, runs)
     if note:
-        print(note, file=sys.stderr)
+        print_message(note)
     for training in chosen:
         made = register_model(training.id, name)
         if made:

@@ -1,45 +1,40 @@
 """`reprogpt sync`: upload the records that wait in the outbox, and what MLflow has lost of the present training."""
 
-import os
+import click
 
-from reprogpt.cli.confirm import confirmed
+from reprogpt.cli.command import Command
 from reprogpt.tracking.deliver.reconcile import rebuild_run
-from reprogpt.tracking.deliver.uploader import drop_records_for_other_stores, upload_abandoned, waiting_for_other_stores
+from reprogpt.tracking.deliver.uploader import upload_abandoned
 from reprogpt.tracking.store.uri import store_name
 
 
-def sync(*, to: str | None = None, drop: bool = False, yes: bool = False) -> int:
-    """Upload what waits, refused records too, and print the result: 0, or 1 if any record is not uploaded.
+@click.command(cls=Command)
+def sync() -> int:
+    """Upload to MLflow the records that wait in .reprogpt/outbox because the store was not available.
 
-    Then the run of data/model is made whole again, as rebuild_run does.
+    The next stage that runs uploads them as well; this command also retries records that the store refused. If MLflow
+    has lost the run of data/model, or points of it, they are uploaded again from data/metrics/history.csv.
 
-    to: a store's URI, to which records for other stores are uploaded, too. drop: delete those for other stores
-    instead. Both ask on the terminal, unless `yes`. Raises TrackingError if the store can't be used.
+    \b
+    Exit codes:
+      0  every record is uploaded
+      1  a record is not uploaded
+      2  the store can't be used
+
+    \b
+    Examples:
+      reprogpt sync
+      MLFLOW_TRACKING_URI=http://127.0.0.1:5000 reprogpt sync
     """
-    if to:
-        os.environ["MLFLOW_TRACKING_URI"] = to
-    if to or drop:
-        others = waiting_for_other_stores()
-        for store, count in others.items():
-            print(f"{count} records wait for {store}")
-        what = f"Upload them to {store_name()}?" if to else "Delete them for good?"
-        if others and not (yes or confirmed(what)):
-            print("nothing is changed")
-            return 1
-        if drop:
-            drop_records_for_other_stores()
-    found = upload_abandoned(retry=True, any_store=bool(to))
-    print(f"{found.num_uploaded or 'no'} records uploaded to {store_name()}")
-    for store in found.other_stores:
-        print(
-            f"others wait for {store}: run this again with MLFLOW_TRACKING_URI set to it, "
-            "or with --to URI to upload them to another store, or with --drop to delete them"
-        )
-    for failure in found.failures:
+    uploads = upload_abandoned(retry=True)
+    print(f"{uploads.num_uploaded or 'no'} records uploaded to {store_name()}")
+    for store in uploads.other_stores:
+        print(f"other records wait for {store}: to upload them, run this with MLFLOW_TRACKING_URI set to it")
+    for failure in uploads.failures:
         print(f"not uploaded: {failure}")
-    for what in found.set_aside:
-        print(f"refused: {what}")
+    for refused in uploads.set_aside:
+        print(f"refused: {refused}")
     rebuilt = rebuild_run()
     if rebuilt:
         print(rebuilt)
-    return 1 if found.other_stores or found.failures or found.set_aside else 0
+    return 1 if uploads.other_stores or uploads.failures or uploads.set_aside else 0

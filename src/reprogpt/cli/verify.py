@@ -1,24 +1,48 @@
-"""`reprogpt verify [--stage NAME]`: reruns the recorded stages and compares the bits."""
+"""`reprogpt verify [--stage NAME]`: rerun the recorded stages and compare the bits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
 
+import click
+
+from reprogpt.cli.command import Command
 from reprogpt.paths import RAW_TEXT
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link
 from reprogpt.runs.verify import RunEnvironments, depended_on, rerun
 from reprogpt.tracking.log.environment import RARELY_RELEVANT
 
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 WIDTH = 80
 OUT_WIDTH = 28  # the longest path of an out
 STATUS_WORDS = {HOLDS: "same", DIFFERS: "DIFFERS", NOT_HERE: "missing"}
 
 
+@click.command(cls=Command)
+@click.option(
+    "--stage",
+    metavar="NAME",
+    type=click.Choice(STAGES),
+    help=f"Rerun only this stage, from the recorded data of the stages before it: {', '.join(STAGES)}.",
+)
 def verify(stage: str | None) -> int:
-    """Rerun the recorded stage, or all stages for None, in a temporary clone, and print what became of each out.
+    """Rerun what dvc.lock records in a temporary clone, and compare every out with the recorded digest.
 
-    Returns 0 if all outs are the same, else 1. Raises PipelineError if it can't be tried: the workspace is not what
-    was recorded, there is no room, or a stage fails.
+    The clone is removed afterwards; workspace, DVC cache and MLflow store are not changed. If an out differs, the
+    command names the first stage that differs, and what explains it: differences in text, environment and versions.
+    The table goes to standard output, the output of the stages to standard error.
+
+    \b
+    Exit codes:
+      0  every out is identical to the bit
+      1  an out differs
+      2  not rerun: code, parameters or data are not the recorded ones, there
+         is no room in the temporary folder (TMPDIR), or a stage fails
+
+    \b
+    Examples:
+      reprogpt verify                      takes as long as `dvc repro --force`
+      reprogpt verify --stage tokenize     one stage
     """
     done = rerun(stage)
     remarks = survived(done.outs, done.environments) if done.is_same else explanation(done.origins, done.environments)

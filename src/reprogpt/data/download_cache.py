@@ -1,12 +1,12 @@
 """The download cache: files named by their SHA-256, so that a user can add one by hand."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from reprogpt.errors import FetchError
 from reprogpt.files import atomic_path, file_digest
+from reprogpt.messages import print_message
 from reprogpt.paths import cache_folder
 
 WRITABLE_CACHE = "set REPROGPT_CACHE to a folder that can be written to"
@@ -22,7 +22,7 @@ def cached_file(sha256: str) -> Path | None:
     cached = corpora_folder() / sha256
     found = digest_of(cached)
     if found not in (None, sha256):
-        warn(f"{cached} failed its SHA-256 check ({found}) and is removed from the download cache")
+        print_message(f"warning: {cached} failed its SHA-256 check ({found}) and is removed from the download cache")
         with file_errors(cached, "remove it"):
             cached.unlink()
     return cached if found == sha256 else None
@@ -48,8 +48,3 @@ def file_errors(path: Path, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise FetchError(f"{path}: {error.strerror or error}; {remedy}") from None
-
-
-def warn(message: str) -> None:
-    """Print a warning on standard error."""
-    print(f"warning: {message}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """Fetches the corpus: from the workspace, the download cache or its URL, verified by SHA-256."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,13 +13,13 @@ from reprogpt.data.download_cache import (
     corpora_folder,
     digest_of,
     replaced,
-    warn,
 )
 from reprogpt.data.manifest import MAX_MANIFEST_BYTES, is_manifest, join_documents, parse_manifest
 from reprogpt.data.normalize import Changes, count_end_of_text, is_normal, read_document
 from reprogpt.data.text import count_characters
 from reprogpt.errors import FetchError, UnreachableError
 from reprogpt.files import file_digest
+from reprogpt.messages import print_message
 from reprogpt.paths import BUNDLED_TEXT
 from reprogpt.urls import path_of_url, redact, with_secret_query
 
@@ -86,8 +85,8 @@ def fetch_corpus(
     """
     url = redact(corpus_url)
     if not corpus_sha256:
-        warn(
-            f'corpus_sha256 is "": any text from {url} is accepted, and is read again when fetch runs\n'
+        print_message(
+            f'warning: corpus_sha256 is "": any text from {url} is accepted, and is read again when fetch runs\n'
             "(`dvc repro -f fetch`); to pin the text, set corpus_sha256 to its sha256 in source.json"
         )
     elif digest_of(raw) == corpus_sha256 and not is_manifest(corpus_url):
@@ -205,15 +204,14 @@ def _said(source: Source, raw: Path) -> Source:
     """The source, after saying what of the text a reader of its file would not expect."""
     changes = source.changes
     if changes.record():
-        print(
+        print_message(
             f"fetch: line ends CRLF or CR became LF ({changes.line_ends}), byte order marks were dropped "
-            f"({changes.byte_order_marks}), as where Python reads a text",
-            file=sys.stderr,
+            f"({changes.byte_order_marks}), as where Python reads a text"
         )
     if num_ends := count_end_of_text(raw):
-        warn(
-            f"{source.url or source.path} has <|endoftext|> in its text, {num_ends} times. Each becomes seven plain "
-            "tokens, not the end-of-text token.\n"
+        print_message(
+            f"warning: {source.url or source.path} has <|endoftext|> in its text, {num_ends} times. Each becomes seven "
+            "plain tokens, not the end-of-text token.\n"
             "To train on documents, cut the text there and make a manifest of the parts: "
             'docs/corpus.md has the commands ("Documents in one file")'
         )
@@ -259,13 +257,12 @@ def _fall_back(raw: Path, offline_corpus: str, max_bytes: int, unreachable: Unre
             source = _text(text, file_digest(temporary), changes, "fallback", path=offline_corpus)
             if text != temporary:
                 text.replace(temporary)
-    print(
+    print_message(
         f"\n{FRAME}\nWARNING: ANOTHER TEXT IS USED. The corpus could not be reached.\n"
         f"  {unreachable}\n"
         f"  used instead: {offline_corpus}\n"
         "Results will differ from the published ones.\n"
         f"When online again, get the right text with:  dvc repro -f fetch\n"
-        f"and then train on it with:                   dvc repro\n{FRAME}\n",
-        file=sys.stderr,
+        f"and then train on it with:                   dvc repro\n{FRAME}\n"
     )
     return source

@@ -19,6 +19,7 @@ _CODE = ("src/", "stages/", "requirements.lock")  # how deps in dvc.yaml begin t
 OBSERVERS = (
     "src/reprogpt/dvc/code_patch.py",
     "src/reprogpt/dvc/git.py",
+    "src/reprogpt/messages.py",
     "src/reprogpt/process/streams.py",
     "src/reprogpt/progress.py",
     "src/reprogpt/serving",

@@ -6,7 +6,6 @@ refused. Only safetensors files are read: a pickle can run code.
 
 import hashlib
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from reprogpt.errors import ModelError, ParamsError
+from reprogpt.messages import print_message
 from reprogpt.model.book_names import POSITIONS as BOOK_POSITIONS
 from reprogpt.model.book_names import UnfitTensorError, are_the_books, from_book
 from reprogpt.model.gpt import GPTConfig, GPTModel
@@ -82,10 +82,9 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
         reason = f"{error.filename or folder}: {error.strerror or error}"
         raise ParamsError(f"init_from={init_from} can't be read: {reason}") from None
     if not init_from_sha256:
-        print(
+        print_message(
             f'warning: init_from_sha256 is "": any weights in {init_from} are accepted, and are read again when train\n'
-            f"runs (`dvc repro -f train`); to pin these, set init_from_sha256 to\n{sha256}",
-            file=sys.stderr,
+            f"runs (`dvc repro -f train`); to pin these, set init_from_sha256 to\n{sha256}"
         )
     return InitialWeights(weights, sha256)
 
@@ -119,7 +118,7 @@ def _read_book(folder: Path, wanted_sha256: str, config: GPTConfig) -> tuple[dic
         raise _UnusableError(f"its {WEIGHTS}, which has the book's names, {problem}") from None
     _require_finite(weights)
     _say_positions(len(stored[BOOK_POSITIONS]), config)
-    print(f"init_from: without {CONFIG}, nothing tells n_heads; {config.n_heads} is params.yaml's", file=sys.stderr)
+    print_message(f"init_from: without {CONFIG}, nothing tells n_heads; {config.n_heads} is params.yaml's")
     return weights, sha256
 
 
@@ -133,7 +132,7 @@ def _take_first_positions(stored: dict[str, Tensor], num_positions: int, config:
 
 def _say_positions(num_stored: int, config: GPTConfig) -> None:
     if num_stored > config.context_length:
-        print(f"init_from: the first {config.context_length} of {num_stored} positions are taken", file=sys.stderr)
+        print_message(f"init_from: the first {config.context_length} of {num_stored} positions are taken")
 
 
 def _require_folder(folder: Path) -> None:
@@ -271,10 +270,9 @@ def _complete(stored: dict[str, Tensor], config: GPTConfig, *, tied: bool) -> No
             )
         if not config.tie_weights:
             stored[HEAD] = embeddings
-            print(
+            print_message(
                 "init_from: the output head, tied there, starts as a copy of the token embeddings;\n"
-                "tie_weights: true keeps it tied",
-                file=sys.stderr,
+                "tie_weights: true keeps it tied"
             )
     head = stored.pop(HEAD, embeddings) if config.tie_weights else None
     if head is not None and embeddings is not None and not torch.equal(head, embeddings):

@@ -3,7 +3,6 @@
 import os
 import platform
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import psutil
 import torch
 
 from reprogpt.errors import DeviceError, OutOfMemoryError
+from reprogpt.messages import print_message
 from reprogpt.numerics.env_vars import cpu_info
 from reprogpt.numerics.portable import make_portable
 
@@ -72,13 +72,12 @@ def temporary_numerics(*, device: str, precision: str, matmul: str) -> Iterator[
 
 def announce_device(numerics: Numerics) -> None:
     """Print the device, its name and its memory on standard error; warn of an NVIDIA GPU that torch can't use."""
-    print(f"device: {describe_device(numerics.device)}", file=sys.stderr)
+    print_message(f"device: {describe_device(numerics.device)}")
     if numerics.device.type == "cpu" and not torch.cuda.is_available() and _has_nvidia_gpu():
         built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
-        print(
+        print_message(
             f"WARNING: this machine has an NVIDIA GPU that is not used: torch {torch.__version__} {built}.\n"
-            "Install a build of torch that fits the driver (`nvidia-smi` shows it), or set device: cpu",
-            file=sys.stderr,
+            "Install a build of torch that fits the driver (`nvidia-smi` shows it), or set device: cpu"
         )
 
 
@@ -212,7 +211,7 @@ def _choose_matmul(name: str, device: torch.device, precision: str) -> str:
     fault = f"oneDNN's matrix products have an error of {error:.1e} here (allowed: {FP32_TOLERANCE:.0e})"
     if name == "onednn":
         raise DeviceError(f"matmul: onednn is refused, since {fault}; use auto or torch")
-    print(f"matmul: torch, since {fault}", file=sys.stderr)
+    print_message(f"matmul: torch, since {fault}")
     return "torch"
 
 

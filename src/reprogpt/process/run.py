@@ -1,4 +1,4 @@
-"""Runs a program to its end: exit codes, messages for errors that a user can cause, signals while modules load."""
+"""Run a program and exit: exit codes, messages of errors that a user can cause, signals during imports."""
 
 import logging
 import os
@@ -20,18 +20,17 @@ from reprogpt.errors import (
     ScheduleError,
     Terminated,
 )
+from reprogpt.messages import print_message
 
-# Errors that a value in params.yaml can cause. DVC has removed the stage's outs before the stage ran.
+# Errors that a value in params.yaml can cause. DVC removes a stage's outs before it runs the stage.
 _PARAMS_ERRORS = (ParamsError, FetchError, DataError, ScheduleError, DeviceError, OutOfMemoryError, NonFiniteError)
-
-
 RESTORE_ADVICE = (
     "Nothing is lost: restore the previous value and run `dvc repro`, which restores every output without training."
 )
 
 
 def exit_on_signal_during_imports() -> None:
-    """Until run_program, exit at once on Ctrl-C and SIGTERM, without a traceback from the middle of an import."""
+    """Until run_program is called, exit on Ctrl-C and SIGTERM at once, without a traceback from within an import."""
     _quiet_matplotlib()
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is default:  # a shell ignores Ctrl-C for its background jobs
@@ -39,11 +38,14 @@ def exit_on_signal_during_imports() -> None:
 
 
 def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool] = lambda: False) -> NoReturn:
-    """Run `main`, then exit: 0, or 2 with a message for a PipelineError, 130 for Ctrl-C, 143 for SIGTERM and SIGHUP.
+    """Run `main`, then exit with the integer that it returns, or 0.
 
-    An integer that `main` returns is the exit code. Any other exception is a bug and keeps its traceback.
-    is_restorable: asked after an error that a value in params.yaml can cause, whether the previous value would undo it.
-    On standard output, `?` stands for what its encoding lacks: a model can produce any character.
+    Exits with 2 and a message after a PipelineError, 130 after Ctrl-C, 143 after SIGTERM and SIGHUP. Any other
+    exception is a bug and keeps its traceback. Standard output prints `?` for characters that its encoding lacks: a
+    model can produce any character.
+
+    is_restorable: called after an error that a value in params.yaml can cause; returns whether the previous value
+    restores the stage's outs.
     """
     _quiet_matplotlib()
     if isinstance(sys.stdout, TextIOWrapper):  # None if it is closed
@@ -57,19 +59,19 @@ def run_program(main: Callable[[], object], *, is_restorable: Callable[[], bool]
         result = main()
     except PipelineError as error:
         advice = f"\n{RESTORE_ADVICE}" if isinstance(error, _PARAMS_ERRORS) and is_restorable() else ""
-        print(f"\nerror: {error}{advice}", file=sys.stderr)
+        print_message(f"\nerror: {error}{advice}")
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print_message("\ninterrupted")
         sys.exit(130)
     except Terminated:
-        print("\nterminated", file=sys.stderr)
+        print_message("\nterminated")
         sys.exit(143)
     sys.exit(result if isinstance(result, int) else 0)
 
 
 def _quiet_matplotlib() -> None:
-    """It says that it makes its list of fonts, or that the home folder can't be written to."""
+    """Hide its messages about its list of fonts and about a home folder that can't be written."""
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 

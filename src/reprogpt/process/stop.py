@@ -1,8 +1,7 @@
-"""Graceful shutdown on signals, and when the DVC process that started the stage has ended."""
+"""Graceful shutdown: on a signal, or when the DVC process that started the stage has ended."""
 
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,6 +10,7 @@ import psutil
 
 from reprogpt.dvc.rwlock import pids_writing_outs
 from reprogpt.errors import OrphanedError, Terminated
+from reprogpt.messages import print_message
 
 
 class StopRequest:
@@ -28,7 +28,7 @@ class StopRequest:
         self._launcher = launcher
 
     def reason(self) -> BaseException | None:
-        """The exception to raise after the present step, None to continue.
+        """The exception to raise after the current step, None to continue.
 
         KeyboardInterrupt after Ctrl-C, Terminated after SIGTERM or SIGHUP, OrphanedError if the launcher or DVC has
         ended.
@@ -46,11 +46,11 @@ class StopRequest:
 def graceful_shutdown(launcher: psutil.Process | None = None, *, quiet: bool = False) -> Iterator[StopRequest]:
     """While the block runs, the first Ctrl-C, SIGTERM or SIGHUP only sets reason(); a second one has its usual effect.
 
-    SIGHUP says that the terminal is gone. The shell and the system may both send it, so that repeats are ignored;
-    where it is ignored from the start, as under nohup, it stays so.
+    SIGHUP means that the terminal is gone. The shell and the system may both send it, so repeats are ignored. If it is
+    ignored from the start, as under nohup, it stays ignored.
 
-    launcher: as in StopRequest. torchrun forwards the signal that a terminal may also have sent to this process, so
-    in a worker a second one is ignored. quiet: don't announce the shutdown, another process does.
+    launcher: as in StopRequest. torchrun forwards signals that the terminal may also have sent to this process, so a
+    worker ignores the second one. quiet: don't announce the shutdown, because another process does.
     """
     request = StopRequest(launcher)
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -60,7 +60,7 @@ def graceful_shutdown(launcher: psutil.Process | None = None, *, quiet: bool = F
     def handle(number: int, frame: FrameType | None) -> None:
         request.signal = number
         if not quiet:
-            print("\nstopping after this step; repeat to stop at once", file=sys.stderr)
+            print_message("\nstopping after this step; repeat to stop at once")
         if number == signal.SIGHUP:
             previous.pop(signal.SIGHUP)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)

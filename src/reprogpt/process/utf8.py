@@ -1,7 +1,7 @@
-"""Python's UTF-8 mode, also under a locale in another encoding.
+"""Run in Python's UTF-8 mode under locales with another encoding.
 
-Names of files are bytes, and URIs quote them as UTF-8. Under another locale Python, and MLflow with it, would look for
-a file: URI's path under another name.
+File names are bytes, and URIs quote them as UTF-8. Under another locale Python, and MLflow with it, would decode the
+path of a file: URI to a different name.
 """
 
 import os
@@ -9,14 +9,14 @@ import sys
 
 
 def restart_in_utf8_mode() -> None:
-    """Start this program again in UTF-8 mode, unless it is in it; it prints in the terminal's encoding all the same.
+    """Restart this program in UTF-8 mode, with the same process id; returns only if it runs in UTF-8 mode already.
 
-    Returns only if there is nothing to do. The process keeps its id.
+    Output keeps the terminal's encoding.
     """
     if sys.getfilesystemencoding() == "utf-8" or sys.platform == "win32":
         return
     terminal = sys.stdout.encoding if sys.stdout else "utf-8"
-    # As text, not as bytes: the terminal's encoding of an argument is another.
+    # sys.orig_argv was decoded with the terminal's encoding; the restarted program decodes UTF-8.
     arguments = [argument.encode("utf-8", "surrogateescape") for argument in sys.orig_argv[1:]]
     environment = os.environ | {"PYTHONIOENCODING": f"{terminal}:replace"}
     os.execve(sys.executable, [os.fsencode(sys.executable), b"-X", b"utf8", *arguments], environment)  # noqa: S606

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reprogpt.errors import PipelineError
+from reprogpt.messages import print_message
 from reprogpt.tracking.store.uri import sqlite_uri
 
 STDERR = 2
@@ -71,7 +72,7 @@ def rerun_stages(clone: Path, stages: Sequence[str], *, single: bool) -> None:
     """
     command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
     command += ["--single-item", *stages] if single else []
-    print(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n", file=sys.stderr, flush=True)
+    print_message(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n")
     # In its own process group, since DVC does not wait for its stage when a signal ends it.
     process = subprocess.Popen(
         command,

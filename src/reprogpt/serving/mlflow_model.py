@@ -34,6 +34,7 @@ CODE = (
     "data/tokens.py",
     "errors.py",
     "files.py",
+    "messages.py",
     "model/__init__.py",
     "model/generate.py",
     "model/gpt.py",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from reprogpt.errors import NonFiniteError, Terminated
+from reprogpt.messages import print_message
 from reprogpt.process.stop import StopRequest, graceful_shutdown
-from reprogpt.progress import say_error
 from reprogpt.step_record import StepRecord
 from reprogpt.training import checkpoint_files
 from reprogpt.training.build import Training
@@ -59,9 +59,11 @@ class CheckpointedTraining:
         if run_lock and not self.records:
             changes = changes_since_interrupted(run_lock)
             if changes:
-                _warn("starting from step 0: the interrupted training was another one\n  " + "\n  ".join(changes))
+                print_message(
+                    "starting from step 0: the interrupted training was another one\n  " + "\n  ".join(changes)
+                )
             elif epochs := raised_epochs(run_lock):
-                _warn(
+                print_message(
                     f"n_epochs {epochs[0]} -> {epochs[1]} does not lengthen the finished training: the schedule of the "
                     "learning rate spans all\nsteps, so this is another training, which starts from step 0. To "
                     f"continue with the finished weights instead, set n_epochs\nback to {epochs[0]}, run "
@@ -180,7 +182,7 @@ class CheckpointedTraining:
 
     def _warn_not_saved(self, step: int, error: OSError) -> None:
         previous = ", the previous one is kept" if self._newest else ""
-        _warn(f"no checkpoint at step {step}: {error.strerror or error}; training continues{previous}")
+        print_message(f"no checkpoint at step {step}: {error.strerror or error}; training continues{previous}")
 
     def _wait_for_commit(self) -> None:
         if self._commit is not None:
@@ -212,7 +214,7 @@ class CheckpointedTraining:
             try:
                 found = checkpoint_files.read(checkpoint, self._training_id)
             except checkpoint_files.CorruptCheckpointError as error:
-                _warn(f"a checkpoint is skipped: {error}")
+                print_message(f"a checkpoint is skipped: {error}")
                 checkpoint_files.remove(checkpoint)
                 continue
             self._newest = checkpoint
@@ -266,7 +268,3 @@ def _load_state_tensors(training: Training, step: int, tensors: dict[str, Tensor
         name.removeprefix(_RANDOMNESS): tensor for name, tensor in tensors.items() if name.startswith(_RANDOMNESS)
     }
     training.randomness.load_state(randomness)
-
-
-def _warn(text: str) -> None:
-    say_error(text)

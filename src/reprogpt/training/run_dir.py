@@ -8,7 +8,6 @@ a queued experiment's copy of the workspace, which is removed afterwards.
 import hashlib
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from reprogpt.dvc.digest import cached_files, dvc_md5
 from reprogpt.dvc.lock import locked_stage, recorded_inputs, recorded_outs
 from reprogpt.dvc.pipeline import out_paths, stage_definition
 from reprogpt.files import read_json_or_empty, write_json_atomic
+from reprogpt.messages import print_message
 from reprogpt.paths import repository_root, state_dir
 from reprogpt.process.stop import StopRequest
 
@@ -61,7 +61,7 @@ def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Itera
         if lock:
             _prepare(run_dir, origin)
     except OSError as error:
-        _warn(f"{run_dir} can't be written: {error.strerror or error}; this training saves no checkpoints")
+        print_message(f"{run_dir} can't be written: {error.strerror or error}; this training saves no checkpoints")
         if lock:
             lock.release()
         lock = None
@@ -93,7 +93,7 @@ def mark_complete(run_lock: RunLock) -> None:
     try:
         write_json_atomic(run_dir / COMPLETE, outs)
     except OSError as error:
-        _warn(f"{run_dir / COMPLETE} can't be written: {error.strerror or error}; the checkpoints stay")
+        print_message(f"{run_dir / COMPLETE} can't be written: {error.strerror or error}; the checkpoints stay")
         return
     if _is_recorded(run_dir):
         remove_run_dir(run_dir)
@@ -185,10 +185,12 @@ def _acquire(run_dir: Path) -> FileLock | None:
             if timeout:
                 if stop := StopRequest().reason():  # DVC has ended: the next one has its own stage
                     raise stop from None
-                _warn("it is still training; this process trains on its own, without checkpoints")
+                print_message("it is still training; this process trains on its own, without checkpoints")
                 return None
         timeout = LOCK_TIMEOUT
-        _warn(f"already training with these parameters in another process; waiting up to {timeout:.0f} s for it")
+        print_message(
+            f"already training with these parameters in another process; waiting up to {timeout:.0f} s for it"
+        )
 
 
 def _remove_contents(run_dir: Path) -> None:
@@ -196,10 +198,6 @@ def _remove_contents(run_dir: Path) -> None:
     for path in sorted(run_dir.glob("*"), key=lambda path: path.name == METADATA):
         if path.name != LOCK:
             path.unlink(missing_ok=True)
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _fingerprint(origin: Origin) -> str:

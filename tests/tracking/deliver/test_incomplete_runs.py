@@ -15,7 +15,7 @@ from mlflow.entities import Run
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import verify_rest_response
 
-from reprogpt.cli.sync import sync
+from reprogpt.cli.sync import sync as sync_command
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, RecordError, open_outbox
@@ -24,6 +24,7 @@ from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
 
 NUM_STEPS = 6
+sync: Any = sync_command.callback
 
 
 def runs(client: MlflowClient) -> dict[str, Run]:

@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -27,8 +26,8 @@ from filelock import FileLock, Timeout
 
 from reprogpt.errors import PipelineError
 from reprogpt.files import fsync_folder, write_text_atomic
+from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
-from reprogpt.progress import say_error
 
 RECORDS, _DELIVERED, _FILES, _LOCK, _SET_ASIDE = "records.jsonl", "delivered", "files", "lock", "set-aside.json"
 DAMAGED = "damaged line"  # the kind of what is no record
@@ -109,7 +108,7 @@ class OutboxFile:
             yield
         except OSError as error:
             reason = f"{what}: {error.strerror or error}"
-            say_error(f"{self.folder} can't be used; not recorded is {reason}")
+            print_message(f"{self.folder} can't be used; not recorded is {reason}")
             self.losses.append(reason)
 
     def records(self) -> Iterator[Record]:
@@ -225,17 +224,16 @@ def open_outbox(name: str | None = None) -> OutboxFile:
         _write_probe(folder)
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="reprogpt-outbox-"))
-        print(
+        print_message(
             f"{folder} can't be written: {error.strerror or error}. Records for MLflow are queued in {temporary};\n"
-            "those that are still there when the stage ends can be moved to .reprogpt/outbox for `reprogpt sync`",
-            file=sys.stderr,
+            "those that are still there when the stage ends can be moved to .reprogpt/outbox for `reprogpt sync`"
         )
         return _locked(temporary)
     first = next(outbox._read(0, outbox._length), None)
     if first is None or first.record["kind"] != DAMAGED:
         return outbox
     damaged = folder.with_name(f"{folder.name}.damaged-{uuid.uuid4().hex[:6]}")
-    print(f"line 1 of {folder / RECORDS} is damaged: it is kept as {damaged}", file=sys.stderr)
+    print_message(f"line 1 of {folder / RECORDS} is damaged: it is kept as {damaged}")
     outbox._file.close()
     folder.rename(damaged)
     outbox._lock.release()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
+from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
-from reprogpt.progress import say_error
 from reprogpt.tracking.deliver.outbox import OutboxFile, RecordError, abandoned_outboxes
 from reprogpt.tracking.deliver.writer import belongs_to_store, upload
 from reprogpt.tracking.store.client import open_store
@@ -58,7 +58,7 @@ class Uploader:
             self._thread.join(0.2)
         error = self._outbox.flush()
         if error:
-            say_error(f"{self._outbox.folder}: {error.strerror}; the last records are lost")
+            print_message(f"{self._outbox.folder}: {error.strerror}; the last records are lost")
         with self._outbox.note_losses("whether all is in MLflow"):
             self._report_rest()
         self._outbox.release()
@@ -66,13 +66,13 @@ class Uploader:
     def _report_rest(self) -> None:
         num_left = len(self._outbox.pending())
         if num_left:
-            say_error(
+            print_message(
                 f"\nThe last {num_left} records of this run are not in MLflow: {self._failure}\n"
                 "They are kept. Upload them when the store is available:  python -m reprogpt sync\n"
             )
         num_set_aside = len(self._outbox.set_aside())
         if num_set_aside:
-            say_error(
+            print_message(
                 f"\n{num_set_aside} records of this run were refused and are kept in {self._outbox.folder}.\n"
                 "Once their cause is gone, upload them:  python -m reprogpt sync\n"
             )
@@ -106,12 +106,12 @@ class Uploader:
         except Exception as error:  # training must not stop, whatever a tracking server does
             message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
             if self._failure is None:
-                say_error(f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox")
+                print_message(f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox")
             self._failure = message
             self._is_permanent = isinstance(error, SettingsError)
             return False
         if self._failure is not None:
-            say_error("\nthe MLflow store is available again: no record is missing")
+            print_message("\nthe MLflow store is available again: no record is missing")
         self._failure = None
         return True
 
@@ -120,7 +120,7 @@ class Uploader:
         for failure in failures:
             if failure not in self._reported:
                 self._reported.add(failure)
-                say_error(f"\nrecords of an earlier run wait: {failure}")
+                print_message(f"\nrecords of an earlier run wait: {failure}")
 
 
 def _failures_of_others() -> list[str]:
@@ -189,7 +189,7 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
     """
     warning = file_store_warning() if adds is None and is_default_store() else None
     if warning:
-        say_error(f"\nwarning: {warning}\n")
+        print_message(f"\nwarning: {warning}\n")
     uploader = Uploader(outbox)
     end: dict[str, Any] = {"status": "FAILED", "adds": adds}
     try:

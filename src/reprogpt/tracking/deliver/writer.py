@@ -17,7 +17,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
 from reprogpt.errors import TrackingError
-from reprogpt.progress import say_error
+from reprogpt.messages import print_message
 from reprogpt.tracking.deliver.outbox import DAMAGED, RECORDS, OutboxFile, Pending, Record, RecordError
 from reprogpt.tracking.log.description import describe_evaluation, describe_training
 from reprogpt.tracking.store.client import open_store, to_tracked_run
@@ -125,7 +125,7 @@ def _write_or_set_aside(client: MlflowClient, run_id: str | None, outbox: Outbox
             if batch[0] not in set_aside:
                 kind = batch[0].record["kind"]
                 line = outbox.line_number(batch[0])
-                say_error(
+                print_message(
                     f"MLflow refused a record of kind {kind}: {error}\n"
                     f"It is kept: line {line} of {outbox.folder / RECORDS}; `python -m reprogpt sync` tries it again"
                 )

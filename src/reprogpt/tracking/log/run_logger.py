@@ -1,10 +1,10 @@
 """Logs one training to its MLflow run and to the terminal, through all its interruptions and resumes."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from reprogpt.messages import print_message
 from reprogpt.progress import TrainingProgress
 from reprogpt.step_record import StepRecord
 from reprogpt.tracking.deliver.outbox import OutboxFile
@@ -84,8 +84,7 @@ def start_run(
 
 
 def _warn_of_fallback(path: str) -> None:
-    print(
+    print_message(
         f"\n  WARNING: this trains on the bundled text {path}, not on corpus_url, whose host could not be\n"
-        "  reached. Results are those of another text. When online again:  dvc repro -f fetch  and  dvc repro\n",
-        file=sys.stderr,
+        "  reached. Results are those of another text. When online again:  dvc repro -f fetch  and  dvc repro\n"
     )

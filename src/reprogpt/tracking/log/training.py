@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from reprogpt.dvc.code_patch import MAX_PATCH_BYTES, code_patch
 from reprogpt.dvc.digest import cached_md5, dvc_md5
 from reprogpt.dvc.pipeline import is_up_to_date, out_paths, stage_definition
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
+from reprogpt.messages import print_message
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import PARAMS_FILE, load_params
 from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, TRAIN_TOKENS, VAL_TOKENS, state_dir
@@ -196,17 +196,16 @@ def _queue_patch(outbox: OutboxFile) -> None:
     """Queue what the stages' code has changed since the commit, and say so."""
     patch = code_patch()
     if patch is None and git_tags():
-        print(f"{PATCH} is not recorded: git could not compare the code with the commit", file=sys.stderr)
+        print_message(f"{PATCH} is not recorded: git could not compare the code with the commit")
     if patch is None or not patch.paths:
         return
     files = f"{', '.join(patch.paths[:5])}{' ...' if len(patch.paths) > 5 else ''} ({len(patch.paths)} in all)"
     if len(patch.content) > MAX_PATCH_BYTES:
-        print(
+        print_message(
             f"{PATCH} is not recorded: the changes of {files} since the commit have {len(patch.content)} bytes, "
-            f"more than {MAX_PATCH_BYTES}. Commit the code, so that the run can be reproduced",
-            file=sys.stderr,
+            f"more than {MAX_PATCH_BYTES}. Commit the code, so that the run can be reproduced"
         )
         return
-    print(f"{PATCH} records the uncommitted code: {files}", file=sys.stderr)
+    print_message(f"{PATCH} records the uncommitted code: {files}")
     write_bytes_atomic(outbox.folder / PATCH, patch.content)
     outbox.append_file(outbox.folder / PATCH, "")

@@ -12,7 +12,7 @@ import pytest
 from reprogpt.process.run import RESTORE_ADVICE
 from tests.locales import locale_env
 
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(__file__).parents[2] / "src"
 
 
 SAMPLE = "吾輩は猫である… \ufffd é \udce3"
@@ -22,7 +22,8 @@ def exit_of(body: str, env: Mapping[str, str] | None = None) -> subprocess.Compl
     """Run a program whose main function has this body, with `env` besides the present environment."""
     program = (
         f"import os, signal, sys, time; sys.path.insert(0, {str(SRC)!r})\n"
-        f"from reprogpt.errors import ParamsError, run_program\n"
+        f"from reprogpt.errors import ParamsError\n"
+        f"from reprogpt.process.run import run_program\n"
         f"def main():\n    {body}\nrun_program(main)\n"
     )
     return subprocess.run(
@@ -107,7 +108,7 @@ def test_a_signal_during_imports_leaves_no_traceback(number: int, code: int) -> 
         "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import stages; os.kill(os.getpid(), {int(number)}); time.sleep(30)"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (code, "")
 
@@ -145,7 +146,7 @@ def test_output_that_is_closed_is_no_error() -> None:
     closed = [
         sys.executable,
         "-c",
-        "import sys; sys.stdout = None; from reprogpt.errors import run_program as r; r(int)",
+        "import sys; sys.stdout = None; from reprogpt.process.run import run_program as r; r(int)",
     ]
     assert subprocess.run(closed, check=False, env=os.environ | {"PYTHONPATH": str(SRC)}).returncode == 0
 

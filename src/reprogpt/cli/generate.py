@@ -9,7 +9,7 @@ from pathlib import Path
 import tiktoken
 import torch
 
-from reprogpt.data.charset import advice
+from reprogpt.data.charset import conversion_advice
 from reprogpt.data.normalize import normalize_text
 from reprogpt.data.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
@@ -114,7 +114,7 @@ def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         fault = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {advice(content)}") from None
+        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {conversion_advice(content)}") from None
     if prompt == STANDARD_INPUT:
         text = normalize_text(text).removesuffix("\n")
     if len(text) > MAX_PROMPT_CHARACTERS:

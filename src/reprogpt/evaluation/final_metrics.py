@@ -6,14 +6,14 @@ import tiktoken
 from reprogpt.data.tokens import num_bytes
 from reprogpt.data.windows import windows
 from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from reprogpt.evaluation.losses import EvalResult, IdRows, evaluate, require_finite
+from reprogpt.evaluation.losses import IdRows, LossSums, require_finite, sum_losses
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 
 BATCHES_PER_REDUCTION = 256  # of each process, whose sums are exchanged together
 
 
-def final_results(
+def final_metrics(
     model: GPTModel,
     encoding: tiktoken.Encoding,
     train_ids: np.ndarray,
@@ -36,9 +36,9 @@ def final_results(
     train_rows = windows(train_ids, context_length=length, stride=length, vocab_size=vocab_size)
     val_rows = windows(val_ids, context_length=length, stride=length, vocab_size=vocab_size)
     chosen = chosen_rows(len(train_rows[0]), length, max_train_tokens)
-    train = _shared_evaluate(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
+    train = _sum_losses_together(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
     every = np.arange(len(val_rows[0]))
-    val = _shared_evaluate(model, *val_rows, every, batch_size=batch_size, numerics=numerics, group=group)
+    val = _sum_losses_together(model, *val_rows, every, batch_size=batch_size, numerics=numerics, group=group)
     predicted_ids = val_ids[1 : 1 + val.num_tokens]  # rows without overlap: the predicted tokens are contiguous
     results = {
         "final_train_loss": train.loss,
@@ -62,7 +62,7 @@ def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarr
     return np.arange(num_chosen) * num_rows // num_chosen
 
 
-def _shared_evaluate(
+def _sum_losses_together(
     model: GPTModel,
     inputs: IdRows,
     targets: IdRows,
@@ -71,7 +71,7 @@ def _shared_evaluate(
     batch_size: int,
     numerics: Numerics,
     group: ProcessGroup,
-) -> EvalResult:
+) -> LossSums:
     """Evaluate the chosen rows, each process every group.size-th batch.
 
     The sums of the batches are added in the order of the batches, whoever computed them: so the bits are those of a
@@ -85,10 +85,10 @@ def _shared_evaluate(
         losses = []
         corrects = []
         for index, start in enumerate(starts[first : first + num_exchanged]):
-            result = EvalResult(0.0, 0, 0)
+            result = LossSums(0.0, 0, 0)
             if index % group.size == group.rank:
                 rows = chosen[start : start + batch_size]
-                result = evaluate(model, inputs[rows], targets[rows], batch_size=batch_size, numerics=numerics)
+                result = sum_losses(model, inputs[rows], targets[rows], batch_size=batch_size, numerics=numerics)
             losses.append(result.loss_sum)
             corrects.append(result.num_correct)
         for batch_loss, batch_correct in zip(
@@ -96,4 +96,4 @@ def _shared_evaluate(
         ):
             loss_sum += batch_loss
             num_correct += int(batch_correct)
-    return EvalResult(loss_sum, num_correct, len(chosen) * targets.shape[1])
+    return LossSums(loss_sum, num_correct, len(chosen) * targets.shape[1])

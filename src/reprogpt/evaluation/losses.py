@@ -20,7 +20,7 @@ IdRows = np.ndarray | Windows
 
 
 @dataclass(frozen=True)
-class EvalResult:
+class LossSums:
     """Sums over predicted tokens. Ratios are taken last, so a short last batch has its right weight.
 
     loss_sum: cross-entropy in nats, summed over num_tokens tokens. num_correct: tokens whose logit was the largest.
@@ -51,7 +51,7 @@ class EvalResult:
 
 
 @torch.no_grad()
-def evaluate(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: int, numerics: Numerics) -> EvalResult:
+def sum_losses(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: int, numerics: Numerics) -> LossSums:
     """Evaluate all rows in eval mode, batch_size rows at a time; the model's mode is restored afterwards.
 
     inputs, targets: (w, T) int64, w >= 1. The last batch may be short. At most one batch is in memory.
@@ -69,7 +69,7 @@ def evaluate(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: in
         loss_sum += batch_loss_sum
         num_correct += batch_correct
     model.train(was_training)
-    return EvalResult(loss_sum, num_correct, targets.size)
+    return LossSums(loss_sum, num_correct, targets.size)
 
 
 def _batch_sums(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[float, int]:

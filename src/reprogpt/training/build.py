@@ -1,6 +1,6 @@
 """The state of a training: rows, schedule length, model, optimizer and source of randomness."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from reprogpt.training.randomness import (
     RandomnessPolicy,
     needs_recompute_context,
 )
-from reprogpt.training.schedule import Plan, decay_start, first_clipped_step, plan_training
+from reprogpt.training.schedule import Plan, plan_training
 
 # CUDA kernels run asynchronously: copying the metrics of 16 steps together costs one wait instead of 16, and is
 # still often enough to see the loss move. On the CPU there is nothing to wait for.
@@ -61,35 +61,10 @@ class Training:
     step: int = 0
 
     @property
-    def decay_start(self) -> int:
-        """0-based step at which the learning rate begins to fall; total_steps if it never does."""
-        return decay_start(self.plan, lr_decay=self.params.lr_decay, decay_ratio=self.params.decay_ratio)
-
-    @property
-    def first_clipped_step(self) -> int | None:
-        """0-based step from which on gradients are clipped; None: never."""
-        params = self.params
-        return first_clipped_step(
-            self.plan,
-            max_norm=params.max_norm,
-            clip_from=params.clip_from,
-            orig_book_version=params.orig_book_version,
-        )
-
-    @property
-    def schedule_facts(self) -> dict[str, str | int | None]:
-        """What a figure names of the schedule: lr_decay, decay_start and first_clipped_step."""
-        return {
-            "lr_decay": self.params.lr_decay,
-            "decay_start": self.decay_start,
-            "first_clipped_step": self.first_clipped_step,
-        }
-
-    @property
     def size(self) -> dict[str, int]:
         """steps_per_epoch, total_steps, warmup_steps and num_parameters."""
         num_parameters = sum(tensor.numel() for tensor in self.model.parameters())
-        return asdict(self.plan) | {"num_parameters": num_parameters}
+        return self.plan.lengths | {"num_parameters": num_parameters}
 
 
 def build_training(
@@ -127,12 +102,7 @@ def training_from_ids(
     _require_equal_shards(params, group)
     train_rows = _split_rows("training", train_ids, params, stride=params.stride)
     val_rows = _split_rows("validation", val_ids, params, stride=params.context_length)
-    plan = plan_training(
-        len(train_rows.inputs),
-        batch_size=params.batch_size,
-        n_epochs=params.n_epochs,
-        warmup_ratio=params.warmup_ratio,
-    )
+    plan = plan_training(len(train_rows.inputs), params)
     randomness = _randomness(params, numerics, group)
     randomness.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})

@@ -23,7 +23,7 @@ from reprogpt.step_record import StepRecord
 from reprogpt.training import checkpoint_files
 from reprogpt.training.build import Training
 from reprogpt.training.loop import train
-from reprogpt.training.run_dir import RunLock, changes_since_interrupted, raised_epochs, remove_run_dir
+from reprogpt.training.run_dir import RunDirLock, changes_since_interrupted, raised_epochs, remove_run_dir
 
 MAX_SAVING_SHARE = 0.02  # of a training's time that it may wait for checkpoints
 _WEIGHTS = "weights."
@@ -36,7 +36,7 @@ class CheckpointedTraining:
     """A training that saves checkpoints into its run directory, made from a training at step 0.
 
     Construction resumes from the latest valid checkpoint, if there is one. With several processes, rank 0 has the
-    run directory; the others pass run_lock=None and take part in the collectives.
+    run directory; the others pass run_dir_lock=None and take part in the collectives.
 
     A checkpoint is saved every save_seconds (0: only at the end or when stopped), and less often where saving would
     take more than MAX_SAVING_SHARE of the training's time.
@@ -44,10 +44,10 @@ class CheckpointedTraining:
     records: of all steps so far, including those before a resume.
     """
 
-    def __init__(self, training: Training, run_lock: RunLock | None) -> None:
+    def __init__(self, training: Training, run_dir_lock: RunDirLock | None) -> None:
         self._training = training
-        self._run_dir = run_lock.run_dir if run_lock else None
-        self._training_id = run_lock.training_id if run_lock else ""
+        self._run_dir = run_dir_lock.run_dir if run_dir_lock else None
+        self._training_id = run_dir_lock.training_id if run_dir_lock else ""
         self.records: list[StepRecord] = []
         self._lines = bytearray()  # the records as JSON lines: encoding them anew for each checkpoint takes longer
         self._committer = ThreadPoolExecutor(1)
@@ -56,11 +56,11 @@ class CheckpointedTraining:
         self._best_weights: dict[str, Tensor] = {}  # with keep: best, on the CPU of rank 0
         self._best: StepRecord | None = None  # the first of the records with the lowest val_loss
         self._resume()
-        if run_lock and not self.records:
-            changes = changes_since_interrupted(run_lock)
+        if run_dir_lock and not self.records:
+            changes = changes_since_interrupted(run_dir_lock)
             if changes:
                 _warn("starting from step 0: the interrupted training was another one\n  " + "\n  ".join(changes))
-            elif epochs := raised_epochs(run_lock):
+            elif epochs := raised_epochs(run_dir_lock):
                 _warn(
                     f"n_epochs {epochs[0]} -> {epochs[1]} does not lengthen the finished training: the schedule of the "
                     "learning rate spans all\nsteps, so this is another training, which starts from step 0. To "
@@ -222,7 +222,7 @@ class CheckpointedTraining:
 
 def run_worker(training: Training, launcher: psutil.Process | None) -> None:
     """Train as a process other than rank 0, to the end."""
-    checkpointed = CheckpointedTraining(training, run_lock=None)
+    checkpointed = CheckpointedTraining(training, run_dir_lock=None)
     for _ in checkpointed.run(launcher):
         pass
     checkpointed.kept_weights()  # rank 0 saves them

@@ -36,7 +36,7 @@ Origin = dict[str, Any]  # inputs: pipeline.stage_inputs of train; environment: 
 
 
 @dataclass(frozen=True)
-class RunLock:
+class RunDirLock:
     """A training's run directory, locked by this process.
 
     training_id: 32 hex digits, the same from the first start of the training to its end, through all resumes.
@@ -49,7 +49,7 @@ class RunLock:
 
 
 @contextmanager
-def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunLock]:
+def lock_run_dir(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunDirLock]:
     """Lock the run directory of the training with these inputs, creating it for a new training.
 
     If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this one
@@ -68,10 +68,10 @@ def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Itera
             lock.release()
         lock = None
     if lock is None:
-        yield RunLock(uuid.uuid4().hex, None, origin)
+        yield RunDirLock(uuid.uuid4().hex, None, origin)
         return
     try:
-        yield RunLock(_read_metadata(run_dir)["training_id"], run_dir, origin)
+        yield RunDirLock(_read_metadata(run_dir)["training_id"], run_dir, origin)
     finally:
         lock.release()
 
@@ -83,12 +83,12 @@ def _prepare(run_dir: Path, origin: Origin) -> None:
         write_json_atomic(run_dir / METADATA, {"training_id": uuid.uuid4().hex, **origin})
 
 
-def mark_complete(run_lock: RunLock) -> None:
+def mark_complete(run_dir_lock: RunDirLock) -> None:
     """Record that train's outs are in place. If dvc.lock records them already, remove the run directory.
 
     If that can't be written, the checkpoints stay: a training that is complete does not fail for it.
     """
-    run_dir = run_lock.run_dir
+    run_dir = run_dir_lock.run_dir
     if run_dir is None:
         return
     outs = {path: dvc_md5(Path(path)) for path in out_paths(stage_definition("train"))}
@@ -124,35 +124,35 @@ def remove_run_dir(run_dir: Path) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def changes_since_interrupted(run_lock: RunLock) -> list[str]:
+def changes_since_interrupted(run_dir_lock: RunDirLock) -> list[str]:
     """What differs from the newest other training that was interrupted in the workspace, one line each.
 
     Empty where there is none, and in a copy of the workspace, where experiments differ on purpose.
     """
-    if run_lock.run_dir is None or not run_lock.origin["workspace"]:
+    if run_dir_lock.run_dir is None or not run_dir_lock.origin["workspace"]:
         return []
     interrupted = [
         manifest
         for manifest in _run_dirs().glob("*/checkpoint-*.json")
-        if manifest.parent != run_lock.run_dir
+        if manifest.parent != run_dir_lock.run_dir
         and not (manifest.parent / COMPLETE).exists()
         and _read_metadata(manifest.parent).get("workspace")
     ]
     if not interrupted:
         return []
     newest = max(interrupted, key=lambda path: path.stat().st_mtime)
-    return describe_changes(_read_metadata(newest.parent), run_lock.origin)
+    return describe_changes(_read_metadata(newest.parent), run_dir_lock.origin)
 
 
-def raised_epochs(run_lock: RunLock) -> tuple[int, int] | None:
+def raised_epochs(run_dir_lock: RunDirLock) -> tuple[int, int] | None:
     """n_epochs of the training that dvc.lock records, and this one's, if it is higher and no other parameter differs.
 
     None in a copy of the workspace, where experiments differ on purpose.
     """
     locked = locked_stage("train")
-    if not locked or not run_lock.origin["workspace"]:
+    if not locked or not run_dir_lock.origin["workspace"]:
         return None
-    before, now = recorded_inputs(locked)["params"], run_lock.origin["inputs"]["params"]
+    before, now = recorded_inputs(locked)["params"], run_dir_lock.origin["inputs"]["params"]
     if _changed_keys(before, now) != ["n_epochs"] or not before["n_epochs"] < now["n_epochs"]:
         return None
     return before["n_epochs"], now["n_epochs"]

@@ -19,7 +19,7 @@ def test_each_part_of_a_split_has_the_boundaries_within_it() -> None:
 def test_boundaries_that_do_not_fit_the_text_are_refused(tmp_path: Path, ends: list[int]) -> None:
     (tmp_path / "text").write_bytes(b"four")
     (tmp_path / "ends.json").write_text(json.dumps({"ends": ends}))
-    with pytest.raises(DataError, match=r"ends\.json does not fit .*text: .* `dvc repro` makes both again"):
+    with pytest.raises(DataError, match=r"ends\.json does not fit .*text: .* `dvc repro` writes both again"):
         read_offsets(tmp_path / "ends.json", "ends", tmp_path / "text")
-    with pytest.raises(DataError, match="none is missing; `dvc repro` makes both again"):
+    with pytest.raises(DataError, match="none is missing; `dvc repro` writes both again"):
         read_offsets(tmp_path / "ends.json", "ends", tmp_path / "none")

@@ -269,9 +269,7 @@ def test_text_of_any_origin_has_lf_line_ends_and_no_mark_at_its_start(
     assert (record["bytes"], record["characters"]) == (len(BOOK), len(BOOK.decode()))
     assert (record["line_ends_normalized"], record["byte_order_marks_dropped"]) == (3, 1)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fetch: ")]
-    assert said == [
-        "fetch: line ends CRLF or CR became LF (3), byte order marks were dropped (1), as where Python reads a text"
-    ]
+    assert said == ["fetch: 3 line ends (CRLF or CR) became LF, 1 byte order marks were dropped, as Python does"]
 
 
 def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) -> None:

@@ -113,7 +113,7 @@ def test_a_document_of_another_size_is_refused() -> None:
     [
         (b"abc\xff", "line 1 of all.manifest: .*/texts/a is not UTF-8 text: byte 0xff at offset 3"),
         (b"", "line 1 of all.manifest: .*/texts/a is empty: 0 bytes;"),
-        (b" \n", "line 1 of all.manifest: .*/texts/a is empty: 2 bytes, all white space"),
+        (b" \n", "line 1 of all.manifest: .*/texts/a is empty: 2 bytes, all whitespace"),
     ],
 )
 def test_every_document_must_be_a_text(content: bytes, message: str) -> None:

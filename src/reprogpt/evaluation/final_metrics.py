@@ -1,4 +1,4 @@
-"""The metrics of eval.json: losses over both whole splits, and what follows from them."""
+"""The metrics of eval.json: losses over both complete splits, and validation metrics derived from them."""
 
 import numpy as np
 import tiktoken
@@ -10,7 +10,7 @@ from reprogpt.evaluation.losses import IdRows, LossSums, require_finite, sum_los
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 
-BATCHES_PER_REDUCTION = 256  # of each process, whose sums are exchanged together
+BATCHES_PER_REDUCTION = 256  # per process; their sums are exchanged together
 
 
 def final_metrics(
@@ -24,10 +24,10 @@ def final_metrics(
     max_train_tokens: int = 0,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """The metrics of eval.json: losses over both whole splits, in rows without overlap, and validation metrics.
+    """The metrics of eval.json: losses over both complete splits, in rows without overlap, and validation metrics.
 
-    max_train_tokens: of the training split, as chosen_rows takes them; 0: all. group: processes that share the batches;
-    each returns the same bits, for any number of them.
+    max_train_tokens: evaluate at most so many tokens of the training split, selected by chosen_rows; 0: all.
+    group: processes that share the batches; each returns the same bits, for any number of processes.
     Bits per byte count the bytes of the predicted tokens only. Raises DataError if a split is shorter than a row,
     NonFiniteError if a metric is not finite.
     """
@@ -52,9 +52,9 @@ def final_metrics(
 
 
 def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarray:
-    """Indices of rows of context_length tokens, at most max_tokens in all, spread evenly over num_rows: int64.
+    """Indices of rows spread evenly over num_rows, with at most max_tokens tokens in all: int64.
 
-    At least one row; all of them if max_tokens is 0 or reaches.
+    At least one row; all of them if max_tokens is 0 or large enough.
     """
     num_chosen = max(1, max_tokens // context_length)
     if max_tokens == 0 or num_chosen >= num_rows:
@@ -72,10 +72,10 @@ def _sum_losses_together(
     numerics: Numerics,
     group: ProcessGroup,
 ) -> LossSums:
-    """Evaluate the chosen rows, each process every group.size-th batch.
+    """Losses of the chosen rows; each process computes every group.size-th batch.
 
-    The sums of the batches are added in the order of the batches, whoever computed them: so the bits are those of a
-    single process. An exchange adds zeros of the other processes to each, which is exact.
+    The sums of the batches are added in the order of the batches, whichever process computed them, so the bits are
+    those of a single process. The all-reduce adds the other processes' zeros to each sum, which is exact.
     """
     starts = range(0, len(chosen), batch_size)
     loss_sum = 0.0

@@ -1,4 +1,4 @@
-"""The full history of a training, as history.csv, and its summary, as train.json."""
+"""The full history of a training for history.csv, and its summary for train.json."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ EVALUATION_COLUMNS = ["step", "epoch", "tokens_seen", *EVAL_METRICS]
 def history_csv(records: Sequence[StepRecord]) -> str:
     """The text of history.csv: one row per step under StepRecord's field names, without samples.
 
-    Numbers read back to the same bits. A loss that was not evaluated is empty.
+    Reading the numbers back gives the same bits. A loss that was not evaluated is empty.
     """
     return _csv(COLUMNS, records)
 
@@ -30,7 +30,7 @@ def evaluations_csv(records: Sequence[StepRecord]) -> str:
 
 
 def write_history(history: Path, evaluations: Path, records: Sequence[StepRecord]) -> None:
-    """Write history_csv and evaluations_csv, each whole or not at all."""
+    """Write history_csv and evaluations_csv, each atomically."""
     write_text_atomic(history, history_csv(records))
     write_text_atomic(evaluations, evaluations_csv(records))
 

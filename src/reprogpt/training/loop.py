@@ -1,4 +1,4 @@
-"""The training loop: a generator of step records. Nothing here prints, logs or writes files."""
+"""The training loop: a generator of step records. It does not print, log or write files."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,8 +21,8 @@ def train(training: Training) -> Iterator[StepRecord]:
     """Train from training.step to the last step, yielding one record per optimizer step.
 
     On a GPU the metrics of up to training.log_interval steps are copied to the host together, so records may
-    arrive late and in groups. A checkpoint may be taken whenever record.step + 1 == training.step: then all records
-    up to the training's present state have been yielded.
+    arrive late and in groups. A checkpoint may be saved whenever record.step + 1 == training.step: then all records
+    up to the training's current state have been yielded.
     Raises NonFiniteError at the first step whose loss or gradient is not finite.
     """
     params = training.params
@@ -82,7 +82,7 @@ def _run_step(training: Training) -> _PendingStep:
 
 
 def _fetch_records(training: Training, pending: list[_PendingStep]) -> list[StepRecord]:
-    """The pending steps' records, by one copy from the device: a copy per step would wait for the GPU each time."""
+    """The pending steps' records, copied from the device at once: a copy per step would wait for the GPU each time."""
     tokens_per_step = training.params.batch_size * training.params.context_length
     metrics = torch.stack([item.metrics for item in pending]).tolist()
     records = []
@@ -111,7 +111,7 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    # CUDA graphs, where there are any, may reuse the gradients' memory.
+    # CUDA graphs, if used, may reuse the gradients' memory.
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     num_micro_batches = training.params.accumulate
     micro_batch_size = len(inputs) // num_micro_batches
@@ -127,16 +127,16 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
 
 
 def batch_loss(training: Training, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of rows on the device, in train mode, nats per token: a float32 scalar with its graph."""
+    """Mean cross-entropy of rows on the device, in train mode, in nats per token: a float32 scalar with its graph."""
     with training.numerics.autocast():
         return training.loss_fn(inputs, targets)
 
 
 def optimizer_step(training: Training, lr: float, divisor: Tensor | None) -> None:
-    """One AdamW step with learning rate lr on gradients divided by divisor (None: as they are)."""
+    """One AdamW step with learning rate lr on gradients divided by divisor (None: unchanged)."""
     for param_group in training.optimizer.param_groups:
         param_group["lr"] = lr
-    # torch's GradScaler uses this attribute too: the fused kernel divides each gradient as it reads it.
+    # torch's GradScaler uses this attribute, too: the fused kernel divides each gradient as it reads it.
     training.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     training.optimizer.step()
 
@@ -153,12 +153,12 @@ def _evaluation_losses(training: Training, step: int) -> tuple[float, float]:
 
 
 def _sum_losses_together(training: Training, rows: Batch) -> LossSums:
-    """Evaluate rows, of which each process takes its shard."""
+    """Losses of rows; each process computes its shard."""
     group = training.group
     batch_size = training.params.rows_per_forward
     own = rows.take(group.shard)
     result = sum_losses(training.model, own.inputs, own.targets, batch_size=batch_size, numerics=training.numerics)
-    # With FSDP each forward pass is a collective: a process whose shard has fewer batches makes up the difference.
+    # With FSDP each forward pass is a collective: a process whose shard has fewer batches adds one.
     largest_shard = -(-len(rows.inputs) // group.size)
     if -(-len(own.inputs) // batch_size) < -(-largest_shard // batch_size):
         sum_losses(training.model, rows.inputs[:1], rows.targets[:1], batch_size=1, numerics=training.numerics)

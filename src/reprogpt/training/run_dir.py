@@ -1,7 +1,7 @@
-"""Run directories: where the checkpoints of unfinished trainings lie, one directory per training.
+"""Run directories: they contain the checkpoints of unfinished trainings, one directory per training.
 
-A directory's name is a fingerprint of everything that the training's bits depend on. They lie under
-.reprogpt/checkpoints in the main repository: not among DVC's outs, which DVC removes before a stage runs, and not in
+A directory's name is a fingerprint of everything that the training's bits depend on. They are in
+.reprogpt/checkpoints of the main repository: not among DVC's outs, which DVC removes before a stage runs, and not in
 a queued experiment's copy of the workspace, which is removed afterwards.
 """
 
@@ -27,7 +27,7 @@ from reprogpt.files import write_json_atomic
 from reprogpt.paths import repository_root, state_dir
 from reprogpt.process.stop import StopRequest
 
-LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its present step
+LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its current step
 METADATA = "training.json"
 COMPLETE = "complete.json"
 LOCK = "lock"
@@ -39,8 +39,8 @@ Origin = dict[str, Any]  # inputs: pipeline.stage_inputs of train; environment: 
 class RunDirLock:
     """A training's run directory, locked by this process.
 
-    training_id: 32 hex digits, the same from the first start of the training to its end, through all resumes.
-    run_dir: None where another process keeps it locked; this training then saves no checkpoints.
+    training_id: 32 hex digits, the same from the training's first start to its end, through all resumes.
+    run_dir: None if another process has locked it or it is not writable; this training then saves no checkpoints.
     """
 
     training_id: str
@@ -52,8 +52,8 @@ class RunDirLock:
 def lock_run_dir(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunDirLock]:
     """Lock the run directory of the training with these inputs, creating it for a new training.
 
-    If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this one
-    trains without a run directory and says so. Raises OrphanedError if DVC has ended meanwhile.
+    If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this process
+    trains without a run directory, with a warning. Raises OrphanedError if DVC ends in the meantime.
     """
     origin = {"inputs": dict(inputs), "environment": dict(environment), "workspace": _in_workspace()}
     run_dir = _run_dirs() / _fingerprint(origin)
@@ -77,7 +77,7 @@ def lock_run_dir(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> I
 
 
 def _prepare(run_dir: Path, origin: Origin) -> None:
-    if _is_recorded(run_dir):  # DVC already has this result and was asked to train it again
+    if _is_recorded(run_dir):  # DVC already has this result and was asked to train again
         _remove_contents(run_dir)
     if not _read_metadata(run_dir):
         write_json_atomic(run_dir / METADATA, {"training_id": uuid.uuid4().hex, **origin})
@@ -86,7 +86,7 @@ def _prepare(run_dir: Path, origin: Origin) -> None:
 def mark_complete(run_dir_lock: RunDirLock) -> None:
     """Record that train's outs are in place. If dvc.lock records them already, remove the run directory.
 
-    If that can't be written, the checkpoints stay: a training that is complete does not fail for it.
+    If that can't be written, the checkpoints stay: a complete training does not fail because of it.
     """
     run_dir = run_dir_lock.run_dir
     if run_dir is None:
@@ -102,10 +102,10 @@ def mark_complete(run_dir_lock: RunDirLock) -> None:
 
 
 def prune() -> None:
-    """Remove the run directories that nobody will resume, except those that another process has locked.
+    """Remove the run directories that nobody will resume, except those locked by another process.
 
-    Those are trainings that dvc.lock records and, in the workspace, those replaced by the recorded one. Call after
-    train, once DVC has written dvc.lock.
+    These are of trainings that dvc.lock records and, in the workspace, of those that the recorded one replaced. Call
+    after train, when DVC has written dvc.lock.
     """
     for metadata in _run_dirs().glob(f"*/{METADATA}"):
         run_dir = metadata.parent
@@ -125,9 +125,9 @@ def remove_run_dir(run_dir: Path) -> None:
 
 
 def changes_since_interrupted(run_dir_lock: RunDirLock) -> list[str]:
-    """What differs from the newest other training that was interrupted in the workspace, one line each.
+    """Differences to the latest other training that was interrupted in the workspace, one per line.
 
-    Empty where there is none, and in a copy of the workspace, where experiments differ on purpose.
+    Empty if there is none, and in a copy of the workspace, where experiments differ on purpose.
     """
     if run_dir_lock.run_dir is None or not run_dir_lock.origin["workspace"]:
         return []
@@ -159,7 +159,7 @@ def raised_epochs(run_dir_lock: RunDirLock) -> tuple[int, int] | None:
 
 
 def describe_changes(then: Origin, now: Origin) -> list[str]:
-    """What makes two trainings different, one line each: parameters, then the environment, then files."""
+    """Differences between two trainings, one per line: parameters, then the environment, then files."""
     lines = []
     pairs = [(then["inputs"]["params"], now["inputs"]["params"]), (then["environment"], now["environment"])]
     for before, after in pairs:
@@ -173,7 +173,7 @@ def _changed_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _acquire(run_dir: Path) -> FileLock | None:
-    """The directory's lock, or None where another process keeps it."""
+    """The directory's lock, or None if another process keeps it."""
     timeout = 0.0
     while True:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -181,20 +181,20 @@ def _acquire(run_dir: Path) -> FileLock | None:
         try:
             lock.acquire(timeout=timeout)
             return lock
-        except FileNotFoundError:  # the process that had it locked has removed the directory
+        except FileNotFoundError:  # the process that held the lock removed the directory
             continue
         except Timeout:
             if timeout:
-                if stop := StopRequest().reason():  # DVC has ended: the next one has its own stage
+                if stop := StopRequest().reason():  # DVC has ended, and its next run starts its own stage
                     raise stop from None
-                _warn("it is still training; this process trains on its own, without checkpoints")
+                _warn("the other process is still training; this one trains without checkpoints")
                 return None
         timeout = LOCK_TIMEOUT
         _warn(f"already training with these parameters in another process; waiting up to {timeout:.0f} s for it")
 
 
 def _remove_contents(run_dir: Path) -> None:
-    """Remove everything but the lock, the metadata last: a half-removed directory must not pass for a new one."""
+    """Remove everything but the lock, the metadata last: a half-removed directory must not be taken for a new one."""
     for path in sorted(run_dir.glob("*"), key=lambda path: path.name == METADATA):
         if path.name != LOCK:
             path.unlink(missing_ok=True)
@@ -230,7 +230,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_recorded(run_dir: Path) -> bool:
-    """Whether DVC has the result of this training: its dvc.lock records the outs, and its cache has them."""
+    """Whether DVC has the result of this training: dvc.lock records the outs, and the cache contains them."""
     return _matches_lock(run_dir) and _is_cached(run_dir)
 
 

@@ -135,7 +135,7 @@ def test_other_digest_shows_both_and_keeps_nothing(server: Server, workspace: Pa
 
 
 def test_other_digest_does_not_fall_back(server: Server) -> None:
-    with pytest.raises(FetchError, match="another text than expected"):
+    with pytest.raises(FetchError, match="is not the expected text"):
         obtain(server.gives(OTHER), offline=str(OFFLINE))
     assert not RAW.exists()
 
@@ -144,7 +144,7 @@ def test_two_failures_leave_the_earlier_text_byte_identical(server: Server) -> N
     write(RAW, OTHER)
     server.gives(b"neither old nor new")
     server.says(404)
-    for message in ("another text than expected", "404"):
+    for message in ("is not the expected text", "404"):
         with pytest.raises(FetchError, match=message):
             obtain(server.url())
         assert RAW.read_bytes() == OTHER
@@ -269,7 +269,10 @@ def test_text_of_any_origin_has_lf_line_ends_and_no_mark_at_its_start(
     assert (record["bytes"], record["characters"]) == (len(BOOK), len(BOOK.decode()))
     assert (record["line_ends_normalized"], record["byte_order_marks_dropped"]) == (3, 1)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fetch: ")]
-    assert said == ["fetch: 3 line ends (CRLF or CR) became LF, 1 byte order marks were dropped, as Python does"]
+    assert said == [
+        "fetch: line ends CRLF or CR became LF (3), byte order marks were dropped (1), as Python does when it reads a "
+        "text file"
+    ]
 
 
 def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) -> None:

@@ -34,7 +34,7 @@ def test_reading_in_pieces_gives_the_whole_text(
         except UnicodeDecodeError as error:
             message = f"^pieces is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start};"
             if error.reason == "unexpected end of data":
-                message = f"^pieces ends within a character, at byte {error.start}:"
+                message = f"^pieces ends inside a character, at byte {error.start}:"
             if why_not_utf8(content[:piece_bytes]):
                 message = "^pieces is (a|UTF-16) "
             with pytest.raises(DataError, match=message):

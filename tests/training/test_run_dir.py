@@ -112,7 +112,7 @@ def test_of_two_at_once_the_second_waits_and_then_saves_no_checkpoints(
         assert run_dir_lock.run_dir is None and run_dir_lock.training_id != ""
     stderr = capsys.readouterr().err
     assert "already training with these parameters in another process; waiting up to 0 s" in stderr
-    assert "it is still training; this process trains on its own, without checkpoints" in stderr
+    assert "the other process is still training; this one trains without checkpoints" in stderr
 
 
 def test_one_whose_dvc_has_ended_while_it_waited_does_not_train(

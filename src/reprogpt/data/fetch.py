@@ -208,14 +208,14 @@ def _said(source: Source, raw: Path) -> Source:
     changes = source.changes
     if changes.record():
         print(
-            f"fetch: {changes.line_ends} line ends (CRLF or CR) became LF, {changes.byte_order_marks} byte order marks "
-            "were dropped, as Python does when it reads a text file",
+            f"fetch: line ends CRLF or CR became LF ({changes.line_ends}), byte order marks were dropped "
+            f"({changes.byte_order_marks}), as Python does when it reads a text file",
             file=sys.stderr,
         )
     if num_ends := count_end_of_text(raw):
         warn(
-            f"{source.url or source.path} contains <|endoftext|> {num_ends} times. Each becomes seven plain tokens, "
-            "not the end-of-text token.\n"
+            f"{source.url or source.path} has <|endoftext|> in its text, {num_ends} times. Each becomes seven plain "
+            "tokens, not the end-of-text token.\n"
             "To train on documents, split the text there and write a manifest of the parts: "
             'docs/corpus.md has the commands ("Documents in one file")'
         )

@@ -99,7 +99,7 @@ class TextGenerator(PythonModel):
             raise
         except Exception:  # MLflow's server would send the traceback, with paths of this machine
             _LOGGER.exception("a request failed")
-            raise MlflowException("the request failed; see the server's log") from None
+            raise MlflowException("the request failed; the log of the server says why") from None
         texts = zip(prompts.values(), continuations, strict=True)
         return pd.DataFrame({"text": [prompt + continuation for prompt, continuation in texts]})
 

@@ -212,7 +212,7 @@ class CheckpointedTraining:
             try:
                 contents = checkpoint_files.read(checkpoint, self._training_id)
             except checkpoint_files.CorruptCheckpointError as error:
-                _warn(f"skipping a checkpoint: {error}")
+                _warn(f"a checkpoint is skipped: {error}")
                 checkpoint_files.remove(checkpoint)
                 continue
             self._newest = checkpoint

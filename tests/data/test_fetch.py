@@ -275,7 +275,7 @@ def test_text_of_any_origin_has_lf_line_ends_and_no_mark_at_its_start(
     ]
 
 
-def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) -> None:
+def test_a_normalized_text_comes_from_the_download_cache_again(server: Server) -> None:
     first = obtain(server.gives(WINDOWS), sha256=digest(WINDOWS))
     server.stop()
     assert (corpora_folder() / digest(WINDOWS)).read_bytes() == WINDOWS
@@ -285,7 +285,7 @@ def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) 
     assert RAW.read_bytes() == BOOK
 
 
-def test_a_pinned_text_from_before_normalisation_is_normalised_and_its_file_cached(server: Server) -> None:
+def test_a_pinned_text_from_before_normalization_is_normalized_and_its_file_cached(server: Server) -> None:
     write(RAW, WINDOWS)
     server.stop()
     for _ in range(2):
@@ -338,7 +338,7 @@ def test_a_packed_text_that_is_cut_or_too_large_once_unpacked_is_refused(server:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_memory_does_not_grow_with_a_text_that_is_normalised(suffix: str) -> None:
+def test_memory_does_not_grow_with_a_text_that_is_normalized(suffix: str) -> None:
     text = b"\xef\xbb\xbf" + b"Low tide, said Ann.\r\n" * 2_000_000  # 42 MB, in pieces of 1 MiB
     path = write(Path(f"book{suffix}"), gzip.compress(text, 1) if suffix else text)
     sha256, num_bytes = digest(path.read_bytes()), len(text)

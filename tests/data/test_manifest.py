@@ -244,7 +244,7 @@ def test_a_document_on_the_web_is_unpacked_whatever_its_query(server: Server) ->
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_line_ends_and_marks_of_each_document_are_normalised(suffix: str) -> None:
+def test_line_ends_and_marks_of_each_document_are_normalized(suffix: str) -> None:
     texts = [b"\xef\xbb\xbfOne\r\n", b"\xef\xbb\xbftwo\rthree\r", b"four\n"]
     source = obtain(local_manifest({f"{i}{suffix}": COMPRESS[suffix](text) for i, text in enumerate(texts)}), sha256="")
     assert RAW.read_bytes() == b"One\ntwo\nthree\nfour\n"

@@ -94,11 +94,11 @@ def fetch_corpus(
     elif digest_of(raw) == corpus_sha256 and not is_manifest(corpus_url):
         require_file(raw, name="the text of an earlier run", max_bytes=max_corpus_bytes)
         if is_normal(raw):
-            return _said(_text(raw, corpus_sha256, Changes(), "kept", url=url), raw)
+            return _reported(_text(raw, corpus_sha256, Changes(), "kept", url=url), raw)
         if not cached_file(corpus_sha256):  # the normalized text will have another digest
             _add_to_cache(raw, corpus_sha256)
     source = _fetch_anew(raw, corpus_url, corpus_sha256, offline_corpus, max_corpus_bytes, advance)
-    return _said(source, raw)
+    return _reported(source, raw)
 
 
 def _fetch_anew(
@@ -203,7 +203,7 @@ def _text(
     return Source(url, path, sha256, content.stat().st_size, num_characters, changes=changes, how=how)
 
 
-def _said(source: Source, raw: Path) -> Source:
+def _reported(source: Source, raw: Path) -> Source:
     """The source, after reporting what the user of this text may not expect."""
     changes = source.changes
     if changes.record():
@@ -232,13 +232,13 @@ def _digest_error(url: str, expected: str, actual: str, num_bytes: int) -> Fetch
 
 
 def _own_text_advice(corpus_sha256: str) -> str:
-    """What a user can do whose own text can't be reached, apart from a text that `corpus_sha256` pins."""
+    """What to do if a text other than the default one can't be reached. corpus_sha256: its digest, "" if not pinned."""
     by_hand = f"put the text into {corpora_folder()}, named by its SHA-256, which is corpus_sha256"
     return (
         "Check the address, the network and the proxy (HTTPS_PROXY);\n"
         "or download the text and set corpus_url to the file: file:///absolute/path"
         + (f";\nor {by_hand}" if corpus_sha256 else "")
-        + ".\nThe bundled text is not used: it stands in for the default text only, not for yours"
+        + ".\nThe bundled text is not used: it replaces the default text only, not yours"
     )
 
 

@@ -52,14 +52,14 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
             run_logger.resume(checkpointed.records)
             for record in checkpointed.run(launcher_process()):
                 run_logger.log_step(record, is_latest=record.step + 1 == training.step)
-            best_step = checkpointed.kept_step if params.keep == "best" else None
+            kept_step = checkpointed.kept_step
+            best_step = kept_step if params.keep == "best" else None
             on_documents = contains(read_tokens(TRAIN_TOKENS, vocab_size=params.vocab_size), encoding.eot_token)
             weights = checkpointed.kept_weights()
             save_model(MODEL, training.model, weights, best_step=best_step, on_documents=on_documents)
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)
             digests = {"run_key": identity.run_key} | training.initial_weights_tags
-            kept_step = checkpointed.kept_step
             facts = summary(checkpointed.records, training.plan, params, digests=digests, kept_step=kept_step)
             write_json_atomic(TRAIN_SUMMARY, facts)
             run_logger.finish(kept_step)

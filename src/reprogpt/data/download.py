@@ -127,11 +127,7 @@ def _request(url: str, name: str) -> "requests.Response":
     try:
         wait = (CONNECT_SECONDS, READ_SECONDS)
         return requests.get(url, stream=True, timeout=wait, hooks={"response": _check_redirect})
-    except (
-        OSError,
-        ValueError,
-        HTTPError,
-    ) as error:  # OSErrors of requests, and urllib3's that it lets through
+    except (OSError, ValueError, HTTPError) as error:  # requests' are OSErrors; it lets some of urllib3's through
         causes = list(_causes(error))
         reason = redact(_reason(causes[-1]))
         # TLS may cause a ProxyError, and nearly anything a ConnectionError: look at the chain of causes.

@@ -327,7 +327,7 @@ def test_another_digest_is_refused_and_none_is_accepted_with_a_warning(
 ) -> None:
     digest = hashlib.sha256((saved(tmp_path) / "model.safetensors").read_bytes()).hexdigest()
     message = import_error(tmp_path, sha256="0" * 64)
-    assert f"expected  init_from_sha256={'0' * 64}\n  actual    {digest}\n" in message
+    assert f"expected  init_from_sha256={'0' * 64}\n  got       {digest}\n" in message
     capsys.readouterr()
     assert load_initial_weights(str(tmp_path), digest, BIASED).sha256 == digest
     assert "warning" not in capsys.readouterr().err
@@ -341,6 +341,8 @@ def test_a_pickle_is_not_read(tmp_path: Path) -> None:
     message = import_error(tmp_path)
     assert "pytorch_model.bin is a pickle, which can run code when it is loaded" in message
     assert "safetensors.torch.save_file" in message
+    (tmp_path / "optimizer.pt").touch()
+    assert "pytorch_model.bin is a pickle" in import_error(tmp_path)
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "pytorch_model.bin.index.json")
     message = import_error(tmp_path)
     assert "its weights are in several files (pytorch_model.bin.index.json)" in message
@@ -353,6 +355,11 @@ def test_sharded_weights_are_refused_with_a_way_to_join_them(tmp_path: Path) -> 
     assert "its weights are in several files (model.safetensors.index.json)" in import_error(tmp_path / "parts")
     GPT2LMHeadModel.from_pretrained(tmp_path / "parts").save_pretrained(tmp_path / "one", max_shard_size="100GB")
     assert_maps_exactly(imported(tmp_path / "one"), theirs)
+
+
+def test_a_file_that_is_no_pickle_is_answered_with_where_it_belongs(tmp_path: Path) -> None:
+    file = saved(tmp_path) / "model.safetensors"
+    assert f"{file} is a file; name the folder that has it as model.safetensors" in import_error(file)
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_init_from_is_recorded_by_the_digest_of_its_weights(root: Path) -> None:
     assert tiny_training(init_from="start", init_from_sha256=digest).initial_weights_tags == {
         "started_from_sha256": digest
     }
-    with pytest.raises(ParamsError, match=f"expected  init_from_sha256={'f' * 64}\n  actual    {digest}"):
+    with pytest.raises(ParamsError, match=f"expected  init_from_sha256={'f' * 64}\n  got       {digest}"):
         tiny_training(init_from="start", init_from_sha256="f" * 64)
 
 

@@ -34,7 +34,7 @@ from reprogpt.model.gpt2_format import (
 from reprogpt.paths import MODEL, repository_root
 
 HEAD, EMBEDDINGS, POSITIONS = "lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"
-PICKLE_SUFFIXES = (".bin", ".pth", ".pt")  # as `transformers` did, and as the book does with torch.save
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt")  # of files by `transformers` first: an optimizer.pt may be beside them
 _PREFIX = "transformer."  # written by GPT2LMHeadModel, not by GPT2Model or the first published files
 _PREFIXED = re.compile(r"(wte|wpe|h|ln_f)\.")
 _MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks, which old files hold as tensors
@@ -135,24 +135,26 @@ def _no_weights(folder: Path) -> str:
     """Why the folder has no model.safetensors, and what to do."""
     if folder == repository_root() / MODEL:
         return f"DVC removes {MODEL}, which train writes, before it runs: copy it elsewhere and name the copy"
+    indexes = sorted(folder.glob("*.index.json"))
+    if indexes:
+        return (
+            f"its weights are in several files ({indexes[0].name}); join them in Python, if you trust them:\n"
+            '  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
+        )
     paths = [folder] if folder.is_file() else sorted(folder.glob("*"))
-    for path in paths:
-        if path.name.endswith(".index.json"):
-            return (
-                f"its weights are in several files ({path.name}); join them in Python, if you trust them:\n"
-                '  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
-            )
-    for path in paths:
-        if path.suffix in PICKLE_SUFFIXES:
-            return (
-                f"{path} is a pickle, which can run code when it is loaded; it is never read here.\n"
-                f"If you trust it, convert it in Python, and name the folder with its {WEIGHTS}:\n"
-                "  import torch, safetensors.torch\n"
-                f"  weights = torch.load({path.name!r}, map_location='cpu', weights_only=True)\n"
-                "  weights = weights.get('model_state_dict', weights)  # saved with the optimizer\n"
-                "  weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}\n"
-                f"  safetensors.torch.save_file(weights, 'FOLDER/{WEIGHTS}')"
-            )
+    pickles = [path for suffix in PICKLE_SUFFIXES for path in paths if path.suffix == suffix]
+    if pickles:
+        return (
+            f"{pickles[0]} is a pickle, which can run code when it is loaded; it is never read here.\n"
+            f"If you trust it, convert it in Python, and name the folder with its {WEIGHTS}:\n"
+            "  import torch, safetensors.torch\n"
+            f"  weights = torch.load({pickles[0].name!r}, map_location='cpu', weights_only=True)\n"
+            "  weights = weights.get('model_state_dict', weights)  # saved with the optimizer\n"
+            "  weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}\n"
+            f"  safetensors.torch.save_file(weights, 'FOLDER/{WEIGHTS}')"
+        )
+    if folder.is_file():
+        return f"{folder} is a file; name the folder that has it as {WEIGHTS}"
     if folder.is_dir():
         return f"{folder} has no {WEIGHTS}"
     return f"there is no folder {folder}; a relative path starts at the main repository's root, also in an experiment"
@@ -161,10 +163,10 @@ def _no_weights(folder: Path) -> str:
 def _require_digest(pinned: str, actual: str) -> None:
     if pinned not in ("", actual):
         raise ModelError(
-            f"its {WEIGHTS} is another file than expected\n"
+            f"its {WEIGHTS} is not the expected file\n"
             f"  expected  init_from_sha256={pinned}\n"
-            f"  actual    {actual}\n"
-            "If these weights are wanted, set init_from_sha256 to the second; if not, correct init_from"
+            f"  got       {actual}\n"
+            "To accept these weights, set init_from_sha256 to the second; otherwise correct init_from"
         )
 
 

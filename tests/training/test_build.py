@@ -101,7 +101,7 @@ def test_a_prompt_outside_the_vocabulary_is_refused() -> None:
 
 def test_compile_is_refused_on_the_cpu() -> None:
     with pytest.raises(
-        DeviceError, match=r"compile: true needs a GPU; .* differ from run to run .* Set compile to false"
+        DeviceError, match=r"compile: true needs a GPU; .* differ from run to run. Set compile to false"
     ):
         tiny_training(compile=True)
 

@@ -43,7 +43,7 @@ from benchmarks.gpu_baseline import BaselineTraining
 from benchmarks.products import flops_of_a_step
 from benchmarks.report import ROOT, TEXT, table
 from reprogpt.data.tokens import encode, load_encoding
-from reprogpt.evaluation.losses import evaluate
+from reprogpt.evaluation.losses import sum_losses
 from reprogpt.model.generate import generate
 from reprogpt.model.gpt2_format import load_model, save_model
 from reprogpt.model.loss_head import head_loss
@@ -55,7 +55,7 @@ from reprogpt.training import build, loop
 from reprogpt.training.batches import BatchLoader
 from reprogpt.training.build import Training, training_from_ids
 from reprogpt.training.resume import CheckpointedTraining
-from reprogpt.training.run_dir import RunLock
+from reprogpt.training.run_dir import RunDirLock
 
 Result = dict[str, Any]
 
@@ -167,7 +167,8 @@ def make_training(params: TrainParams, *, is_text: bool, total_steps: int | None
     numerics = set_up_numerics(**params.arithmetic())
     ids = token_ids(params, is_text=is_text)
     training = training_from_ids(ids, ids, prompt=[1, 2, 3], params=params, numerics=numerics)
-    plan = replace(training.plan, warmup_steps=5, total_steps=total_steps or training.plan.total_steps)
+    starts = {"warmup_steps": 5, "decay_start": 5, "first_clipped_step": 5}
+    plan = replace(training.plan, **starts, total_steps=total_steps or training.plan.total_steps)
     training.plan = plan
     training.loader = BatchLoader(
         training.train_rows,
@@ -207,7 +208,7 @@ def run_steps(spec: Result) -> Result:
     seconds = (time.perf_counter() - started) / max(1, num_steps - WARMUP_STEPS)
     result = timings(params, seconds, device)
     result["host_ms"] = round(1000 * statistics.median(host_seconds[WARMUP_STEPS:] or host_seconds), 2)
-    result["losses"] = [record.loss for record in loop._fetch_records(pending)]
+    result["losses"] = [record.loss for record in loop._fetch_records(training, pending)]
     result["weights"] = weights_digest(training)
     if spec.get("waits"):
         result["waits_in_2_steps"] = dict(waits)
@@ -338,8 +339,8 @@ def finish(training: Training) -> Result:
         model = load_model(Path(folder))
     rows = training.val_rows.take(slice(2))
     cpu = Numerics(torch.device("cpu"), "fp32", "torch")
-    on_device = evaluate(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
-    on_cpu = evaluate(model, rows.inputs, rows.targets, batch_size=2, numerics=cpu)
+    on_device = sum_losses(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
+    on_cpu = sum_losses(model, rows.inputs, rows.targets, batch_size=2, numerics=cpu)
     return result | {"loss_on_device": on_device.loss, "loss_on_cpu": on_cpu.loss}
 
 
@@ -475,8 +476,8 @@ def train_with_checkpoints(spec: Result) -> None:
     """Train 48 steps with a checkpoint after nearly every step; print each step, and the weights at the end."""
     training = make_training(read_params(spec["params"]), is_text=True, total_steps=48)
     training.log_interval = 4
-    run_lock = RunLock("0" * 32, Path(spec["folder"]), {"workspace": False})
-    checkpointed = CheckpointedTraining(training, run_lock)
+    run_dir_lock = RunDirLock("0" * 32, Path(spec["folder"]), {"workspace": False})
+    checkpointed = CheckpointedTraining(training, run_dir_lock)
     for record in checkpointed.run_until(StopRequest()):
         print(f"step {record.step} {record.loss!r}", flush=True)
         time.sleep(0.02)

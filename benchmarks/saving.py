@@ -24,7 +24,7 @@ from reprogpt.process.stop import StopRequest
 from reprogpt.step_record import StepRecord
 from reprogpt.training.build import training_from_ids
 from reprogpt.training.resume import CheckpointedTraining
-from reprogpt.training.run_dir import RunLock
+from reprogpt.training.run_dir import RunDirLock
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = 6  # steps
@@ -50,7 +50,7 @@ def main(pairs: int) -> None:
     ids = np.random.default_rng(0).integers(0, params.vocab_size, num_ids).astype(np.uint16)
     training = training_from_ids(ids, ids, prompt=[1], params=params, numerics=numerics)
     with tempfile.TemporaryDirectory(dir=ROOT) as folder:
-        checkpointed = CheckpointedTraining(training, RunLock("0" * 32, Path(folder), {"workspace": False}))
+        checkpointed = CheckpointedTraining(training, RunDirLock("0" * 32, Path(folder), {"workspace": False}))
         records = checkpointed.run_until(StopRequest())
         next(records)
         with_checkpoint, without, waits = [], [], []

@@ -67,12 +67,7 @@ def train_plainly(params_file: Path) -> None:
     }
     torch.manual_seed(params.seed)
     model = PlainGPT(**{key: getattr(params, key) for key in MODEL_KEYS})
-    steps = plan_training(
-        len(rows["train"][0]),
-        batch_size=params.batch_size,
-        n_epochs=params.n_epochs,
-        warmup_ratio=params.warmup_ratio,
-    )
+    steps = plan_training(len(rows["train"][0]), params)
     rest = {
         key: getattr(params, key) for key in PlainPlan.__dataclass_fields__ if key not in ("prompt", "warmup_steps")
     }

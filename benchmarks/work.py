@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baseline import MODEL_KEYS, PlainGPT, batches_of, evaluate, find_highest_gradient, loss_of, plain_sample
-from reprogpt.evaluation.losses import evaluate as evaluate_rows
+from reprogpt.evaluation.losses import sum_losses
 from reprogpt.model.generate import generate
 from reprogpt.numerics.allocator import retain_freed_memory
 from reprogpt.numerics.device import set_up_numerics
@@ -60,7 +60,7 @@ def our_work(params: TrainParams) -> Work:
     def evaluation() -> None:
         for rows in (training.train_rows, training.val_rows):
             some = rows.take(slice(params.eval_iter * params.batch_size))
-            evaluate_rows(training.model, some.inputs, some.targets, batch_size=params.batch_size, numerics=numerics)
+            sum_losses(training.model, some.inputs, some.targets, batch_size=params.batch_size, numerics=numerics)
 
     def sample() -> None:
         with numerics.autocast():

@@ -5,7 +5,7 @@ import tiktoken
 from reprogpt.data.tokens import load_encoding, read_tokens
 from reprogpt.distributed.launcher import run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
-from reprogpt.evaluation.final_metrics import chosen_rows, final_results
+from reprogpt.evaluation.final_metrics import chosen_rows, final_metrics
 from reprogpt.evaluation.samples import sample_text
 from reprogpt.files import read_json, write_json_atomic, write_text_atomic
 from reprogpt.model.gpt import GPTModel
@@ -33,13 +33,13 @@ def evaluate(params: EvaluateParams, group: ProcessGroup) -> None:
     numerics = set_up_numerics(**params.arithmetic())
     encoding = load_encoding(params.encoding)
     if not group.is_first:
-        _final_results(params, numerics, group, load_model(MODEL).to(numerics.device), encoding)
+        _final_metrics(params, numerics, group, load_model(MODEL).to(numerics.device), encoding)
         return
     announce_device(numerics)
     prune()
     with log_results(run_key, adds="final_val_loss") as outbox:
         model = load_model(MODEL).to(numerics.device)
-        results = _final_results(params, numerics, group, model, encoding)
+        results = _final_metrics(params, numerics, group, model, encoding)
         write_json_atomic(EVAL_RESULTS, results)
         stops = params.stop_at_end_of_text and trained_on_documents(MODEL)
         stop_token = encoding.eot_token if stops else None
@@ -49,7 +49,7 @@ def evaluate(params: EvaluateParams, group: ProcessGroup) -> None:
         record_evaluation(outbox, params.model_dump(), last_step)
 
 
-def _final_results(
+def _final_metrics(
     params: EvaluateParams, numerics: Numerics, group: ProcessGroup, model: GPTModel, encoding: tiktoken.Encoding
 ) -> dict[str, float]:
     """The metrics, by all processes together; rank 0 says which rows they are of."""
@@ -60,7 +60,7 @@ def _final_results(
     num_chosen = len(chosen_rows(num_rows, length, params.eval_max_tokens))
     if group.is_first and num_chosen < num_rows:
         print(f"evaluate: final_train_loss is of {num_chosen} of {num_rows} rows of {length} tokens, spread evenly")
-    return final_results(
+    return final_metrics(
         model,
         encoding,
         train_ids,

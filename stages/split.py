@@ -1,6 +1,6 @@
-"""DVC stage `split`: raw text -> train and validation text. Logic: reprogpt.data.text."""
+"""DVC stage `split`: raw text -> train and validation text. Logic: reprogpt.data.split."""
 
-from reprogpt.data.document_offsets import cut_ends, read_ends
+from reprogpt.data.document_offsets import read_offsets, split_offsets
 from reprogpt.data.split import split_file
 from reprogpt.files import write_json_atomic
 from reprogpt.params.loader import load_params
@@ -12,7 +12,7 @@ from stages import run_stage
 def main() -> None:
     params = load_params(SplitParams)
     cut = split_file(RAW_TEXT, TRAIN_TEXT, VAL_TEXT, train_ratio=params.train_ratio)
-    train_ends, val_ends = cut_ends(read_ends(DOCUMENTS, "ends", RAW_TEXT), cut)
+    train_ends, val_ends = split_offsets(read_offsets(DOCUMENTS, "ends", RAW_TEXT), cut)
     write_json_atomic(PARTS, {"train_ends": train_ends, "val_ends": val_ends})
 
 

@@ -1,6 +1,6 @@
 """DVC stage `tokenize`: text -> token ids. Logic: reprogpt.data.tokenize."""
 
-from reprogpt.data.document_offsets import read_ends
+from reprogpt.data.document_offsets import read_offsets
 from reprogpt.data.tokenize import tokenize_file
 from reprogpt.data.tokens import load_encoding
 from reprogpt.files import write_json_atomic
@@ -17,11 +17,11 @@ def main() -> None:
     encoding = load_encoding(load_params(TokenizeParams).encoding)
     counts: dict[str, int] = {}
     for split, (text, tokens) in SPLITS.items():
-        ends = read_ends(PARTS, f"{split}_ends", text)
+        offsets = read_offsets(PARTS, f"{split}_ends", text)
         with byte_bar(f"tokenize {text.name}", text.stat().st_size) as advance:
-            found = tokenize_file(encoding, text, tokens, ends=ends, advance=advance)
-        counts[f"{split}_characters"] = found.characters
-        counts[f"{split}_tokens"] = found.tokens
+            count = tokenize_file(encoding, text, tokens, offsets=offsets, advance=advance)
+        counts[f"{split}_characters"] = count.characters
+        counts[f"{split}_tokens"] = count.tokens
     write_json_atomic(TOKEN_COUNTS, counts)
     print(f"tokenize: {counts['train_tokens']} training and {counts['val_tokens']} validation tokens")
 

@@ -19,7 +19,7 @@ from reprogpt.tracking.log.training import RunIdentity
 from reprogpt.training.build import build_training
 from reprogpt.training.history import summary, write_history
 from reprogpt.training.resume import CheckpointedTraining, run_worker
-from reprogpt.training.run_dir import lock_run, mark_complete
+from reprogpt.training.run_dir import lock_run_dir, mark_complete
 from stages import run_stage
 
 
@@ -43,27 +43,27 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
         run_worker(training, launcher_process())
         return
     environment = environment_tags(numerics) | group.tags() | training.initial_weights_tags
-    with lock_run(inputs, resume_tags(environment, numerics)) as run_lock:
-        checkpointed = CheckpointedTraining(training, run_lock)
-        identity = RunIdentity(run_key_of(inputs), run_lock.training_id, run_lock.run_dir)
+    with lock_run_dir(inputs, resume_tags(environment, numerics)) as run_dir_lock:
+        checkpointed = CheckpointedTraining(training, run_dir_lock)
+        identity = RunIdentity(run_key_of(inputs), run_dir_lock.training_id, run_dir_lock.run_dir)
         encoding = load_encoding(params.encoding)
         decode_sample = partial(decode, encoding)
         with start_run(identity, params.model_dump(), environment, training.size, decode_sample) as run_logger:
             run_logger.resume(checkpointed.records)
             for record in checkpointed.run(launcher_process()):
                 run_logger.log_step(record, is_latest=record.step + 1 == training.step)
-            kept = {"keep": params.keep, "kept_step": checkpointed.kept_step}
-            best_step = checkpointed.kept_step if params.keep == "best" else None
+            kept_step = checkpointed.kept_step
+            best_step = kept_step if params.keep == "best" else None
             on_documents = contains(read_tokens(TRAIN_TOKENS, vocab_size=params.vocab_size), encoding.eot_token)
             weights = checkpointed.kept_weights()
             save_model(MODEL, training.model, weights, best_step=best_step, on_documents=on_documents)
             write_tokenizer(MODEL)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)
             digests = {"run_key": identity.run_key} | training.initial_weights_tags
-            others = digests | training.schedule_facts | kept
-            write_json_atomic(TRAIN_SUMMARY, summary(checkpointed.records, training.plan, params.max_norm, others))
-            run_logger.finish(checkpointed.kept_step)
-        mark_complete(run_lock)
+            facts = summary(checkpointed.records, training.plan, params, digests=digests, kept_step=kept_step)
+            write_json_atomic(TRAIN_SUMMARY, facts)
+            run_logger.finish(kept_step)
+        mark_complete(run_dir_lock)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import stages  # noqa: F401 - first, as in every stage: it sets the environment
 import numpy as np
 import torch
 
-from reprogpt.evaluation.losses import evaluate
+from reprogpt.evaluation.losses import sum_losses
 from reprogpt.model.generate import generate
 from reprogpt.numerics.device import set_up_numerics
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
@@ -68,7 +68,7 @@ def run(shape: dict[str, Any], numerics_value: str) -> dict[str, str]:
     digests = {"untrained": weights()}
     records = [record for record in train(training) if isinstance(record, StepRecord)]
     rows = training.val_rows
-    evaluated = evaluate(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
+    evaluated = sum_losses(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
     generator = torch.Generator().manual_seed(3)
     sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=generator))
     digests |= {"weights": weights(), "records": repr(records)}

@@ -26,10 +26,12 @@ from reprogpt.params.train import TrainParams
 from reprogpt.training.build import training_from_ids
 from reprogpt.training.gradients import gradient_stats
 from reprogpt.training.loop import accumulate_gradients, train
-from reprogpt.training.schedule import Plan, plan_training
+from reprogpt.training.schedule import plan_training
 from tests.tiny import PARAMS, USUAL_NUM_THREADS
 
 ROOT = Path(__file__).parents[1]
+BOOK_PARAMS = TrainParams(**PARAMS | {"batch_size": 2, "n_epochs": 15, "warmup_ratio": 0.2})
+BOOK_LENGTHS = {"steps_per_epoch": 9, "total_steps": 135, "warmup_steps": 27}
 THE_VERDICT = "b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f"
 GPT_124M: dict[str, Any] = {
     "vocab_size": 50257,
@@ -139,7 +141,7 @@ def test_ids_of_the_verdict_are_the_books(verdict_ids: Ids) -> None:
 
 def test_the_verdict_gives_the_books_rows_and_steps(verdict_ids: Ids) -> None:
     assert [num_rows(ids) for ids in verdict_ids] == [18, 2]
-    assert plan_training(18, batch_size=2, n_epochs=15, warmup_ratio=0.2) == Plan(9, 135, 27)
+    assert plan_training(18, BOOK_PARAMS).lengths == BOOK_LENGTHS
 
 
 def test_loss_and_gradients_of_the_untrained_model_are_the_books(model: GPTModel, verdict_ids: Ids) -> None:
@@ -175,7 +177,7 @@ def test_gradients_of_a_step_are_those_of_the_plain_model(cpu: Numerics, encodin
 def test_the_bundled_text_takes_as_many_steps_as_the_books(encoding: tiktoken.Encoding) -> None:
     rows = num_rows(ids_of(bundled_text(), encoding)[0])
     assert rows == 18
-    assert plan_training(rows, batch_size=2, n_epochs=15, warmup_ratio=0.2) == Plan(9, 135, 27)
+    assert plan_training(rows, BOOK_PARAMS).lengths == BOOK_LENGTHS
 
 
 def test_loss_of_the_untrained_model_on_the_bundled_text(model: GPTModel, encoding: tiktoken.Encoding) -> None:

@@ -12,7 +12,7 @@ from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
 from reprogpt.tracking.store.client import open_store
 from reprogpt.training import checkpoint_files
-from reprogpt.training.run_dir import lock_run
+from reprogpt.training.run_dir import lock_run_dir
 from tests.tiny import tiny_model
 
 
@@ -35,11 +35,11 @@ def test_everything_that_is_made_follows_the_umask(umask: int, tmp_path: Path, m
     outbox.mark_nothing_uploaded()
     save_model(Path("data/model"), tiny_model())
     inputs = {"cmd": "", "deps": {}, "params": {}}
-    with lock_run(inputs, {}) as run_lock:
-        assert run_lock.run_dir is not None
-        checkpoint = checkpoint_files.slots(run_lock.run_dir)[0]
+    with lock_run_dir(inputs, {}) as run_dir_lock:
+        assert run_dir_lock.run_dir is not None
+        checkpoint = checkpoint_files.slots(run_dir_lock.run_dir)[0]
         digests = checkpoint_files.write(checkpoint, {"a": torch.zeros(2)})
-        checkpoint_files.commit(checkpoint, 1, digests, b"", run_lock.training_id)
+        checkpoint_files.commit(checkpoint, 1, digests, b"", run_dir_lock.training_id)
     made = {path.relative_to(root).as_posix(): path.stat().st_mode & 0o777 for path in root.rglob("*")}
     assert {"mlflow.db", ".reprogpt/outbox/1/records.jsonl", "data/model/model.safetensors"} < made.keys()
     least = {"mlflow.db"}  # SQLite asks for 644

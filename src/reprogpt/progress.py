@@ -1,4 +1,4 @@
-"""What a person sees while a stage runs: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a running stage: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -9,14 +9,14 @@ from tqdm import tqdm
 
 from reprogpt.step_record import StepRecord
 
-LINE_INTERVAL = 10.0  # seconds: without a terminal and without evaluations, a line this often
+LINE_INTERVAL = 10.0  # seconds between lines without a terminal, if no evaluation prints one
 
 
 @contextmanager
 def byte_bar(name: str, total: int | None) -> Iterator[Callable[[int], object]]:
-    """Show a bar of bytes while the block runs, on a terminal only; the block calls the yielded function.
+    """On a terminal, show a bar of bytes while the block runs.
 
-    total: bytes in all, None if unknown. The function takes the number of bytes processed since its last call.
+    total: number of bytes, None if unknown. The block calls the yielded function with each number of bytes processed.
     """
     with tqdm(
         desc=name,
@@ -57,7 +57,7 @@ class TrainingProgress:
     def step(self, record: StepRecord, *, is_latest: bool = True) -> None:
         """Show a step: always on the bar, as a line if it was evaluated.
 
-        is_latest: whether the step was just done. Others, which arrive late, say nothing of speed and time left.
+        is_latest: whether the step has just finished. Others arrive late and tell nothing about speed and time left.
         """
         if is_latest:
             self._measure(record)
@@ -86,7 +86,7 @@ class TrainingProgress:
         self._bar.close()
 
     def _measure(self, record: StepRecord) -> None:
-        # From the end of the first step on: that one includes warming up.
+        # From the end of the first step, which includes warming up.
         if self._first is None:
             self._first = record
             self._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""Metrics of one optimizer step: what training yields, and what history.csv, MLflow and the figures hold."""
+"""Metrics of one optimizer step: training yields them; history.csv, MLflow and the figures show them."""
 
 from dataclasses import dataclass
 

@@ -59,8 +59,8 @@ def zipped(content: bytes) -> bytes:
     [
         (gzip.compress(FRENCH.encode()), "is a gzip file: unpack it with gunzip, or give it a name in .gz"),
         (zipped(FRENCH.encode()), "is a zip file: unpack it"),
-        (b"%PDF-1.7\n" + FRENCH.encode(), "is a PDF file: take its text out"),
-        (JAPANESE.encode()[:-2], "ends within a character, at byte 96: it was cut off"),
+        (b"%PDF-1.7\n" + FRENCH.encode(), "is a PDF file: extract its text"),
+        (JAPANESE.encode()[:-2], "ends inside a character, at byte 96: it is truncated"),
         (bytes(1000), "has 1000 NUL bytes in its first 1000"),
         (b"\xff\x80\x81", "is not UTF-8 text: byte 0xff at offset 0"),
     ],

@@ -221,7 +221,7 @@ def test_file_url_is_read_whatever_its_case_and_escapes(workspace: Path) -> None
 
 
 def test_file_url_with_another_text_is_refused(workspace: Path) -> None:
-    fails((workspace / OFFLINE).as_uri(), "another text than expected")
+    fails((workspace / OFFLINE).as_uri(), "is not the expected text")
 
 
 @pytest.mark.parametrize(

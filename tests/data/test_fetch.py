@@ -135,7 +135,7 @@ def test_other_digest_shows_both_and_keeps_nothing(server: Server, workspace: Pa
 
 
 def test_other_digest_does_not_fall_back(server: Server) -> None:
-    with pytest.raises(FetchError, match="another text than expected"):
+    with pytest.raises(FetchError, match="is not the expected text"):
         obtain(server.gives(OTHER), offline=str(OFFLINE))
     assert not RAW.exists()
 
@@ -144,7 +144,7 @@ def test_two_failures_leave_the_earlier_text_byte_identical(server: Server) -> N
     write(RAW, OTHER)
     server.gives(b"neither old nor new")
     server.says(404)
-    for message in ("another text than expected", "404"):
+    for message in ("is not the expected text", "404"):
         with pytest.raises(FetchError, match=message):
             obtain(server.url())
         assert RAW.read_bytes() == OTHER
@@ -270,11 +270,12 @@ def test_text_of_any_origin_has_lf_line_ends_and_no_mark_at_its_start(
     assert (record["line_ends_normalized"], record["byte_order_marks_dropped"]) == (3, 1)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fetch: ")]
     assert said == [
-        "fetch: line ends CRLF or CR became LF (3), byte order marks were dropped (1), as where Python reads a text"
+        "fetch: line ends CRLF or CR became LF (3), byte order marks were dropped (1), as Python does when it reads a "
+        "text file"
     ]
 
 
-def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) -> None:
+def test_a_normalized_text_comes_from_the_download_cache_again(server: Server) -> None:
     first = obtain(server.gives(WINDOWS), sha256=digest(WINDOWS))
     server.stop()
     assert (corpora_folder() / digest(WINDOWS)).read_bytes() == WINDOWS
@@ -284,7 +285,7 @@ def test_a_normalised_text_is_had_again_from_the_download_cache(server: Server) 
     assert RAW.read_bytes() == BOOK
 
 
-def test_a_pinned_text_from_before_normalisation_is_normalised_and_its_file_cached(server: Server) -> None:
+def test_a_pinned_text_from_before_normalization_is_normalized_and_its_file_cached(server: Server) -> None:
     write(RAW, WINDOWS)
     server.stop()
     for _ in range(2):
@@ -337,7 +338,7 @@ def test_a_packed_text_that_is_cut_or_too_large_once_unpacked_is_refused(server:
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_memory_does_not_grow_with_a_text_that_is_normalised(suffix: str) -> None:
+def test_memory_does_not_grow_with_a_text_that_is_normalized(suffix: str) -> None:
     text = b"\xef\xbb\xbf" + b"Low tide, said Ann.\r\n" * 2_000_000  # 42 MB, in pieces of 1 MiB
     path = write(Path(f"book{suffix}"), gzip.compress(text, 1) if suffix else text)
     sha256, num_bytes = digest(path.read_bytes()), len(text)

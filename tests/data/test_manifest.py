@@ -81,7 +81,7 @@ def test_documents_from_the_web_are_cached_compressed_and_downloaded_once(server
 
 def test_a_pinned_manifest_must_have_the_digest(server: Server) -> None:
     url, manifest = web_manifest(server, compressed([".txt"] * 3))
-    with pytest.raises(FetchError, match=f"another text than expected(.|\n)*{digest(manifest)}"):
+    with pytest.raises(FetchError, match=f"is not the expected text(.|\n)*{digest(manifest)}"):
         obtain(url, sha256="0" * 64)
     assert not RAW.exists() and not corpora_folder().exists()
 
@@ -97,14 +97,14 @@ def test_a_host_that_cannot_be_reached_falls_back_to_offline_corpus(server: Serv
 
 def test_a_document_with_another_digest_is_refused_and_nothing_kept(server: Server) -> None:
     manifest = local_manifest({}, lines=line(server.gives(b"other\n"), TEXTS[0]))
-    with pytest.raises(FetchError, match=r"line 1 of all.manifest: http://.* is another text(.|\n)*6 bytes"):
+    with pytest.raises(FetchError, match=r"line 1 of all.manifest: http://.* is not the file(.|\n)*6 bytes"):
         obtain(manifest, sha256="")
     assert not RAW.exists()
     assert list(corpora_folder().iterdir()) == []
 
 
 def test_a_document_of_another_size_is_refused() -> None:
-    with pytest.raises(FetchError, match=r"another text(.|\n)*\(23 bytes\)(.|\n)*\(24 bytes\)"):
+    with pytest.raises(FetchError, match=r"not the file that the manifest(.|\n)*\(23 bytes\)(.|\n)*\(24 bytes\)"):
         obtain(local_manifest({"a": TEXTS[0]}, lines=f"texts/a {digest(TEXTS[0])} 23\n"), sha256="")
 
 
@@ -113,7 +113,7 @@ def test_a_document_of_another_size_is_refused() -> None:
     [
         (b"abc\xff", "line 1 of all.manifest: .*/texts/a is not UTF-8 text: byte 0xff at offset 3"),
         (b"", "line 1 of all.manifest: .*/texts/a is empty: 0 bytes;"),
-        (b" \n", "line 1 of all.manifest: .*/texts/a is empty: 2 bytes, all white space"),
+        (b" \n", "line 1 of all.manifest: .*/texts/a is empty: 2 bytes, all whitespace"),
     ],
 )
 def test_every_document_must_be_a_text(content: bytes, message: str) -> None:
@@ -202,7 +202,7 @@ def test_a_missing_document_is_named_without_the_password_in_its_url(server: Ser
         obtain(local_manifest({}, lines=line("nowhere", b"x")), sha256="")
     Path("my corpus").rename("before")
     server.says(404)
-    with pytest.raises(FetchError, match=r"answered 404 .* put the right address into the manifest") as error:
+    with pytest.raises(FetchError, match=r"answered 404 .* correct the address in the manifest") as error:
         obtain(local_manifest({}, lines=line(server.url(user="me:s3cret@"), b"x")), sha256="")
     assert "s3cret" not in str(error.value)
 
@@ -244,7 +244,7 @@ def test_a_document_on_the_web_is_unpacked_whatever_its_query(server: Server) ->
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_line_ends_and_marks_of_each_document_are_normalised(suffix: str) -> None:
+def test_line_ends_and_marks_of_each_document_are_normalized(suffix: str) -> None:
     texts = [b"\xef\xbb\xbfOne\r\n", b"\xef\xbb\xbftwo\rthree\r", b"four\n"]
     source = obtain(local_manifest({f"{i}{suffix}": COMPRESS[suffix](text) for i, text in enumerate(texts)}), sha256="")
     assert RAW.read_bytes() == b"One\ntwo\nthree\nfour\n"

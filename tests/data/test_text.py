@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reprogpt.data import text as module
-from reprogpt.data.charset import what_else
+from reprogpt.data.charset import why_not_utf8
 from reprogpt.data.text import count_characters, read_pieces
 from reprogpt.errors import DataError
 
@@ -34,8 +34,8 @@ def test_reading_in_pieces_gives_the_whole_text(
         except UnicodeDecodeError as error:
             message = f"^pieces is not UTF-8 text: byte 0x{content[error.start]:02x} at offset {error.start};"
             if error.reason == "unexpected end of data":
-                message = f"^pieces ends within a character, at byte {error.start}:"
-            if what_else(content[:piece_bytes]):
+                message = f"^pieces ends inside a character, at byte {error.start}:"
+            if why_not_utf8(content[:piece_bytes]):
                 message = "^pieces is (a|UTF-16) "
             with pytest.raises(DataError, match=message):
                 list(read_pieces(path, name="pieces"))

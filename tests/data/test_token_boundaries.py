@@ -9,7 +9,7 @@ import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from reprogpt.data.token_boundaries import _SPLIT_POINT, split_text_at
+from reprogpt.data.token_boundaries import _BOUNDARY, split_at_token_boundaries
 from reprogpt.data.tokens import load_encoding
 from tests.data.texts import QUICK, SIGNS, TEXTS, WORDS
 
@@ -22,7 +22,7 @@ def encoding() -> tiktoken.Encoding:
 def split(text: str, size: int, read: int) -> list[str]:
     """`text`, read `read` characters at a time, split into parts."""
     pieces = [text[start : start + read] for start in range(0, len(text), read)]
-    return list(split_text_at(pieces, size=size))
+    return list(split_at_token_boundaries(pieces, size=size))
 
 
 @settings(QUICK, max_examples=400)
@@ -57,7 +57,7 @@ def test_parts_have_about_the_size_asked_for() -> None:
 def test_a_stretch_without_a_split_point_is_one_part(character: str, read: int) -> None:
     text = "before " + character * 70 + " after"
     pieces = [text[start : start + read] for start in range(0, len(text), read)]
-    parts = list(split_text_at(pieces, size=2))
+    parts = list(split_at_token_boundaries(pieces, size=2))
     assert "".join(parts) == text
     assert max(len(part) for part in parts) == 71
 
@@ -68,13 +68,13 @@ def test_a_long_stretch_is_searched_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
         def search(self, text: str, start: int) -> re.Match[str] | None:
             self.characters += len(text) - start
-            return _SPLIT_POINT.search(text, start)
+            return _BOUNDARY.search(text, start)
 
         def finditer(self, text: str, start: int, end: int) -> Iterator[re.Match[str]]:
             self.characters += end - start
-            return _SPLIT_POINT.finditer(text, start, end)
+            return _BOUNDARY.finditer(text, start, end)
 
     counting = Counting()
-    monkeypatch.setattr("reprogpt.data.token_boundaries._SPLIT_POINT", counting)
-    assert len(list(split_text_at(["a" * 100] * 1000, size=100))) == 1
+    monkeypatch.setattr("reprogpt.data.token_boundaries._BOUNDARY", counting)
+    assert len(list(split_at_token_boundaries(["a" * 100] * 1000, size=100))) == 1
     assert counting.characters < 3 * 100_000

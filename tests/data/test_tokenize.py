@@ -47,7 +47,7 @@ def test_the_file_holds_each_documents_ids_with_an_end_of_text_between_documents
         encoding,
         text,
         folder / "ids.npy",
-        ends=ends[:-1],
+        offsets=ends[:-1],
         advance=read.append,
         workers=workers,
         part_characters=size,

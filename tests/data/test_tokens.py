@@ -144,7 +144,7 @@ def test_a_token_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     for length in range(len(content)):
         path.write_bytes(content[:length])
-        with pytest.raises(DataError, match=f"{path} is cut or not a token file.*dvc checkout"):
+        with pytest.raises(DataError, match=f"{path} is truncated or not a token file.*dvc checkout"):
             read_tokens(path, vocab_size=64)
 
 
@@ -154,7 +154,7 @@ def test_a_missing_token_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "found"),
+    ("ids", "shown"),
     [
         (np.zeros(3, np.int64), "1-dimensional int64"),
         (np.zeros(3, ">u2"), "1-dimensional >u2"),
@@ -162,9 +162,9 @@ def test_a_missing_token_file_is_named(tmp_path: Path) -> None:
         (np.zeros((), np.uint16), "0-dimensional uint16"),
     ],
 )
-def test_another_type_or_shape_is_refused(tmp_path: Path, ids: np.ndarray, found: str) -> None:
+def test_another_type_or_shape_is_refused(tmp_path: Path, ids: np.ndarray, shown: str) -> None:
     np.save(tmp_path / "ids.npy", ids)
-    with pytest.raises(DataError, match=f"holds {found}, not a line of uint16"):
+    with pytest.raises(DataError, match=f"holds {shown}, not 1-dimensional uint16"):
         read_tokens(tmp_path / "ids.npy", vocab_size=64)
 
 

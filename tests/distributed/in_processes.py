@@ -16,7 +16,7 @@ from reprogpt.distributed.process_group import ProcessGroup, init_process_group
 from reprogpt.process.stop import StopRequest
 from reprogpt.training.build import Training
 from reprogpt.training.resume import CheckpointedTraining
-from reprogpt.training.run_dir import RunLock
+from reprogpt.training.run_dir import RunDirLock
 from tests.tiny import tiny_training
 
 
@@ -40,8 +40,8 @@ def run(group: ProcessGroup, folder: Path, changes: dict[str, Any]) -> dict[str,
     training = tiny_training(num_rows=121, group=group, **changes)
     training.log_interval = log_interval
     (folder / name).mkdir(exist_ok=True)
-    run_lock = RunLock("0" * 32, folder / name, {"workspace": False}) if group.is_first else None
-    checkpointed = CheckpointedTraining(training, run_lock)
+    run_dir_lock = RunDirLock("0" * 32, folder / name, {"workspace": False}) if group.is_first else None
+    checkpointed = CheckpointedTraining(training, run_dir_lock)
     end = "finished"
     steps = []
     try:

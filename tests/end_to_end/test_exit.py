@@ -75,7 +75,7 @@ def test_truncated_token_files_are_refused(prepared: Workspace) -> None:
     path.write_bytes(whole[:-7])
     done = prepared.run("python", "-m", "stages.train")  # a process of its own: exit code 2 and no traceback
     assert (done.returncode, done.stdout) == (2, "")
-    assert "error: data/tokens/val.npy is cut or not a token file" in done.stderr
+    assert "error: data/tokens/val.npy is truncated or not a token file" in done.stderr
     assert "Traceback" not in done.stderr
     path.write_bytes(whole)
 

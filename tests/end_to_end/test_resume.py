@@ -36,7 +36,7 @@ def test_after_a_change_it_starts_from_step_0_and_prints_why(clone: Workspace) -
     kill_after_a_checkpoint(clone, "dvc", "repro")
     clone.set_params(peak_lr=0.003)
     output = clone.succeed("dvc", "repro")
-    assert "starting from step 0: the interrupted training was another one\n  peak_lr: 0.002 -> 0.003" in output
+    assert "starting from step 0: the interrupted training differs from this one\n  peak_lr: 0.002 -> 0.003" in output
     assert "resumed" not in output
     assert not list((clone.path / ".reprogpt/checkpoints").iterdir())
 

@@ -14,8 +14,8 @@ from reprogpt.data.tokens import load_encoding
 from reprogpt.data.windows import windows
 from reprogpt.distributed.process_group import SINGLE_PROCESS
 from reprogpt.errors import DataError, NonFiniteError
-from reprogpt.evaluation.final_metrics import chosen_rows, final_results
-from reprogpt.evaluation.losses import evaluate
+from reprogpt.evaluation.final_metrics import chosen_rows, final_metrics
+from reprogpt.evaluation.losses import sum_losses
 from reprogpt.model.gpt import GPTModel
 from tests.evaluation import in_processes
 from tests.tiny import CPU, model_with_odds, tiny_model
@@ -32,7 +32,7 @@ def model() -> GPTModel:
 def test_final_results_of_both_splits(model: GPTModel) -> None:
     # 17 tokens fill two rows of eight predicted tokens; ids 0, 1 and 2 are one byte each.
     train, val = np.zeros(17, np.uint16), np.array([0] * 9 + [1] * 8 + [0] * 5, np.uint16)
-    results = final_results(model, load_encoding("gpt2"), train, val, batch_size=1, numerics=CPU)
+    results = final_metrics(model, load_encoding("gpt2"), train, val, batch_size=1, numerics=CPU)
     assert results == {
         "final_train_loss": pytest.approx(math.log(2)),
         "final_val_loss": pytest.approx(1.5 * math.log(2)),
@@ -47,21 +47,21 @@ def test_bits_per_byte_counts_the_bytes_of_predicted_tokens() -> None:
     model = tiny_model(vocab_size=50257)
     model.out_head.weight.data.zero_()  # all tokens alike: log2(50257) bits each
     val = np.array([1169, *[0] * 8], np.uint16)
-    results = final_results(model, load_encoding("gpt2"), val, val, batch_size=1, numerics=CPU)
+    results = final_metrics(model, load_encoding("gpt2"), val, val, batch_size=1, numerics=CPU)
     assert results["val_bits_per_byte"] == pytest.approx(8 * math.log2(50257) / 8, rel=1e-5)
 
 
 def test_a_split_shorter_than_a_row_is_refused(model: GPTModel) -> None:
     ids = np.zeros(17, np.uint16)
     with pytest.raises(DataError, match="8 tokens cannot fill one row"):
-        final_results(model, load_encoding("gpt2"), ids, ids[:8], batch_size=1, numerics=CPU)
+        final_metrics(model, load_encoding("gpt2"), ids, ids[:8], batch_size=1, numerics=CPU)
 
 
 def test_weights_that_are_not_finite_give_no_results(model: GPTModel) -> None:
     model.out_head.weight.data[0, 0] = math.nan
     ids = np.zeros(17, np.uint16)
     with pytest.raises(NonFiniteError, match="evaluation of the final weights: final_train_loss is nan"):
-        final_results(model, load_encoding("gpt2"), ids, ids, batch_size=1, numerics=CPU)
+        final_metrics(model, load_encoding("gpt2"), ids, ids, batch_size=1, numerics=CPU)
 
 
 @pytest.mark.parametrize("num_processes", [2, 3])
@@ -76,9 +76,9 @@ def test_any_number_of_processes_gives_the_same_bits(num_processes: int) -> None
 
 def test_batches_are_added_in_their_order_as_one_evaluation_does() -> None:
     ids = np.random.default_rng(0).integers(0, 64, 8 * 11 + 1).astype(np.uint16)
-    found = final_results(tiny_model(), load_encoding("gpt2"), ids, ids, batch_size=2, numerics=CPU)
+    found = final_metrics(tiny_model(), load_encoding("gpt2"), ids, ids, batch_size=2, numerics=CPU)
     rows = windows(ids, context_length=8, stride=8)
-    assert found["final_train_loss"] == evaluate(tiny_model(), *rows, batch_size=2, numerics=CPU).loss
+    assert found["final_train_loss"] == sum_losses(tiny_model(), *rows, batch_size=2, numerics=CPU).loss
 
 
 def test_the_chosen_rows_are_spread_evenly() -> None:
@@ -90,11 +90,11 @@ def test_the_chosen_rows_are_spread_evenly() -> None:
 
 def test_the_training_loss_is_that_of_the_chosen_rows() -> None:
     ids = np.random.default_rng(0).integers(0, 64, 8 * 10 + 1).astype(np.uint16)
-    found = final_results(
+    found = final_metrics(
         tiny_model(), load_encoding("gpt2"), ids, ids, batch_size=2, numerics=CPU, max_train_tokens=24
     )
     inputs, targets = windows(ids, context_length=8, stride=8)
     rows = np.array([0, 3, 6])
-    expected = evaluate(tiny_model(), inputs[rows], targets[rows], batch_size=2, numerics=CPU)
+    expected = sum_losses(tiny_model(), inputs[rows], targets[rows], batch_size=2, numerics=CPU)
     assert found["final_train_loss"] == expected.loss
-    assert found["final_val_loss"] == evaluate(tiny_model(), inputs, targets, batch_size=2, numerics=CPU).loss
+    assert found["final_val_loss"] == sum_losses(tiny_model(), inputs, targets, batch_size=2, numerics=CPU).loss

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reprogpt.errors import NonFiniteError
-from reprogpt.evaluation.losses import EvalResult, evaluate, require_finite
+from reprogpt.evaluation.losses import LossSums, require_finite, sum_losses
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 from tests.tiny import CPU, model_with_odds, tiny_model
@@ -27,7 +27,7 @@ def rows(*targets: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_loss_is_weighted_by_tokens_not_by_batches(model: GPTModel) -> None:
     # Rows of ln 2, ln 2 and ln 4 a token; batches of two and one: their means, ln 2 and 2 ln 2, have mean 1.5 ln 2.
-    result = evaluate(model, *rows(0, 0, 1), batch_size=2, numerics=CPU)
+    result = sum_losses(model, *rows(0, 0, 1), batch_size=2, numerics=CPU)
     assert result.loss == pytest.approx(4 / 3 * math.log(2))
     assert result.num_tokens == 24
 
@@ -37,50 +37,50 @@ def test_any_batch_size_gives_the_same_result(batch_size: int) -> None:
     generator = np.random.default_rng(0)
     inputs, targets = (generator.integers(0, 64, (5, 8)) for _ in range(2))
     result, whole = (
-        evaluate(tiny_model(), inputs, targets, batch_size=size, numerics=CPU) for size in (batch_size, len(inputs))
+        sum_losses(tiny_model(), inputs, targets, batch_size=size, numerics=CPU) for size in (batch_size, len(inputs))
     )
     assert result.loss == pytest.approx(whole.loss, rel=1e-6)
     assert (result.num_correct, result.num_tokens) == (whole.num_correct, 40)
 
 
 def test_perplexity_accuracy_and_bits_per_byte(model: GPTModel) -> None:
-    result = evaluate(model, *rows(0, 0, 1), batch_size=3, numerics=CPU)
+    result = sum_losses(model, *rows(0, 0, 1), batch_size=3, numerics=CPU)
     assert result.perplexity == pytest.approx(2 ** (4 / 3))
     assert result.num_correct == 16 and result.accuracy == pytest.approx(2 / 3)
     assert result.bits_per_byte(64) == pytest.approx((8 + 8 + 16) / 64)
 
 
 def test_perplexity_of_a_huge_loss_is_infinite() -> None:
-    assert EvalResult(2 * 800.0, 0, 2).perplexity == math.inf
-    assert EvalResult(2 * 700.0, 0, 2).perplexity == pytest.approx(math.exp(700))
+    assert LossSums(2 * 800.0, 0, 2).perplexity == math.inf
+    assert LossSums(2 * 700.0, 0, 2).perplexity == pytest.approx(math.exp(700))
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_evaluating_has_no_dropout_and_restores_the_mode(training: bool) -> None:
     model = tiny_model(drop_rate=0.9).train(training)
-    result = evaluate(model, *rows(5, 6), batch_size=2, numerics=CPU)
+    result = sum_losses(model, *rows(5, 6), batch_size=2, numerics=CPU)
     assert model.training == model.trf_blocks[0].training == training
-    assert result == evaluate(model.eval(), *rows(5, 6), batch_size=2, numerics=CPU)
+    assert result == sum_losses(model.eval(), *rows(5, 6), batch_size=2, numerics=CPU)
 
 
 def test_evaluating_records_no_graph() -> None:
     model, recorded = tiny_model(), []
     model.final_norm.register_forward_hook(lambda module, inputs, output: recorded.append(output.requires_grad))
-    evaluate(model, *rows(5, 6), batch_size=2, numerics=CPU)
+    sum_losses(model, *rows(5, 6), batch_size=2, numerics=CPU)
     assert recorded == [False]
 
 
 def test_evaluating_draws_nothing() -> None:
     model = tiny_model()
     before = torch.get_rng_state()
-    evaluate(model, *rows(5), batch_size=2, numerics=CPU)
+    sum_losses(model, *rows(5), batch_size=2, numerics=CPU)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_bf16_precision_is_used_and_close() -> None:
     model = tiny_model().eval()
     exact, rough = (
-        evaluate(model, *rows(5, 6), batch_size=2, numerics=Numerics(torch.device("cpu"), precision, "torch"))
+        sum_losses(model, *rows(5, 6), batch_size=2, numerics=Numerics(torch.device("cpu"), precision, "torch"))
         for precision in ("fp32", "bf16")
     )
     assert rough.loss != exact.loss

@@ -139,7 +139,7 @@ def train(training: Training, waits: Waits) -> dict[str, Any]:
         training.step += 1
         pending.append(loop._run_step(training))
     result["steps"] = waits.take()
-    records = loop._fetch_records(pending)
+    records = loop._fetch_records(training, pending)
     result["fetched"] = [len(records), waits.take()]
     loop._evaluation_losses(training, training.step)
     result["evaluation"] = waits.take()

@@ -142,7 +142,7 @@ def batch(model: GPTModel, prompts: list[list[int]], max_new_tokens: int, **opti
 
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 5, 20])
 def test_each_row_of_a_batch_is_continued_as_it_is_alone(max_new_tokens: int) -> None:
-    """Of other lengths than its neighbours, within context_length and where it outgrows that."""
+    """Of other lengths than its neighbors, within context_length and where it outgrows that."""
     model = tiny_model()
     alone = [list(generate(model, prompt, max_new_tokens)) for prompt in PROMPTS]
     assert batch(model, PROMPTS, max_new_tokens) == alone

@@ -25,8 +25,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def normed(x: np.ndarray, weights: dict[str, np.ndarray], name: str) -> np.ndarray:
     """The book's LayerNorm of one vector."""
-    centred = x - x.mean()
-    scaled = weights[f"{name}.weight"] * centred / np.sqrt((centred**2).mean() + 1e-5)
+    centered = x - x.mean()
+    scaled = weights[f"{name}.weight"] * centered / np.sqrt((centered**2).mean() + 1e-5)
     result: np.ndarray = scaled + weights[f"{name}.bias"]
     return result
 

@@ -258,7 +258,7 @@ def test_a_digest_of_no_weights_is_refused(values: Values) -> None:
 
 def test_a_folder_to_start_from_is_absolute_or_in_the_repository(values: Values) -> None:
     [problem] = problems_of(TrainParams, values | {"init_from": "../start"})
-    assert problem == "init_from: '../start' must not leave the repository with ..; write an absolute path"
+    assert problem == "init_from: '../start' must not leave the repository with ..; use an absolute path"
     for folder in ("start", "data/start", "/home/me/../start"):
         assert problems_of(TrainParams, values | {"init_from": folder}) == []
 

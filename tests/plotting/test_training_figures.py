@@ -90,7 +90,7 @@ def test_learning_rate_is_the_lr_of_the_history_over_steps() -> None:
     assert (figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()) == ("step", "learning rate (lr)")
 
 
-def test_the_end_of_warmup_is_a_line_labelled_with_its_step_and_the_peak_with_its_value() -> None:
+def test_the_end_of_warmup_is_a_line_labeled_with_its_step_and_the_peak_with_its_value() -> None:
     figure = learning_rate(training(20, warmup_steps=4), 4, "cosine", 4)
     assert vertical_lines(figure) == [4]
     assert set(texts(figure)) == {"warmup", "cosine decay", "warmup_steps = 4", "peak_lr = 0.0005"}
@@ -206,7 +206,7 @@ def test_max_grad_of_0_or_less_is_left_out_of_the_log_axis() -> None:
     assert_draws(lines(gradients(history, 0, 1.0))["max_grad"], [0, 1, 2, 3], [0.1, np.nan, np.nan, 0.2])
 
 
-def test_what_a_log_axis_leaves_out_is_counted_and_a_point_without_neighbours_is_a_dot() -> None:
+def test_what_a_log_axis_leaves_out_is_counted_and_a_point_without_neighbors_is_a_dot() -> None:
     history = training(5, warmup_steps=0)
     history["max_grad"] = [0.1, 0.2, 0.0, 0.3, -0.1]
     figure = gradients(history, 0, 1.0)
@@ -231,7 +231,7 @@ def test_no_axis_of_the_losses_hides_a_power_of_ten_in_its_corner() -> None:
     assert "8e+07" in [label.get_text() for label in figure.axes[0].get_yticklabels()]
 
 
-def test_lines_of_one_figure_differ_in_more_than_colour() -> None:
+def test_lines_of_one_figure_differ_in_more_than_color() -> None:
     for figure in (losses(training(20, warmup_steps=4), 5, "last"), gradients(training(20, warmup_steps=4), 4, 1.0)):
         named = {name: line for name, line in lines(figure).items() if not name.startswith("_")}
         looks = {(line.get_linestyle(), line.get_marker(), line.get_linewidth()) for line in named.values()}

@@ -213,7 +213,7 @@ def test_requests_at_the_same_time_have_the_answers_that_each_has_alone(ask: Ask
         assert [texts(response) for response in pool.map(ask, requests_)] == alone
 
 
-def test_the_text_of_a_prompt_does_not_depend_on_its_neighbours(ask: Ask) -> None:
+def test_the_text_of_a_prompt_does_not_depend_on_its_neighbors(ask: Ask) -> None:
     prompts = ["A", "Every effort moves you", "He", "It was a long way from there to the sea, she said, and wept"]
     params = {"max_new_tokens": TRAINED_WITH["max_new_tokens"], "seed": 5}
     alone = [texts(ask({"inputs": [prompt], "params": params}))[0] for prompt in prompts]

@@ -14,7 +14,7 @@ from tests.tiny import CPU
 
 # 11 rows of 4 tokens in batches of 2: 5 steps an epoch.
 NUM_ROWS = 11
-PLAN = Plan(steps_per_epoch=5, total_steps=15, warmup_steps=2)
+PLAN = Plan(steps_per_epoch=5, total_steps=15, warmup_steps=2, decay_start=2, first_clipped_step=2)
 CUDA = torch.device("cuda")
 POLICIES = [IndependentRandomness, BookRandomness]
 SHARDS = [ProcessGroup(rank, 2).shard for rank in (0, 1)]

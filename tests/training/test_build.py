@@ -18,7 +18,7 @@ from reprogpt.training import build
 from reprogpt.training.build import Training, training_from_ids
 from reprogpt.training.loop import train
 from reprogpt.training.randomness import BookRandomness, IndependentRandomness
-from reprogpt.training.run_dir import changes_since_interrupted, lock_run
+from reprogpt.training.run_dir import changes_since_interrupted, lock_run_dir
 from reprogpt.training.schedule import Plan
 from tests.tiny import CPU, PARAMS, tiny_model, tiny_training, weights_of
 
@@ -37,7 +37,7 @@ def test_training_rows_start_every_stride_and_validation_rows_every_context_leng
     training = training_on(33, 25, stride=4)
     assert training.train_rows.inputs[:, 0].tolist() == [0, 4, 8, 12, 16, 20, 24]
     assert training.val_rows.inputs[:, 0].tolist() == [0, 8, 16]
-    assert training.plan == Plan(steps_per_epoch=3, total_steps=6, warmup_steps=1)
+    assert training.plan == Plan(3, 6, 1, decay_start=1, first_clipped_step=1)
 
 
 def test_a_training_starts_at_step_0_with_the_seeds_weights() -> None:
@@ -101,7 +101,7 @@ def test_a_prompt_outside_the_vocabulary_is_refused() -> None:
 
 def test_compile_is_refused_on_the_cpu() -> None:
     with pytest.raises(
-        DeviceError, match=r"compile: true is for a GPU; .* differ from run to run .* Set compile to false"
+        DeviceError, match=r"compile: true needs a GPU; .* differ from run to run. Set compile to false"
     ):
         tiny_training(compile=True)
 
@@ -199,10 +199,10 @@ def test_two_trainings_from_one_folder_end_in_the_same_bits(root: Path, init_fro
 
 def run_dir_of(training: Training) -> Path:
     """Its run directory, with a checkpoint of an interrupted training."""
-    with lock_run(INPUTS, {"threads": "1"} | training.initial_weights_tags) as run_lock:
-        assert run_lock.run_dir is not None
-        (run_lock.run_dir / "checkpoint-a.json").write_text("{}")
-    return run_lock.run_dir
+    with lock_run_dir(INPUTS, {"threads": "1"} | training.initial_weights_tags) as run_dir_lock:
+        assert run_dir_lock.run_dir is not None
+        (run_dir_lock.run_dir / "checkpoint-a.json").write_text("{}")
+    return run_dir_lock.run_dir
 
 
 def test_other_weights_in_the_same_folder_are_another_training(root: Path) -> None:
@@ -213,8 +213,8 @@ def test_other_weights_in_the_same_folder_are_another_training(root: Path) -> No
     assert run_dir_of(second) != run_dir_of(first)
     save_model(root / "start", tiny_model(seed=11))
     third = tiny_training(init_from="start").initial_weights_tags
-    with lock_run(INPUTS, {"threads": "1"} | third) as run_lock:
-        [change] = changes_since_interrupted(run_lock)
+    with lock_run_dir(INPUTS, {"threads": "1"} | third) as run_dir_lock:
+        [change] = changes_since_interrupted(run_dir_lock)
     assert change.startswith("started_from_sha256: ") and change.endswith(f" -> {third['started_from_sha256']}")
 
 
@@ -224,7 +224,7 @@ def test_init_from_is_recorded_by_the_digest_of_its_weights(root: Path) -> None:
     assert tiny_training(init_from="start", init_from_sha256=digest).initial_weights_tags == {
         "started_from_sha256": digest
     }
-    with pytest.raises(ParamsError, match=f"expected  init_from_sha256={'f' * 64}\n  found     {digest}"):
+    with pytest.raises(ParamsError, match=f"expected  init_from_sha256={'f' * 64}\n  got       {digest}"):
         tiny_training(init_from="start", init_from_sha256="f" * 64)
 
 

@@ -2,14 +2,17 @@
 
 import csv
 import io
+from typing import Any
 
 from dvc.repo.metrics.show import _extract_metrics
 
+from reprogpt.params.train import TrainParams
 from reprogpt.step_record import StepRecord
 from reprogpt.training.history import evaluations_csv, history_csv, summary
 from reprogpt.training.schedule import Plan
+from tests.tiny import PARAMS
 
-PLAN = Plan(steps_per_epoch=2, total_steps=4, warmup_steps=1)
+PLAN = Plan(steps_per_epoch=2, total_steps=4, warmup_steps=1, decay_start=1, first_clipped_step=2)
 
 
 def record(step: int, val_loss: float | None = None, loss: float = 3.0) -> StepRecord:
@@ -42,8 +45,18 @@ def test_without_steps_there_is_only_the_header() -> None:
     assert history_csv([]).count("\n") == 1
 
 
+def facts(*records: StepRecord, max_norm: float | None = 1.0) -> dict[str, Any]:
+    params = TrainParams(**PARAMS | {"max_norm": max_norm})
+    return summary(records, PLAN, params, digests={"run_key": "d41d8cd98f00b204e9800998ecf8427e"}, kept_step=3)
+
+
+def numbers(*records: StepRecord, max_norm: float | None = 1.0) -> dict[str, Any]:
+    """What DVC shows: facts without lists."""
+    return {name: value for name, value in facts(*records, max_norm=max_norm).items() if not isinstance(value, list)}
+
+
 def test_summary_has_the_plan_and_the_last_and_best_evaluation() -> None:
-    assert summary([record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0)], PLAN, 0.5, {}) == {
+    assert numbers(record(0, 9.0), record(1), record(2, 6.0), record(3, 8.0), max_norm=0.5) == {
         "max_norm": 0.5,
         "steps_per_epoch": 2,
         "total_steps": 4,
@@ -56,19 +69,27 @@ def test_summary_has_the_plan_and_the_last_and_best_evaluation() -> None:
 
 
 def test_the_last_losses_are_those_of_the_last_evaluation_not_of_the_last_step() -> None:
-    assert summary([record(0, 9.0), record(1)], PLAN, 1.0, {})["last_val_loss"] == 9.0
+    assert facts(record(0, 9.0), record(1))["last_val_loss"] == 9.0
 
 
 def test_the_first_of_equally_good_steps_is_the_best() -> None:
-    assert summary([record(0, 6.0), record(1, 6.0)], PLAN, 1.0, {})["best_step"] == 0
+    assert facts(record(0, 6.0), record(1, 6.0))["best_step"] == 0
 
 
 def test_summary_without_evaluations_is_max_norm_and_the_plan() -> None:
     plan = {"steps_per_epoch": 2, "total_steps": 4, "warmup_steps": 1}
-    assert summary([record(0), record(1)], PLAN, 1.0, {}) == {"max_norm": 1.0, **plan}
+    assert numbers(record(0), record(1)) == {"max_norm": 1.0, **plan}
 
 
-def test_digests_are_in_lists_so_that_dvc_leaves_them_out_of_its_tables() -> None:
-    facts = summary([record(0, 9.0)], PLAN, 1.0, {"run_key": "d41d8cd98f00b204e9800998ecf8427e"})
-    assert facts["run_key"] == ["d41d8cd98f00b204e9800998ecf8427e"]
-    assert set(_extract_metrics(facts, "train.json")) == facts.keys() - {"run_key"}
+def test_digests_and_what_figures_need_are_in_lists_so_that_dvc_leaves_them_out_of_its_tables() -> None:
+    in_lists = {
+        "run_key": ["d41d8cd98f00b204e9800998ecf8427e"],
+        "lr_decay": ["cosine"],
+        "decay_start": [1],
+        "first_clipped_step": [2],
+        "keep": ["last"],
+        "kept_step": [3],
+    }
+    written = facts(record(0, 9.0))
+    assert {name: value for name, value in written.items() if isinstance(value, list)} == in_lists
+    assert set(_extract_metrics(written, "train.json")) == written.keys() - in_lists

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import GPT2LMHeadModel
 
 from reprogpt.errors import NonFiniteError
-from reprogpt.evaluation.losses import evaluate
+from reprogpt.evaluation.losses import sum_losses
 from reprogpt.model.generate import generate
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.step_record import StepRecord
@@ -116,9 +116,8 @@ def test_records_count_steps_epochs_and_tokens() -> None:
 def test_learning_rates_are_those_of_the_schedule() -> None:
     rates: dict[str, Any] = {"initial_lr": 0.0002, "peak_lr": 0.002, "min_lr": 0.0001}
     for lr_decay in ("cosine", "none"):
-        wanted = [
-            learning_rate_at(step, **rates, warmup_steps=2, total_steps=10, lr_decay=lr_decay) for step in range(10)
-        ]
+        plan = tiny_training(**rates, lr_decay=lr_decay).plan
+        wanted = [learning_rate_at(step, plan, **rates, lr_decay=lr_decay) for step in range(10)]
         assert [record.lr for record in steps(**rates, lr_decay=lr_decay)] == wanted
     assert wanted[2:] == [0.002] * 8
 
@@ -271,7 +270,7 @@ def test_an_evaluation_uses_the_updated_weights_and_the_first_batches(eval_iter:
         (training.val_rows, num_val, record.val_loss),
     ):
         inputs, targets = rows.inputs[:num_rows], rows.targets[:num_rows]
-        assert loss == evaluate(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
+        assert loss == sum_losses(training.model, inputs, targets, batch_size=2, numerics=CPU).loss
 
 
 @pytest.mark.parametrize(("sample_freq", "sampled"), [(1, [(4, 0), (9, 1)]), (2, [(9, 1)]), (3, []), (0, [])])

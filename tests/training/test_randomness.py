@@ -69,7 +69,7 @@ def test_rate_and_scale_fit_each_other_exactly() -> None:
     assert set(dropped) == {0.0, float(np.float32(65536 / (65536 - 6554)))}
 
 
-def test_entries_are_zeroed_independently_of_their_neighbours() -> None:
+def test_entries_are_zeroed_independently_of_their_neighbors() -> None:
     dropped = IndependentRandomness(123).dropout(torch.ones(100_000), 0.5) == 0
     for distance in (1, 2, 3, 4, 8):
         both = (dropped[distance:] & dropped[:-distance]).float().mean().item()

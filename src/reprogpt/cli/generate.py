@@ -11,7 +11,7 @@ import tiktoken
 import torch
 
 from reprogpt.cli.command import RUN, Command
-from reprogpt.data.charset import advice
+from reprogpt.data.charset import conversion_advice
 from reprogpt.data.normalize import normalize_text
 from reprogpt.data.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
@@ -186,7 +186,7 @@ def _read_prompt(prompt: str, *, may_be_empty: bool) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         fault = f"byte 0x{content[error.start]:02x} at offset {error.start}"
-        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {advice(content)}") from None
+        raise PipelineError(f"the prompt is not UTF-8 text: {fault}; {conversion_advice(content)}") from None
     if prompt == STANDARD_INPUT:
         text = normalize_text(text).removesuffix("\n")
     if len(text) > MAX_PROMPT_CHARACTERS:

@@ -1,18 +1,18 @@
-"""What a file is that is not UTF-8 text, and how it is converted: for messages. Nothing is converted here."""
+"""Recognizes files that are not UTF-8 text, for messages that say how to convert them. Nothing is converted here."""
 
 import re
 
 SAMPLE_BYTES = 1 << 14
-_MIN_NULS, _MAX_NUL_SHARE = 16, 0.01  # more of them than that: not a text with a stray one
+_MIN_NULS, _MAX_NUL_SHARE = 16, 0.01  # a text may contain a stray NUL, but not this many
 _MAGIC = {
     b"\x1f\x8b": "a gzip file: unpack it with gunzip, or give it a name in .gz",
-    b"PK\x03\x04": "a zip file: unpack it, and take the text in it",
-    b"%PDF-": "a PDF file: take its text out, as with `pdftotext FILE.pdf FILE.txt`",
+    b"PK\x03\x04": "a zip file: unpack it and use the text in it",
+    b"%PDF-": "a PDF file: extract its text, for example with `pdftotext FILE.pdf FILE.txt`",
     b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it with unzstd, or give it a name in .zst",
 }
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
-_ISO_2022 = re.compile(rb"\x1b\$[@B]|\x1b\([BJ]")  # changes of alphabet, in bytes that are valid UTF-8
-# Python's name -> what people call it, and iconv's name. The larger sets stand for those that they contain.
+_ISO_2022 = re.compile(rb"\x1b\$[@B]|\x1b\([BJ]")  # switches between character sets; these bytes are valid UTF-8
+# Python's name -> the usual name, and iconv's name. A superset stands for the encodings that it contains.
 _ENCODINGS = {
     "cp932": ("Shift_JIS", "CP932"),
     "euc_jp": ("EUC-JP", "EUC-JP"),
@@ -24,31 +24,32 @@ _ENCODINGS = {
 }
 
 
-def what_else(begin: bytes) -> str | None:
-    """What a file is by its first bytes, and what to do, if it is certainly no UTF-8 text; None if it may be one.
+def why_not_utf8(first_bytes: bytes) -> str | None:
+    """What kind of file begins with these bytes, and what to do, if it is certainly not UTF-8 text; None if it may be.
 
-    Some of these are valid UTF-8: tokens of them would be of control characters.
+    Some of these are valid UTF-8, but would be tokenized as control characters.
     """
     for magic, words in _MAGIC.items():
-        if begin.startswith(magic):
+        if first_bytes.startswith(magic):
             return f"is {words}"
-    if begin.startswith(_UTF16_MARKS):
+    if first_bytes.startswith(_UTF16_MARKS):
         return f"is UTF-16 text; {_conversion('UTF-16')}"
-    sample = begin[:SAMPLE_BYTES]
+    sample = first_bytes[:SAMPLE_BYTES]
     if len(_ISO_2022.findall(sample)) > 1:
         return f"is ISO-2022-JP text; {_conversion('ISO-2022-JP')}"
     num_nuls = sample.count(0)
     if num_nuls >= _MIN_NULS and num_nuls > _MAX_NUL_SHARE * len(sample):
-        return f"has {num_nuls} NUL bytes in its first {len(sample)}, so it is no text in UTF-8; {advice(begin)}"
+        advice = conversion_advice(first_bytes)
+        return f"has {num_nuls} NUL bytes in its first {len(sample)}, so it is not UTF-8 text; {advice}"
     return None
 
 
-def advice(content: bytes) -> str:
-    """How to convert a text in another encoding, which is guessed from its bytes, to UTF-8."""
-    # Imported here: only who has such a file needs it.
+def conversion_advice(content: bytes) -> str:
+    """How to convert a text to UTF-8; its encoding is guessed from its bytes."""
+    # Imported here: needed only for such files.
     from charset_normalizer import from_bytes
 
-    for cut in range(4):  # the sample may end within a character
+    for cut in range(4):  # the sample may end inside a character
         sample = content[: min(SAMPLE_BYTES, len(content)) - cut]
         guess = from_bytes(sample, cp_isolation=list(_ENCODINGS)).best() if sample else None
         if guess:

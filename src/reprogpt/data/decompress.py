@@ -7,8 +7,8 @@ from pathlib import Path
 
 from reprogpt.errors import FetchError
 
-PIECE_BYTES = 1 << 20  # read of what is not packed, or come out of gzip, at a time
-# 4 bytes can decompress to a block of 128 KiB: so at most 32 MiB come out of this many.
+PIECE_BYTES = 1 << 20  # read at a time from a plain file, or from gzip after decompression
+# Compressed bytes read at a time. 4 bytes can decompress to a block of 128 KiB, so these give at most 32 MiB.
 COMPRESSED_BYTES = 1 << 10
 
 
@@ -18,10 +18,10 @@ def is_compressed(kind: str) -> bool:
 
 
 def decompress(path: Path, *, kind: str, name: str) -> Iterator[bytes]:
-    """The bytes in `path`, in pieces of at most 32 MiB, however small what they are packed in.
+    """The decompressed bytes of `path`, in pieces of at most 32 MiB whatever the compression ratio.
 
-    kind: the name of the file in its own place, whose end says how it is packed.
-    Raises FetchError, calling the file `name`, if it is cut or not packed in that way.
+    kind: the file's original name, whose suffix gives the compression. name: of the file, for messages.
+    Raises FetchError if it is truncated or not compressed that way.
     """
     if kind.endswith(".gz"):
         return _gzip(path, name)
@@ -47,21 +47,23 @@ def _gzip(path: Path, name: str) -> Iterator[bytes]:
 
 
 def _zstandard(path: Path, name: str) -> Iterator[bytes]:
-    # Imported here, not above: only who has such a file needs it. Its stream reader would take a cut file for whole.
+    # Imported here: needed only for such files. Its stream reader would accept a truncated file.
     import zstandard
 
     with path.open("rb") as file:
-        frame, rest = zstandard.ZstdDecompressor().decompressobj(), b""
-        fed = False
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        rest = b""
+        has_input = False
         while packed := rest or file.read(COMPRESSED_BYTES):
-            if frame.eof:  # a file may hold several
+            if frame.eof:  # a file may have several frames
                 frame = zstandard.ZstdDecompressor().decompressobj()
             try:
                 piece = frame.decompress(packed)
             except zstandard.ZstdError as error:
                 raise FetchError(f"{name} can't be decompressed as Zstandard: {error}") from None
-            rest, fed = frame.unused_data if frame.eof else b"", True
+            rest = frame.unused_data if frame.eof else b""
+            has_input = True
             if piece:
                 yield piece
-        if fed and not frame.eof:
-            raise FetchError(f"{name} can't be decompressed as Zstandard: it ends within a frame")
+        if has_input and not frame.eof:
+            raise FetchError(f"{name} can't be decompressed as Zstandard: it ends inside a frame")

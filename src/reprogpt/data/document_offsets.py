@@ -1,7 +1,7 @@
-"""Document boundaries of a corpus: an end-of-text token goes between two documents.
+"""Byte offsets at which one document of a corpus ends and the next begins.
 
-The texts are concatenated in one file without separators, so no text can be mistaken for one. The boundaries are kept
-beside it as ascending byte offsets at which one document ends and the next begins; [] for a single text.
+Documents are concatenated in one file without separators, which a document's own text could contain. Their offsets
+are stored in a JSON file beside it, ascending; [] for a single document. tokenize puts an end-of-text token at each.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,25 +12,25 @@ from reprogpt.errors import DataError
 from reprogpt.files import read_json
 
 
-def cut_ends(ends: Sequence[int], cut: int) -> tuple[list[int], list[int]]:
-    """The boundaries within both parts of a text split at byte `cut`. One exactly at the cut is in neither."""
-    return [end for end in ends if end < cut], [end - cut for end in ends if end > cut]
+def split_offsets(offsets: Sequence[int], cut: int) -> tuple[list[int], list[int]]:
+    """The offsets inside each part of a text that is split at byte `cut`. One exactly at the cut is in neither."""
+    return [offset for offset in offsets if offset < cut], [offset - cut for offset in offsets if offset > cut]
 
 
-def spans(ends: Sequence[int]) -> Iterator[tuple[int, int | None]]:
-    """(first byte, end) of each document; the last end is None."""
-    return zip([0, *ends], [*ends, None], strict=True)
+def document_spans(offsets: Sequence[int]) -> Iterator[tuple[int, int | None]]:
+    """(start, stop) of each document in bytes; the last stop is None."""
+    return zip([0, *offsets], [*offsets, None], strict=True)
 
 
-def read_ends(path: Path, key: str, text: Path) -> list[int]:
-    """Read the document boundaries of `text` from the key `key` of a JSON file.
+def read_offsets(path: Path, key: str, text: Path) -> list[int]:
+    """Read the document offsets of `text` from the key `key` of a JSON file.
 
-    Raises DataError if a file is missing, or they don't fit each other.
+    Raises DataError if a file is missing, or the offsets do not fit the text.
     """
-    remedy = "`dvc repro` makes both again"
+    remedy = "`dvc repro` writes both again"
     if not text.exists():
         raise DataError(f"{text} is missing; {remedy}")
-    ends = read_json(path, needs=key, remedy=remedy)[key]
-    if ends and any(end <= start for start, end in pairwise([0, *ends, text.stat().st_size])):
-        raise DataError(f"{path} does not fit {text}: its documents' ends are not within its bytes; {remedy}")
-    return list(ends)
+    offsets = read_json(path, needs=key, remedy=remedy)[key]
+    if offsets and any(stop <= start for start, stop in pairwise([0, *offsets, text.stat().st_size])):
+        raise DataError(f"{path} does not fit {text}: its document offsets are not inside the text; {remedy}")
+    return list(offsets)

@@ -47,10 +47,10 @@ def download(
 
     Follows redirects between http and https, but not from https to http. Makes up to ATTEMPTS attempts if the server
     is busy or fails (429, 5xx), the body is cut short, or there is no connection; only one after a timeout.
-    name: the text's name in messages, with its address. place: where a user would correct the address.
-    advance: called with each number of bytes received. After an error, `to` may hold a part of the bytes.
-    Raises UnreachableError if the host can't be reached; FetchError for a status other than 200, another redirect, a
-    TLS error, more than max_bytes, and a file: URL that names no file of this machine; OSError if `to` can't be
+    name: of the text in messages, with its address. place: where a user would correct the address.
+    advance: called with the number of bytes of each piece received. After an error, `to` may be incomplete.
+    Raises UnreachableError if the host can't be reached; FetchError for a status other than 200, any other redirect,
+    a TLS error, more than max_bytes, and a file: URL that names no file on this machine; OSError if `to` can't be
     written. No message shows a credential in `url`.
     """
     name = name or f"{place}={redact(url)}"
@@ -58,7 +58,7 @@ def download(
         copy_file(path_of(url, name), to, name=name, max_bytes=max_bytes)
         return
     attempt = 1
-    while True:  # urllib3's Retry does not cover the body, and obeys a Retry-After of hours
+    while True:  # urllib3's Retry does not cover the body, and would wait for a Retry-After of hours
         try:
             with to.open("wb") as file:
                 for piece in _attempt(url, name, place, max_bytes):
@@ -86,7 +86,7 @@ def copy_file(path: Path, to: Path, *, name: str, max_bytes: int) -> None:
 def require_file(path: Path, *, name: str, max_bytes: int) -> None:
     """Raise FetchError if `path` is missing, not a regular file, or larger than max_bytes. name: for messages."""
     try:
-        if not path.is_file():  # a pipe or a device would never end
+        if not path.is_file():  # reading a pipe or a device might never end
             raise FetchError(f"{name}: {path.absolute()} is {'not a file' if path.exists() else 'missing'}")
         num_bytes = path.stat().st_size
     except OSError as error:
@@ -99,7 +99,7 @@ def path_of(url: str, name: str) -> Path:
     """The file that a file: URL names. Raises FetchError, with `name`, if it names a host."""
     path = url[len(FILE_PREFIX) :]
     if not path.startswith("/"):
-        raise FetchError(f"{name} names a host; for a file of this machine write file:///absolute/path")
+        raise FetchError(f"{name} names a host; for a file on this machine write file:///absolute/path")
     return Path(url2pathname(path))
 
 
@@ -114,23 +114,23 @@ def _attempt(url: str, name: str, place: str, max_bytes: int) -> Iterator[bytes]
         if status == 429 or status >= 500:
             raise _TransientError(FetchError(f"{answer}; try again later"))
         if status != 200:
-            raise FetchError(f"{answer}; open it in a browser, and put the right address into {place}")
+            raise FetchError(f"{answer}; open it in a browser, and correct the address in {place}")
         yield from _body(response, name, max_bytes)
 
 
 def _request(url: str, name: str) -> "requests.Response":
-    """The response to one GET, its body not yet read."""
-    # Imported here: requests takes 0.15 s, which `split` and a cached text don't need.
+    """The response to a GET request; its body is not read yet."""
+    # Imported here: importing requests takes 0.15 s, and a cached text does not need it.
     import requests
     from urllib3.exceptions import HTTPError, NewConnectionError, SSLError
 
     try:
         wait = (CONNECT_SECONDS, READ_SECONDS)
         return requests.get(url, stream=True, timeout=wait, hooks={"response": _check_redirect})
-    except (OSError, ValueError, HTTPError) as error:  # requests raises OSErrors; some of urllib3's pass through
+    except (OSError, ValueError, HTTPError) as error:  # requests' are OSErrors; it lets some of urllib3's through
         causes = list(_causes(error))
         reason = redact(_reason(causes[-1]))
-        # A ProxyError may be caused by TLS, a ConnectionError by nearly anything: look at the chain of causes.
+        # TLS may cause a ProxyError, and nearly anything a ConnectionError: look at the chain of causes.
         if any(isinstance(cause, (ssl.SSLError, SSLError)) for cause in causes):
             raise FetchError(
                 f"{name}: no trustworthy TLS connection: {reason}; check the machine's clock and REQUESTS_CA_BUNDLE"
@@ -141,7 +141,7 @@ def _request(url: str, name: str) -> "requests.Response":
         if any(isinstance(cause, no_connection) for cause in causes):
             raise _TransientError(UnreachableError(f"{name} can't be reached: {reason}")) from None
         if isinstance(error, ValueError) and not isinstance(error, requests.exceptions.InvalidSchema):
-            reason = "not a valid URL"  # the libraries' messages quote parts of it, maybe the password
+            reason = "not a valid URL"  # the libraries' messages quote parts of the URL, possibly the password
         raise FetchError(
             f"{name} can't be downloaded: {reason}; check the address and the proxy (HTTPS_PROXY)"
         ) from None
@@ -151,19 +151,19 @@ def _check_redirect(response: "requests.Response", **_: Any) -> None:
     """Called by requests with each response, before it follows a redirect."""
     if not response.is_redirect:
         return
-    response.close()  # requests would first read the redirect's body, of any length
+    response.close()  # otherwise requests reads the redirect's body, however long
     scheme = urlsplit(urljoin(response.url, response.headers["location"])).scheme
     allowed = ("https",) if urlsplit(response.url).scheme == "https" else WEB_SCHEMES  # never from https to http
     if scheme not in allowed:
         raise FetchError(
             f"{redact(path_of_url(response.url))} redirects to a {scheme}: address; only {' and '.join(allowed)} "
             f"{'is' if len(allowed) == 1 else 'are'} followed from there.\n"
-            "Put the address of the text itself into corpus_url"
+            "Set corpus_url to the address of the text itself"
         )
 
 
 def _body(response: "requests.Response", name: str, max_bytes: int) -> Iterator[bytes]:
-    """The decoded body. Its length is checked while reading: Content-Length may be wrong or missing."""
+    """The decoded body. Its length is checked during reading, as Content-Length may be wrong or missing."""
     content_length = response.raw.length_remaining  # Content-Length, None if unknown
     if content_length is not None and content_length > max_bytes and "Content-Encoding" not in response.headers:
         raise _too_large(name, f"{content_length} bytes", max_bytes)
@@ -172,7 +172,7 @@ def _body(response: "requests.Response", name: str, max_bytes: int) -> Iterator[
     while True:
         try:
             piece = next(pieces, None)
-        except OSError as error:  # the host has responded, so it is not unreachable
+        except OSError as error:  # the host responded, so it is reachable
             expected = "an unknown number of" if content_length is None else content_length
             reason = redact(_reason(list(_causes(error))[-1]))
             got = f"got {response.raw.tell()} of {expected} bytes"
@@ -186,7 +186,7 @@ def _body(response: "requests.Response", name: str, max_bytes: int) -> Iterator[
 
 
 def _too_large(name: str, size: str, max_bytes: int) -> FetchError:
-    return FetchError(f"{name} has {size}, above max_corpus_bytes={max_bytes}; raise that if the text is wanted")
+    return FetchError(f"{name} has {size}, above max_corpus_bytes={max_bytes}; raise it to accept the text")
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""The download cache: files named by their SHA-256, so that a user can add one by hand."""
+"""The download cache: files named by their SHA-256, so that users can add files by hand."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,23 +9,23 @@ from reprogpt.files import atomic_path, file_digest
 from reprogpt.messages import print_message
 from reprogpt.paths import cache_folder
 
-WRITABLE_CACHE = "set REPROGPT_CACHE to a folder that can be written to"
+WRITABLE_CACHE = "set REPROGPT_CACHE to a writable folder"
 
 
 def corpora_folder() -> Path:
-    """The folder of the downloads."""
+    """The folder with the downloaded files."""
     return cache_folder() / "corpora"
 
 
 def cached_file(sha256: str) -> Path | None:
-    """The cached file with this digest, None if there is none. A corrupt one is removed with a warning."""
+    """The cached file with this digest, None if there is none. A corrupt file is removed with a warning."""
     cached = corpora_folder() / sha256
-    found = digest_of(cached)
-    if found not in (None, sha256):
-        print_message(f"warning: {cached} failed its SHA-256 check ({found}) and is removed from the download cache")
+    actual = digest_of(cached)
+    if actual not in (None, sha256):
+        print_message(f"warning: {cached} failed its SHA-256 check ({actual}) and is removed from the download cache")
         with file_errors(cached, "remove it"):
             cached.unlink()
-    return cached if found == sha256 else None
+    return cached if actual == sha256 else None
 
 
 def digest_of(path: Path) -> str | None:
@@ -36,7 +36,7 @@ def digest_of(path: Path) -> str | None:
 
 @contextmanager
 def replaced(path: Path, remedy: str) -> Iterator[Path]:
-    """As files.atomic_path, but an OSError becomes a FetchError that ends in `remedy`."""
+    """files.atomic_path, but an OSError becomes a FetchError that ends in `remedy`."""
     with file_errors(path, remedy), atomic_path(path) as temporary:
         yield temporary
 

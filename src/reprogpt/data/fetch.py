@@ -33,12 +33,12 @@ class Source:
     """The corpus and its origin: a URL, or a fallback file.
 
     url: corpus_url without user and password; None for the fallback.
-    path: the fallback as params.yaml names it, else None.
-    sha256: of the file, as it came: a text or a manifest.
-    bytes, characters (Unicode code points): of the text, unpacked and normalised.
-    changes: what normalisation changed.
-    documents: how many a manifest names, None for a single text.
-    ends: bytes of the text at which one document ends and the next begins.
+    path: the fallback as params.yaml names it, otherwise None.
+    sha256: of the file as received, a text or a manifest.
+    bytes, characters (Unicode code points): of the text, unpacked and normalized.
+    changes: what normalization changed.
+    documents: number of documents in a manifest; None for a single text.
+    ends: byte offsets at which one document ends and the next begins.
     how: how it was obtained this time, for the log only.
     """
 
@@ -56,7 +56,7 @@ class Source:
         assert (self.url is None) != (self.path is None)
 
     def record(self) -> dict[str, str | int]:
-        """The contents of source.json, which do not depend on how a text was obtained."""
+        """The contents of source.json, which do not depend on how the text was obtained."""
         origin = {"url": self.url} if self.url is not None else {"path": self.path or ""}
         documents = {} if self.documents is None else {"documents": self.documents}
         size = {"bytes": self.bytes, "characters": self.characters}
@@ -72,16 +72,17 @@ def fetch_corpus(
     max_corpus_bytes: int,
     advance: Callable[[int], object] = lambda num_bytes: None,
 ) -> Source:
-    """Fetch the corpus into `raw`; returns what it is.
+    """Fetch the corpus into `raw`; returns its description.
 
     corpus_url names a text, or a manifest of several texts, which are concatenated. Tried in order: `raw` itself (a
     single text only), the download cache, corpus_url. If corpus_url or a document of a manifest can't be reached,
-    offline_corpus is used with a warning; but the bundled text stands in for the default text only. The first two are
-    used only for what corpus_sha256 pins; "" accepts any text or manifest, downloads it each time, and warns.
-    A name in .gz or .zst is unpacked. Each text must be UTF-8 and hold more than whitespace; together they have at most
-    max_corpus_bytes bytes. Line ends become LF and byte order marks are dropped, which is said on standard error.
-    advance: called with each number of bytes received. Memory use does not depend on the text's size.
-    Raises FetchError or DataError; `raw` is then unchanged.
+    offline_corpus is used with a warning; the bundled text replaces the default text only. The first two are used
+    only for the file that corpus_sha256 pins; "" accepts any text or manifest, downloads it each time, and warns.
+    Names ending in .gz or .zst are unpacked. Each text must be UTF-8 and contain more than whitespace; together they
+    have at most max_corpus_bytes bytes. Line ends become LF and byte order marks are dropped, with a message on
+    standard error. Memory use does not depend on the text's size.
+    advance: called with the number of bytes of each piece received.
+    Raises FetchError or DataError, leaving `raw` unchanged.
     """
     url = redact(corpus_url)
     if not corpus_sha256:
@@ -90,13 +91,13 @@ def fetch_corpus(
             "(`dvc repro -f fetch`); to pin the text, set corpus_sha256 to its sha256 in source.json"
         )
     elif digest_of(raw) == corpus_sha256 and not is_manifest(corpus_url):
-        require_file(raw, name="the text kept from before", max_bytes=max_corpus_bytes)
+        require_file(raw, name="the text of an earlier run", max_bytes=max_corpus_bytes)
         if is_normal(raw):
-            return _said(_text(raw, corpus_sha256, Changes(), "kept", url=url), raw)
-        if not cached_file(corpus_sha256):  # the text in raw will have another digest
+            return _reported(_text(raw, corpus_sha256, Changes(), "kept", url=url), raw)
+        if not cached_file(corpus_sha256):  # the normalized text will have another digest
             _add_to_cache(raw, corpus_sha256)
     source = _fetch_anew(raw, corpus_url, corpus_sha256, offline_corpus, max_corpus_bytes, advance)
-    return _said(source, raw)
+    return _reported(source, raw)
 
 
 def _fetch_anew(
@@ -118,13 +119,13 @@ def _fetch_anew(
         return _fall_back(raw, offline_corpus, max_corpus_bytes, error)
 
 
-def _fetch_text(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> Source:
-    how = _fetch(to, corpus_url, wanted, max_bytes, advance)
+def _fetch_text(to: Path, corpus_url: str, sha256: str, max_bytes: int, advance: Callable[[int], object]) -> Source:
+    how = _fetch(to, corpus_url, sha256, max_bytes, advance)
     url = redact(corpus_url)
     with _text_of(to, path_of_url(corpus_url).lower(), max_bytes, url) as (text, changes):
         source = _text(text, file_digest(to), changes, how, url=url)
-        if how == "downloaded" and wanted:
-            _add_to_cache(to, wanted)
+        if how == "downloaded" and sha256:
+            _add_to_cache(to, sha256)
         if text != to:
             text.replace(to)
     return source
@@ -132,15 +133,15 @@ def _fetch_text(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance:
 
 @contextmanager
 def _text_of(path: Path, kind: str, max_bytes: int, name: str) -> Iterator[tuple[Path, Changes]]:
-    """A file with the text of `path`, unpacked and normalised, and what was changed: `path` itself if it is that.
+    """A file with the text of `path`, unpacked and normalized, and what was changed; `path` itself if nothing was.
 
-    Another file is removed when the block ends.
+    A new file is removed when the block ends.
     """
     changes = Changes()
     if not is_compressed(kind) and is_normal(path):
         yield path, changes
         return
-    base, pid, suffix = path.name.rsplit(".", 2)  # of an atomic_path, which also removes this one after a kill
+    base, pid, suffix = path.name.rsplit(".", 2)  # an atomic_path, whose pattern also cleans up this file after a kill
     text = path.with_name(f"{base}.text.{pid}.{suffix}")
     try:
         num_bytes = 0
@@ -149,8 +150,7 @@ def _text_of(path: Path, kind: str, max_bytes: int, name: str) -> Iterator[tuple
                 num_bytes += len(piece)
                 if num_bytes > max_bytes:
                     raise FetchError(
-                        f"{name} has more than max_corpus_bytes={max_bytes} once unpacked; "
-                        "raise that if the text is wanted"
+                        f"{name} has more than max_corpus_bytes={max_bytes} once unpacked; raise it to accept the text"
                     )
                 file.write(piece)
         yield text, changes
@@ -159,31 +159,33 @@ def _text_of(path: Path, kind: str, max_bytes: int, name: str) -> Iterator[tuple
 
 
 def _fetch_documents(
-    to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]
+    to: Path, corpus_url: str, sha256: str, max_bytes: int, advance: Callable[[int], object]
 ) -> Source:
-    how = _fetch(to, corpus_url, wanted, MAX_MANIFEST_BYTES, advance)
-    sha256 = file_digest(to)
+    how = _fetch(to, corpus_url, sha256, MAX_MANIFEST_BYTES, advance)
+    actual_sha256 = file_digest(to)
     documents = parse_manifest(to.read_bytes(), corpus_url)
-    if how == "downloaded" and wanted:
-        _add_to_cache(to, wanted)
+    if how == "downloaded" and sha256:
+        _add_to_cache(to, sha256)
     changes = Changes()
     ends, num_characters = join_documents(documents, to, max_bytes=max_bytes, changes=changes, advance=advance)
     num_bytes, how = to.stat().st_size, f"{len(documents)} documents"
-    return Source(redact(corpus_url), None, sha256, num_bytes, num_characters, len(documents), ends, changes, how)
+    return Source(
+        redact(corpus_url), None, actual_sha256, num_bytes, num_characters, len(documents), ends, changes, how
+    )
 
 
-def _fetch(to: Path, corpus_url: str, wanted: str, max_bytes: int, advance: Callable[[int], object]) -> str:
-    """Fetch a file with the digest `wanted` ("" for any) from the download cache or its URL; returns from which."""
-    if wanted and (cached := cached_file(wanted)):
+def _fetch(to: Path, corpus_url: str, sha256: str, max_bytes: int, advance: Callable[[int], object]) -> str:
+    """Fetch a file with this digest ("" for any) from the download cache or its URL; returns which of the two."""
+    if sha256 and (cached := cached_file(sha256)):
         copy_file(cached, to, name="the download cache", max_bytes=max_bytes)
         how = "download cache"
     else:
         name = f"corpus_url={redact(corpus_url)}"
         download(with_secret_query(corpus_url), to, max_bytes=max_bytes, name=name, advance=advance)
         how = "downloaded"
-    found = file_digest(to)
-    if wanted not in ("", found):
-        raise _digest_error(corpus_url, wanted, found, to.stat().st_size)
+    actual_sha256 = file_digest(to)
+    if sha256 not in ("", actual_sha256):
+        raise _digest_error(corpus_url, sha256, actual_sha256, to.stat().st_size)
     return how
 
 
@@ -200,41 +202,41 @@ def _text(
     return Source(url, path, sha256, content.stat().st_size, num_characters, changes=changes, how=how)
 
 
-def _said(source: Source, raw: Path) -> Source:
-    """The source, after saying what of the text a reader of its file would not expect."""
+def _reported(source: Source, raw: Path) -> Source:
+    """The source, after reporting what the user of this text may not expect."""
     changes = source.changes
     if changes.record():
         print_message(
             f"fetch: line ends CRLF or CR became LF ({changes.line_ends}), byte order marks were dropped "
-            f"({changes.byte_order_marks}), as where Python reads a text"
+            f"({changes.byte_order_marks}), as Python does when it reads a text file"
         )
     if num_ends := count_end_of_text(raw):
         print_message(
-            f"warning: {source.url or source.path} has <|endoftext|> in its text, {num_ends} times. Each becomes seven "
-            "plain tokens, not the end-of-text token.\n"
-            "To train on documents, cut the text there and make a manifest of the parts: "
+            f"warning: {source.url or source.path} has <|endoftext|> in its text, {num_ends} times. Each becomes "
+            "seven plain tokens, not the end-of-text token.\n"
+            "To train on documents, split the text there and write a manifest of the parts: "
             'docs/corpus.md has the commands ("Documents in one file")'
         )
     return source
 
 
-def _digest_error(url: str, wanted: str, found: str, num_bytes: int) -> FetchError:
+def _digest_error(url: str, expected: str, actual: str, num_bytes: int) -> FetchError:
     return FetchError(
-        f"corpus_url={redact(url)} is another text than expected\n"
-        f"  expected  corpus_sha256={wanted}\n"
-        f"  got       {found} ({num_bytes} bytes)\n"
-        "If the new text is wanted, set corpus_sha256 to the second; if not, correct corpus_url. Nothing was kept"
+        f"corpus_url={redact(url)} is not the expected text\n"
+        f"  expected  corpus_sha256={expected}\n"
+        f"  got       {actual} ({num_bytes} bytes)\n"
+        "To accept the new text, set corpus_sha256 to the second; otherwise correct corpus_url. Nothing was kept"
     )
 
 
 def _own_text_advice(corpus_sha256: str) -> str:
-    """What a user can do whose own text can't be reached, apart from a text that `corpus_sha256` pins."""
+    """What to do if a text other than the default one can't be reached. corpus_sha256: its digest, "" if not pinned."""
     by_hand = f"put the text into {corpora_folder()}, named by its SHA-256, which is corpus_sha256"
     return (
         "Check the address, the network and the proxy (HTTPS_PROXY);\n"
         "or download the text and set corpus_url to the file: file:///absolute/path"
         + (f";\nor {by_hand}" if corpus_sha256 else "")
-        + ".\nThe bundled text is not used: it stands in for the default text only, not for yours"
+        + ".\nThe bundled text is not used: it replaces the default text only, not yours"
     )
 
 

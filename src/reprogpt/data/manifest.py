@@ -1,9 +1,9 @@
 """Manifests: a corpus of several files, whose texts are concatenated.
 
-A manifest is a UTF-8 text whose name ends in `.manifest`. Each line names a document: its address, the SHA-256 and
-the number of bytes of the file as it is there, compressed or not, separated by whitespace. An address is an https or
-http URL or a path; one that is not absolute is relative to the manifest, and may contain spaces. A name in .gz or
-.zst is decompressed. Empty lines are skipped.
+A manifest is a UTF-8 text whose name ends in `.manifest`. Each line describes a document: its address, and the
+SHA-256 and number of bytes of the file at that address, compressed or not, separated by whitespace. An address is an
+https or http URL or a path, which may contain spaces and is relative to the manifest unless absolute. Names ending in
+.gz or .zst are decompressed. Empty lines are skipped.
 """
 
 import re
@@ -27,7 +27,7 @@ _HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True)
 class Document:
-    """A line of a manifest. address: a full URL, or a file's absolute path. name: for messages."""
+    """A line of a manifest. address: a full URL, or the absolute path of a file. name: for messages."""
 
     address: str
     sha256: str
@@ -41,13 +41,13 @@ def is_manifest(url: str) -> bool:
 
 
 def parse_manifest(content: bytes, url: str) -> list[Document]:
-    """The documents that the manifest at `url` names. Raises FetchError with each line that does not, up to a few."""
+    """The documents in the manifest at `url`. Raises FetchError with the first few lines that are malformed."""
     title = redact(path_of_url(url)).rsplit("/", 1)[-1]
     documents, problems = [], []
     try:
         lines = normalize_text(content.decode()).split("\n")
     except UnicodeDecodeError as error:
-        raise FetchError(f"{title} is no manifest: not UTF-8 at offset {error.start}") from None
+        raise FetchError(f"{title} is not a manifest: not UTF-8 at offset {error.start}") from None
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
@@ -57,25 +57,24 @@ def parse_manifest(content: bytes, url: str) -> list[Document]:
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise FetchError(
-            "\n".join([f"corpus_url={redact(url)} is not a manifest as it should be:", *problems[:_SHOWN], *more])
+            "\n".join([f"corpus_url={redact(url)} is not a valid manifest:", *problems[:_SHOWN], *more])
             + "\nA line is: address, SHA-256 (64 hexadecimal digits in lower case), number of bytes"
         )
     if not documents:
-        raise FetchError(f"corpus_url={redact(url)} is an empty manifest: it names no document")
+        raise FetchError(f"corpus_url={redact(url)} is an empty manifest: it has no document")
     return documents
 
 
 def join_documents(
     documents: list[Document], to: Path, *, max_bytes: int, changes: Changes, advance: Callable[[int], object]
 ) -> tuple[list[int], int]:
-    """Write the texts of all documents to `to`, normalised, one after the other, with nothing in between.
+    """Write the normalized texts of all documents to `to`, one after the other, with nothing between them.
 
-    changes: counts what was changed. advance: told of each number of bytes that came or were unpacked.
-    Returns the bytes at which one ends and the next begins, and the number of characters in all. What was downloaded
-    is kept in the download cache, packed as it was.
-    Raises UnreachableError if a host can't be reached; FetchError if a document can't be had, is another than the
-    manifest says, can't be unpacked, or the texts have more than max_bytes bytes; DataError if one is not UTF-8 or
-    blank.
+    changes: counts what was changed. advance: called with the number of bytes of each piece received or unpacked.
+    Returns the byte offsets between documents, and the total number of characters. Downloaded files are kept in the
+    download cache as received.
+    Raises UnreachableError if a host can't be reached; FetchError if a document can't be fetched or unpacked or does
+    not match the manifest, or if the texts have more than max_bytes bytes; DataError if one is not UTF-8 or blank.
     """
     ends, num_characters, position = [], 0, 0
     with to.open("wb") as file:
@@ -87,7 +86,7 @@ def join_documents(
                 if position > max_bytes:
                     raise FetchError(
                         f"{document.name}: with it, the corpus has more than max_corpus_bytes={max_bytes} once "
-                        "unpacked; raise that if the text is wanted"
+                        "unpacked; raise it to accept the text"
                     )
                 file.write(piece)
                 advance(len(piece))
@@ -111,7 +110,7 @@ def _parse_line(line: str, name: str, url: str) -> Document:
 
 
 def _full_address(address: str, name: str, url: str) -> str:
-    """The full address. A manifest from the web can't name a file of this machine."""
+    """The full address. A manifest from the web can't refer to files on this machine."""
     if is_web(url):
         address = urljoin(url, address)
         if not is_web(address):
@@ -124,7 +123,7 @@ def _full_address(address: str, name: str, url: str) -> str:
 
 
 def _fetch_document(document: Document, max_bytes: int, advance: Callable[[int], object]) -> Path:
-    """A verified file with the document's bytes: a local one, or one in the download cache."""
+    """A verified file with the document's bytes: a local file, or one in the download cache."""
     if not is_web(document.address):
         path = Path(document.address)
         require_file(path, name=document.name, max_bytes=max_bytes)
@@ -147,7 +146,7 @@ def _verify(document: Document, path: Path) -> None:
     sha256 = digest_of(path)
     if (num_bytes, sha256) != (document.num_bytes, document.sha256):
         raise FetchError(
-            f"{document.name} is another text than the manifest says\n"
+            f"{document.name} is not the file that the manifest describes\n"
             f"  expected  {document.sha256} ({document.num_bytes} bytes)\n"
             f"  got       {sha256} ({num_bytes} bytes)\n"
             "Correct the manifest or the address. Nothing was kept"

@@ -1,6 +1,6 @@
-"""Texts as Python's text mode reads them: line ends become LF, and a byte order mark at the start is dropped.
+"""Normalizes texts as Python's text mode does: line ends become LF, and a byte order mark at the start is dropped.
 
-Otherwise the same book, saved on Windows, would give other tokens. A text that has neither keeps its bytes.
+Otherwise the same book, saved on Windows, would give other tokens. A text with neither keeps its bytes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,20 +17,20 @@ _PIECE_BYTES = 1 << 20
 
 @dataclass
 class Changes:
-    """What normalisation changed: line ends that were CRLF or CR, and byte order marks at a document's start."""
+    """What normalization changed: line ends that were CRLF or CR, and byte order marks at the start of a document."""
 
     line_ends: int = 0
     byte_order_marks: int = 0
 
     def record(self) -> dict[str, int]:
-        """The keys for source.json, none where nothing was changed."""
+        """The keys for source.json; none if nothing was changed."""
         counts = {"line_ends_normalized": self.line_ends, "byte_order_marks_dropped": self.byte_order_marks}
         return {key: count for key, count in counts.items() if count}
 
 
 def normalize(pieces: Iterable[bytes], changes: Changes) -> Iterator[bytes]:
-    """One document's bytes, which come in pieces of any size, normalised; `changes` counts what was changed."""
-    held = b""  # what may be the begin of a mark, or a CR whose LF may come
+    """Normalize the bytes of one document, given in pieces of any size; `changes` counts what was changed."""
+    held = b""  # perhaps the start of a mark, or a CR whose LF is still to come
     is_start = True
     for piece in pieces:
         content = held + piece
@@ -51,12 +51,12 @@ def normalize(pieces: Iterable[bytes], changes: Changes) -> Iterator[bytes]:
 
 
 def normalize_text(text: str) -> str:
-    """A text in memory as normalize gives it."""
+    """Normalize a text in memory."""
     return b"".join(normalize([text.encode()], Changes())).decode()
 
 
 def read_document(path: Path, changes: Changes, *, kind: str, name: str) -> Iterator[bytes]:
-    """The text of the file at `path`, unpacked and normalised, in pieces.
+    """The text of the file at `path`, unpacked and normalized, in pieces.
 
     kind: the name of the file in its own place. name: for messages.
     Raises FetchError if it can't be unpacked, DataError if it is not UTF-8, with the offset in the unpacked file.
@@ -78,7 +78,7 @@ def is_normal(path: Path) -> bool:
 
 
 def count_end_of_text(path: Path) -> int:
-    """How often a file has the words <|endoftext|>."""
+    """How often a file contains the text <|endoftext|>."""
     count, before = 0, b""
     with path.open("rb") as file:
         while piece := file.read(_PIECE_BYTES):

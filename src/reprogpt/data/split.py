@@ -1,4 +1,4 @@
-"""Splits the text into a part to train on and one to validate on."""
+"""Splits the corpus into a training and a validation part."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from reprogpt.files import atomic_path
 
 
 def cut_position(num_characters: int, train_ratio: float) -> int:
-    """The character at which the part to validate on begins: int(train_ratio * num_characters).
+    """Index of the first character of the validation part: int(train_ratio * num_characters).
 
     train_ratio: 0 to 1. Raises DataError if a part would be empty.
     """
@@ -22,11 +22,11 @@ def cut_position(num_characters: int, train_ratio: float) -> int:
 
 
 def split_file(raw: Path, train: Path, val: Path, *, train_ratio: float) -> int:
-    """Write a part of `raw` to train on and one to validate on, cut at cut_position; return the cut's byte.
+    """Write the training and the validation part of `raw`, cut at cut_position; returns the byte offset of the cut.
 
-    Every byte of raw is in one of them. Raises DataError if raw is unreadable, blank or not UTF-8, or a part empty.
+    Every byte of raw is in one of them. Raises DataError if raw is unreadable, blank or not UTF-8, or a part is empty.
     """
-    cut = _byte_of(raw, cut_position(count_characters(raw), train_ratio))
+    cut = _byte_offset(raw, cut_position(count_characters(raw), train_ratio))
     for path, start, end in ((train, 0, cut), (val, cut, None)):
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             for content in read_bytes(raw, start, end):
@@ -34,8 +34,8 @@ def split_file(raw: Path, train: Path, val: Path, *, train_ratio: float) -> int:
     return cut
 
 
-def _byte_of(path: Path, character: int) -> int:
-    """How many bytes the file's first `character` characters take."""
+def _byte_offset(path: Path, character: int) -> int:
+    """Number of bytes of the file's first `character` characters."""
     num_bytes = 0
     for piece in read_pieces(path):
         part = piece[:character]

@@ -12,26 +12,26 @@ from pathlib import Path
 import numpy as np
 import tiktoken
 
-from reprogpt.data.document_offsets import spans
+from reprogpt.data.document_offsets import document_spans
 from reprogpt.data.text import read_pieces
-from reprogpt.data.token_boundaries import split_text_at
+from reprogpt.data.token_boundaries import split_at_token_boundaries
 from reprogpt.data.tokens import encode, token_type, write_tokens
 
-PART_CHARACTERS = 1 << 18  # encoded at a time: large enough that what comes around it costs little
+PART_CHARACTERS = 1 << 18  # encoded at a time; large enough to make the overhead small
 
 Part = str | None  # None: one document ends here and another begins
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a text and its token file hold; the ends of text between documents are tokens, too."""
+    """Characters of a text, and tokens of its token file, including the end-of-text tokens between documents."""
 
     characters: int
     tokens: int
 
 
 def num_cpus() -> int:
-    """Processors that this process may use."""
+    """Number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -40,28 +40,28 @@ def tokenize_file(
     text: Path,
     tokens: Path,
     *,
-    ends: Sequence[int] = (),
+    offsets: Sequence[int] = (),
     advance: Callable[[int], object] = lambda num_bytes: None,
     workers: int | None = None,
     part_characters: int = PART_CHARACTERS,
 ) -> Counts:
     """Encode the file `text` into the file `tokens`, with an end-of-text token between documents.
 
-    ends: the bytes where one document ends and the next begins. advance: told of each number of bytes read.
-    workers: threads, one a core if None; tiktoken encodes outside Python's lock. Memory does not grow with the text:
-    10 MB a thread, some 10 bytes for each of the (3 * workers + 1) * part_characters characters in hand, and up to
-    150 for each character of a longer stretch without a split point.
-    Raises DataError where the text is not UTF-8.
+    offsets: byte offsets at which one document ends and the next begins. advance: called with the number of bytes of
+    each piece read. workers: threads, one per core if None; tiktoken releases Python's lock while it encodes.
+    Memory does not grow with the text: 10 MB per thread, about 10 bytes for each of the (3 * workers + 1) *
+    part_characters characters in memory, and up to 150 for each character of a longer stretch without a boundary.
+    Raises DataError if the text is not UTF-8.
     """
     num_characters = 0
 
     def parts() -> Iterator[Part]:
         nonlocal num_characters
-        for start, end in spans(ends):
+        for start, end in document_spans(offsets):
             if start:
                 yield None
             pieces = read_pieces(text, start, end, name=str(text), advance=advance)
-            for part in split_text_at(pieces, size=part_characters):
+            for part in split_at_token_boundaries(pieces, size=part_characters):
                 num_characters += len(part)
                 yield part
 
@@ -73,14 +73,14 @@ def tokenize_file(
 def encode_in_order(
     encoding: tiktoken.Encoding, batches: Iterable[Sequence[Part]], workers: int
 ) -> Iterator[np.ndarray]:
-    """The ids of each batch, in order, made by so many threads. At most 2 * workers batches wait for each other."""
+    """The ids of each batch, in order, encoded by `workers` threads. At most 2 * workers batches wait."""
     batches = iter(batches)
     first = list(islice(batches, 2))
     if len(first) < 2:  # not worth a thread
         yield from (_encode_batch(encoding, batch) for batch in first)
         return
-    # Each thread has an encoding of its own, 10 MB: of those that share one, only the first has the regular
-    # expressions' working memory at hand, and the others take a sixth longer.
+    # Each thread has its own encoding, 10 MB. If threads share one, only the first has the working memory of the
+    # regular expressions to itself, and the others take a sixth longer.
     own = threading.local()
 
     def begin() -> None:
@@ -112,7 +112,7 @@ def _encode_batch(encoding: tiktoken.Encoding, batch: Sequence[Part]) -> np.ndar
 
 
 def _batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
-    """Parts by as many as have `size` characters together: a short document alone is not worth a thread's turn."""
+    """Group parts into batches of about `size` characters: a short document alone is not worth a thread's turn."""
     batch: list[Part] = []
     num_characters = 0
     for part in parts:

@@ -10,9 +10,9 @@ from reprogpt.errors import DataError
 
 
 class Windows:
-    """Rows of a token stream, (w, T) int64, each made when it is asked for: rows[index] is a numpy array.
+    """Rows of a token stream, (w, T) int64, each created when it is indexed: rows[index] is a numpy array.
 
-    vocab_size: DataError is raised where rows with a larger id are asked for; None: any id is allowed.
+    vocab_size: indexing a row with an id that is not below it raises DataError; None: any id is allowed.
     """
 
     def __init__(self, view: np.ndarray, vocab_size: int | None) -> None:
@@ -37,11 +37,10 @@ def windows(
 ) -> tuple[Windows, Windows]:
     """Cut a token stream into (input, target) rows, a row every `stride` tokens.
 
-    ids: (n,) token ids, n > context_length; may be mapped from a file, of which no row stays in memory.
-    stride: 1 to context_length. vocab_size: what ids must be below, None if they are known to be.
-    Returns two (w, T) int64 rows, T = context_length, w = ceil((n - T) / stride);
-    target[i, j] is the token after input[i, j]. Only whole rows are made: tokens after the
-    last one are dropped.
+    ids: (n,) token ids, n > context_length; of a mapped file no row stays in memory.
+    stride: 1 to context_length. vocab_size: as for Windows.
+    Returns two (w, T) int64 rows, T = context_length, w = ceil((n - T) / stride); target[i, j] is the token after
+    input[i, j]. All rows are complete: tokens after the last one are dropped.
     Raises DataError if the stream is too short for one row.
     """
     if len(ids) <= context_length:

@@ -1,4 +1,4 @@
-"""The metrics of eval.json: losses over both whole splits, and what follows from them."""
+"""The metrics of eval.json: losses over both complete splits, and validation metrics derived from them."""
 
 import numpy as np
 import tiktoken
@@ -6,14 +6,14 @@ import tiktoken
 from reprogpt.data.tokens import num_bytes
 from reprogpt.data.windows import windows
 from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from reprogpt.evaluation.losses import EvalResult, IdRows, evaluate, require_finite
+from reprogpt.evaluation.losses import IdRows, LossSums, require_finite, sum_losses
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 
-BATCHES_PER_REDUCTION = 256  # of each process, whose sums are exchanged together
+BATCHES_PER_REDUCTION = 256  # per process; their sums are exchanged together
 
 
-def final_results(
+def final_metrics(
     model: GPTModel,
     encoding: tiktoken.Encoding,
     train_ids: np.ndarray,
@@ -24,10 +24,10 @@ def final_results(
     max_train_tokens: int = 0,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """The metrics of eval.json: losses over both whole splits, in rows without overlap, and validation metrics.
+    """The metrics of eval.json: losses over both complete splits, in rows without overlap, and validation metrics.
 
-    max_train_tokens: of the training split, as chosen_rows takes them; 0: all. group: processes that share the batches;
-    each returns the same bits, for any number of them.
+    max_train_tokens: evaluate at most so many tokens of the training split, selected by chosen_rows; 0: all.
+    group: processes that share the batches; each returns the same bits, for any number of processes.
     Bits per byte count the bytes of the predicted tokens only. Raises DataError if a split is shorter than a row,
     NonFiniteError if a metric is not finite.
     """
@@ -36,9 +36,9 @@ def final_results(
     train_rows = windows(train_ids, context_length=length, stride=length, vocab_size=vocab_size)
     val_rows = windows(val_ids, context_length=length, stride=length, vocab_size=vocab_size)
     chosen = chosen_rows(len(train_rows[0]), length, max_train_tokens)
-    train = _shared_evaluate(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
+    train = _sum_losses_together(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
     every = np.arange(len(val_rows[0]))
-    val = _shared_evaluate(model, *val_rows, every, batch_size=batch_size, numerics=numerics, group=group)
+    val = _sum_losses_together(model, *val_rows, every, batch_size=batch_size, numerics=numerics, group=group)
     predicted_ids = val_ids[1 : 1 + val.num_tokens]  # rows without overlap: the predicted tokens are contiguous
     results = {
         "final_train_loss": train.loss,
@@ -52,9 +52,9 @@ def final_results(
 
 
 def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarray:
-    """Indices of rows of context_length tokens, at most max_tokens in all, spread evenly over num_rows: int64.
+    """Indices of rows spread evenly over num_rows, with at most max_tokens tokens in all: int64.
 
-    At least one row; all of them if max_tokens is 0 or reaches.
+    At least one row; all of them if max_tokens is 0 or large enough.
     """
     num_chosen = max(1, max_tokens // context_length)
     if max_tokens == 0 or num_chosen >= num_rows:
@@ -62,7 +62,7 @@ def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarr
     return np.arange(num_chosen) * num_rows // num_chosen
 
 
-def _shared_evaluate(
+def _sum_losses_together(
     model: GPTModel,
     inputs: IdRows,
     targets: IdRows,
@@ -71,11 +71,11 @@ def _shared_evaluate(
     batch_size: int,
     numerics: Numerics,
     group: ProcessGroup,
-) -> EvalResult:
-    """Evaluate the chosen rows, each process every group.size-th batch.
+) -> LossSums:
+    """Losses of the chosen rows; each process computes every group.size-th batch.
 
-    The sums of the batches are added in the order of the batches, whoever computed them: so the bits are those of a
-    single process. An exchange adds zeros of the other processes to each, which is exact.
+    The sums of the batches are added in the order of the batches, whichever process computed them, so the bits are
+    those of a single process. The all-reduce adds the other processes' zeros to each sum, which is exact.
     """
     starts = range(0, len(chosen), batch_size)
     loss_sum = 0.0
@@ -85,10 +85,10 @@ def _shared_evaluate(
         losses = []
         corrects = []
         for index, start in enumerate(starts[first : first + num_exchanged]):
-            result = EvalResult(0.0, 0, 0)
+            result = LossSums(0.0, 0, 0)
             if index % group.size == group.rank:
                 rows = chosen[start : start + batch_size]
-                result = evaluate(model, inputs[rows], targets[rows], batch_size=batch_size, numerics=numerics)
+                result = sum_losses(model, inputs[rows], targets[rows], batch_size=batch_size, numerics=numerics)
             losses.append(result.loss_sum)
             corrects.append(result.num_correct)
         for batch_loss, batch_correct in zip(
@@ -96,4 +96,4 @@ def _shared_evaluate(
         ):
             loss_sum += batch_loss
             num_correct += int(batch_correct)
-    return EvalResult(loss_sum, num_correct, len(chosen) * targets.shape[1])
+    return LossSums(loss_sum, num_correct, len(chosen) * targets.shape[1])

@@ -1,4 +1,4 @@
-"""Loss and accuracy over rows of a split, weighted by tokens."""
+"""Losses over rows of a split, and the metrics that follow from them."""
 
 import math
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ IdRows = np.ndarray | Windows
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """Sums over predicted tokens. Ratios are taken last, so a short last batch has its right weight.
+class LossSums:
+    """Sums over predicted tokens. Ratios are computed last, so a short last batch has the right weight.
 
     loss_sum: cross-entropy in nats, summed over num_tokens tokens. num_correct: tokens whose logit was the largest.
     """
@@ -37,22 +37,22 @@ class EvalResult:
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that overflows."""
+        """exp(loss); infinite if that overflows."""
         return math.exp(self.loss) if self.loss < 709 else math.inf
 
     @property
     def accuracy(self) -> float:
-        """Share of tokens that got the largest logit, 0 to 1."""
+        """Share of tokens whose logit was the largest, 0 to 1."""
         return self.num_correct / self.num_tokens
 
     def bits_per_byte(self, num_bytes: int) -> float:
-        """Summed loss in bits, divided by the number of bytes of text that the predicted tokens encode."""
+        """Summed loss in bits per byte of the text that the predicted tokens encode."""
         return self.loss_sum / math.log(2) / num_bytes
 
 
 @torch.no_grad()
-def evaluate(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: int, numerics: Numerics) -> EvalResult:
-    """Evaluate all rows in eval mode, batch_size rows at a time; the model's mode is restored afterwards.
+def sum_losses(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: int, numerics: Numerics) -> LossSums:
+    """Sum the losses of all rows in eval mode, batch_size rows at a time; the model's mode is restored afterwards.
 
     inputs, targets: (w, T) int64, w >= 1. The last batch may be short. At most one batch is in memory.
     """
@@ -69,7 +69,7 @@ def evaluate(model: GPTModel, inputs: IdRows, targets: IdRows, *, batch_size: in
         loss_sum += batch_loss_sum
         num_correct += batch_correct
     model.train(was_training)
-    return EvalResult(loss_sum, num_correct, targets.size)
+    return LossSums(loss_sum, num_correct, targets.size)
 
 
 def _batch_sums(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[float, int]:
@@ -79,7 +79,7 @@ def _batch_sums(model: GPTModel, inputs: Tensor, targets: Tensor) -> tuple[float
         logits = model(inputs).flatten(0, 1)  # (B, T, V) -> (B T, V)
         loss = functional.cross_entropy(logits, targets)
         return loss.item() * targets.numel(), int((logits.argmax(dim=-1) == targets).sum().item())
-    # In chunks on a GPU: the logits of a whole batch, in float32, would take more memory than a training step.
+    # In chunks on a GPU: the float32 logits of a whole batch would take more memory than a training step.
     hidden = model.hidden_states(inputs).flatten(0, 1)  # (B, T, D) -> (B T, D)
     loss_sum, num_correct = head_metrics(hidden, weight, targets)
     return float(loss_sum), int(num_correct)

@@ -1,4 +1,4 @@
-"""The text samples that the evaluate stage writes: one greedy, a few drawn."""
+"""The text samples of the evaluate stage: one greedy, a few drawn."""
 
 import numpy as np
 import tiktoken
@@ -11,7 +11,7 @@ from reprogpt.numerics.device import Numerics
 from reprogpt.params.evaluate import EvaluateParams
 
 NUM_DRAWN = 3
-_SAMPLES = 3  # second word of a generator's seed; randomness.py uses 1, 2 and 4
+_SAMPLES = 3  # the second word of a generator's seed; randomness.py uses 1, 2 and 4
 
 
 def sample_text(
@@ -22,9 +22,9 @@ def sample_text(
     numerics: Numerics,
     stop_token: int | None = None,
 ) -> str:
-    """The text of samples.txt: start_context continued greedily, then NUM_DRAWN times from generators of their own.
+    """The text of samples.txt: start_context continued greedily, then NUM_DRAWN times, each with its own generator.
 
-    stop_token: ends a sample early and is not part of it; None: none does.
+    stop_token: ends a sample early and is not part of it; None: samples have their full length.
     """
     prompt = encoding.encode_ordinary(params.start_context)
 

@@ -26,7 +26,7 @@ def generate(
     temperature: 0 is greedy and draws nothing; above 0 samples from softmax(logits / temperature), among the top_k
     largest logits where top_k is given.
     generator: a CPU generator, needed when temperature is above 0.
-    stop_token: an id that ends the text early and is not yielded; None: none does.
+    stop_token: an id that ends the text early and is not yielded; None: the text has its full length.
     """
     steps = generate_batch(
         model,
@@ -52,12 +52,12 @@ def generate_batch(
     generators: Sequence[torch.Generator | None],
     stop_token: int | None = None,
 ) -> Generator[dict[int, int]]:
-    """Continue several prompts at once, each as generate continues it alone; yield a step's tokens by their row.
+    """Continue several prompts at once, each as generate would; yield the tokens of each step by row.
 
-    prompts: of any lengths; a row is an index into them. A row whose text has ended is in no later step.
-    generators: one for each row, so that a row's draws do not depend on the others.
-    The rest is as in generate. A row's logits may differ from those that it has alone by rounding, since matrix
-    products add in another order when there are more rows.
+    prompts: of any lengths; a row is an index into them. Steps after a row's text has ended do not contain the row.
+    generators: one per row, so that a row's draws do not depend on the others.
+    Other arguments are as in generate. A row's logits may differ in rounding from those it has alone, because matrix
+    products with more rows add in another order.
     """
     was_training = model.training
     model.eval()
@@ -82,8 +82,8 @@ def generate_batch(
 class _CachedDecoder:
     """Decodes texts with one KV cache while they fit into context_length.
 
-    A prompt is read by itself, then all rows advance together. A text that is longer than context_length moves its
-    window at every token, which changes each token's position: it is read again, by itself.
+    Each prompt is read separately, then all rows advance together. The window of a text longer than context_length
+    moves with every token, which changes each token's position: such a text is read again, separately.
     """
 
     def __init__(self, model: GPTModel) -> None:
@@ -93,9 +93,9 @@ class _CachedDecoder:
 
     @torch.no_grad()
     def last_logits(self, texts: Mapping[int, list[int]]) -> dict[int, Tensor]:
-        """Logits of the token after each text: (V,) float32 on the CPU. The output head sees the last position only.
+        """Logits of the token after each text: (V,) float32 on the CPU. Only the last position goes through the head.
 
-        texts: by their row; since the last call, each has grown by a token, and some may have been dropped.
+        texts: by row; since the last call each has grown by one token, and some may have been dropped.
         """
         logits: dict[int, Tensor] = {}
         self._keep_rows([row for row in self._rows if row in texts and self._fits(texts[row])])
@@ -111,7 +111,7 @@ class _CachedDecoder:
             logits[row] = self._logits(hidden)[0]
             if self._fits(ids):
                 read[row] = kv_caches
-        if read:  # prompts: later, a text that is not in the caches no longer fits
+        if read:  # in the first call only: later, texts that are not cached no longer fit
             self._rows = list(read)
             self._kv_caches = [KVCache.stack(of_block) for of_block in zip(*read.values(), strict=True)]
         return {row: logits[row] for row in texts}
@@ -134,7 +134,7 @@ class _CachedDecoder:
     def _logits(self, hidden: Tensor) -> Tensor:
         """(R, T, D) -> (R, V), of the last position."""
         last = hidden[:, -1]
-        # One row is a vector to the output head: as a matrix of one row, its logits would be rounded otherwise.
+        # One row goes through the head as a vector: as a matrix of one row, its logits would be rounded differently.
         logits: Tensor = self._model.out_head(last[0])[None] if len(last) == 1 else self._model.out_head(last)
         return logits.float().cpu()
 

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from reprogpt.model.kv_cache import KVCache
 
-# torch.utils.checkpoint's context_fn: contexts of a block's forward pass and of its recomputation.
+# For torch.utils.checkpoint's context_fn: contexts of a block's forward pass and of its recomputation.
 RecomputeContext = Callable[[], tuple[AbstractContextManager[object], AbstractContextManager[object]]]
 # (values, rate) -> values with a share `rate` set to zero and the rest scaled by 1 / (1 - rate)
 Dropout = Callable[[Tensor, float], Tensor]
@@ -46,9 +46,9 @@ class GPTModel(nn.Module):
     """Token ids (B, T) int64, T <= context_length -> logits (B, T, V), float32 outside autocast.
 
     dropout: applied in train mode; torch's own by default.
-    activation_checkpointing: a block's activations are not kept for the backward pass but recomputed.
+    activation_checkpointing: recompute a block's activations in the backward pass instead of keeping them.
     recompute_context: for a dropout whose generator torch.utils.checkpoint does not restore: contexts of the forward
-    pass and of the recomputation, the second of which makes dropout draw the same masks again.
+    pass and of the recomputation; the second one makes dropout draw the same masks again.
     """
 
     def __init__(
@@ -70,19 +70,19 @@ class GPTModel(nn.Module):
         self.final_norm = nn.LayerNorm(config.emb_dim)
         self.out_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)
         if config.tie_weights:
-            # The head's first values, close to GPT-2's own: with the embeddings' normal ones, logits would start with
-            # a deviation of sqrt(D). Both are drawn, so that what is drawn later does not depend on tie_weights.
+            # The head's initial values are close to GPT-2's: with the embeddings', logits would start with a standard
+            # deviation of sqrt(D). Both are drawn, so that later draws do not depend on tie_weights.
             self.tok_emb.weight = self.out_head.weight
 
     def weights(self) -> dict[str, Tensor]:
-        """state_dict(), each tensor once: a tied head is under the name of the token embeddings."""
+        """state_dict() with each tensor once: a tied head has only the name of the token embeddings."""
         tensors: dict[str, Tensor] = self.state_dict()
         if self.config.tie_weights:
             del tensors["out_head.weight"]
         return tensors
 
     def tie_head(self) -> None:
-        """Make one parameter of token embeddings and head again, if config.tie_weights, with the embeddings' values."""
+        """With config.tie_weights, make the head and the token embeddings one parameter again, the embeddings'."""
         if self.config.tie_weights:
             self.out_head.weight = self.tok_emb.weight
 
@@ -91,7 +91,7 @@ class GPTModel(nn.Module):
         return logits
 
     def hidden_states(self, ids: Tensor, kv_caches: list[KVCache] | None = None) -> Tensor:
-        """The output head's input: ids (B, T) -> (B, T, D). For callers that need few logits, or fuse the head.
+        """The output head's input: ids (B, T) -> (B, T, D). For callers that need few logits or fuse the head.
 
         kv_caches: one per block, updated here; eval mode only. If they hold tokens, ids is the next one, T = 1.
         """
@@ -107,7 +107,7 @@ class GPTModel(nn.Module):
         return normed
 
     def _position_embeddings(self, num_tokens: int, kv_caches: list[KVCache] | None) -> Tensor:
-        """Of the next num_tokens tokens, (T, D); (B, 1, D) where cached rows differ in length."""
+        """Position embeddings of the next num_tokens tokens: (T, D), or (B, 1, D) if cached rows differ in length."""
         start = kv_caches[0].num_positions if kv_caches else 0
         padding = kv_caches[0].padding if kv_caches else None
         if padding is not None:
@@ -117,8 +117,8 @@ class GPTModel(nn.Module):
     def _token_embeddings(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, D)."""
         if ids.is_cuda:
-            # The same values. Under deterministic algorithms the backward pass of nn.Embedding counts its segments on
-            # the host, which waits for the GPU; that of indexing does not (`benchmarks.gpu check` finds no wait).
+            # The same values. Under deterministic algorithms the backward pass of nn.Embedding waits for the GPU to
+            # count segments on the host; that of indexing does not (`benchmarks.gpu check` finds no wait).
             return self.tok_emb.weight[ids]
         embeddings: Tensor = self.tok_emb(ids)
         return embeddings
@@ -175,7 +175,7 @@ class MultiHeadAttention(nn.Module):
         if drop_rate > 0 and not query.is_cuda:
             context = self._attend_with_dropout(query, key, value)
         else:
-            # A single new token attends to all cached ones. Dropout inside this call is torch's, fused on a GPU only.
+            # A single new token attends to all cached ones. torch fuses the dropout of this call on a GPU only.
             is_causal = query.shape[2] > 1
             context = functional.scaled_dot_product_attention(
                 query, key, value, attn_mask=mask, dropout_p=drop_rate, is_causal=is_causal
@@ -188,7 +188,7 @@ class MultiHeadAttention(nn.Module):
         if x.device.type == "cpu":
             query, key, value = self.W_query(x), self.W_key(x), self.W_value(x)
             return self._split_heads(query), self._split_heads(key), self._split_heads(value)
-        # One product instead of three: a GPU has a kernel launch and a pass over x less for each.
+        # One product instead of three saves a GPU two kernel launches and two passes over x.
         weight = torch.cat([self.W_query.weight, self.W_key.weight, self.W_value.weight])
         bias = None
         if self.W_query.bias is not None:
@@ -197,12 +197,12 @@ class MultiHeadAttention(nn.Module):
         return self._split_heads(query), self._split_heads(key), self._split_heads(value)
 
     def _split_heads(self, x: Tensor) -> Tensor:
-        # A part of a product of several, as in _project, keeps its strides.
+        # reshape, as a chunk of the fused product is not contiguous.
         return x.reshape(*x.shape[:2], self.n_heads, -1).transpose(1, 2)  # (B, T, D) -> (B, H, T, D/H)
 
     def _attend_with_dropout(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # Scaling the queries and adding -inf takes a fifth of the time of scaling and filling the scores, which are
-        # four times as large, and costs nothing in the backward pass.
+        # four times as large, and adds nothing to the backward pass.
         scores = (query * key.shape[3] ** -0.5) @ key.transpose(2, 3)  # (B, H, T, T)
         future = scores.new_full(scores.shape[2:], -torch.inf).triu(1)
         weights = torch.softmax(scores.add_(future), dim=-1)

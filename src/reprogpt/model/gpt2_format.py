@@ -1,7 +1,7 @@
-"""The model on disk: a Hugging Face GPT-2 directory, which `transformers` loads as it is.
+"""The model on disk: a Hugging Face GPT-2 directory, which `transformers` loads as is.
 
 GPT-2 fuses query, key and value into one matrix and stores its matrices transposed, (in, out). Reading and writing
-only rearranges entries, so the float32 weights keep their bits.
+only rearrange entries, so float32 weights keep their bits.
 """
 
 import json
@@ -33,10 +33,10 @@ _CONFIG_KEYS = {
     "qkv_bias": "qkv_bias",  # not a key of GPT-2, which always has these biases: zeros are written
     "tie_weights": "tie_word_embeddings",
 }
-# Not keys of GPT-2, and left out where they don't apply.
-BEST_STEP = "best_step"  # of the evaluation whose weights they are, if not of the last step
-DOCUMENTS = "trained_on_documents"  # true: the training tokens had <|endoftext|>
-# within a block: our module -> GPT-2's, and whether GPT-2 stores its matrix transposed
+# Our own keys, left out where they don't apply.
+BEST_STEP = "best_step"  # step of the evaluation whose weights are stored, if they are not the last step's
+DOCUMENTS = "trained_on_documents"  # true: the training tokens contained <|endoftext|>
+# Within a block: our module -> GPT-2's, and whether GPT-2 stores its matrix transposed.
 _BLOCK_NAMES = {
     "att.out_proj": ("attn.c_proj", True),
     "ff.layers.0": ("mlp.c_fc", True),
@@ -52,7 +52,7 @@ _OUTER_NAMES = {
     "out_head.weight": "lm_head.weight",
 }
 _QKV = ("att.W_query", "att.W_key", "att.W_value")
-# Settings under which `transformers` computes the same logits.
+# With these settings `transformers` computes the same logits.
 _FIXED_CONFIG = {
     "architectures": ["GPT2LMHeadModel"],
     "model_type": "gpt2",
@@ -63,7 +63,7 @@ _FIXED_CONFIG = {
     "eos_token_id": 50256,
     "dtype": "float32",
 }
-# Keys of GPT-2's config.json that this model fixes, and the values that match it; the first is GPT-2's default.
+# Keys of GPT-2's config.json that are constants of this model, and the values equal to them; GPT-2's default first.
 FIXED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "layer_norm_epsilon": (1e-5,),
@@ -85,9 +85,9 @@ def save_model(
 ) -> None:
     """Write config.json and model.safetensors (float32) into folder, each atomically.
 
-    weights: the full weights, for a model that is sharded, or others than its present ones; a tied head is one tensor.
-    best_step: 0-based step of the evaluation whose weights they are, None for those of a training's last step.
-    on_documents: whether the training tokens had an end of text.
+    weights: to store instead of the model's own, as GPTModel.weights() gives them; needed for a sharded model.
+    best_step: 0-based step of the evaluation that the weights are from; None for the last step's.
+    on_documents: whether the training tokens contained an end of text.
     Raises ModelError if the weights can't be written.
     """
     config = {gpt2: getattr(model.config, ours) for ours, gpt2 in _CONFIG_KEYS.items()}
@@ -107,33 +107,39 @@ def save_model(
                 f"{folder / WEIGHTS} can't be written: {error}; it has {size / 1e9:.1f} GB. Make room, or make the "
                 "folder writable, and run the same command again"
             ) from None
-        temporary.chmod((folder / CONFIG).stat().st_mode)  # as the umask says: safetensors creates it with mode 600
+        temporary.chmod((folder / CONFIG).stat().st_mode)  # by the umask; safetensors creates it with mode 600
 
 
 def load_model(folder: Path) -> GPTModel:
     """Load what save_model wrote: a GPTModel in eval mode, on the CPU.
 
-    Raises ModelError if a file is missing or damaged, is not of this project, or they don't fit each other.
+    Raises ModelError if a file is missing or damaged, was not written by this project, or does not fit the other.
     """
-    config = _own_config(folder / CONFIG)
     try:
-        stored = load_file(folder / WEIGHTS)
+        return _load(folder)
+    except ModelError as error:
+        raise ModelError(f"{error}\n{_REMEDY}") from None
+
+
+def _load(folder: Path) -> GPTModel:
+    config = _own_config(folder / CONFIG)
+    path = folder / WEIGHTS
+    try:
+        stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"{folder / WEIGHTS} is missing, cut short or not a safetensors file: {error}. {_REMEDY}"
-        ) from None
-    _check_sizes(stored, config, folder / WEIGHTS)
+        raise ModelError(f"{path} is missing, cut short or not a safetensors file: {error}") from None
+    require_shapes(stored, _outer_shapes(config), path)
     with torch.device("meta"):  # shapes only: the stored weights are assigned below
         model = GPTModel(config)
-        wanted = to_gpt2(model.state_dict(), config)
-    _check_shapes(stored, wanted, folder / WEIGHTS)
+        expected = to_gpt2(model.state_dict(), config)
+    require_tensors(stored, expected, path)
     model.load_state_dict(from_gpt2(stored, config), assign=True)
-    model.tie_head()  # assigning has made two parameters of one
+    model.tie_head()  # assigning made two parameters of one
     return model.eval()
 
 
 def best_step(folder: Path) -> int | None:
-    """The 0-based step of the evaluation whose weights save_model wrote; None: they are those of the last step.
+    """The 0-based step of the evaluation whose weights are stored; None: they are the last step's.
 
     Raises ModelError if config.json can't be read.
     """
@@ -142,12 +148,12 @@ def best_step(folder: Path) -> int | None:
 
 
 def trained_on_documents(folder: Path) -> bool:
-    """Whether the training tokens of the model had an end of text. Raises ModelError if config.json can't be read."""
+    """Whether the training tokens contained an end of text. Raises ModelError if config.json can't be read."""
     return read_config(folder / CONFIG).get(DOCUMENTS) is True
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A GPT-2 directory's config.json. Raises ModelError if it is unreadable, or of another kind of model."""
+    """A GPT-2 directory's config.json. Raises ModelError if it can't be read or describes another kind of model."""
     try:
         content = path.read_text("utf-8")
         require_no_lfs_pointer(content.encode(), path)
@@ -155,14 +161,14 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} is missing or not readable: {error}") from None
     if not isinstance(stored, dict):
-        raise ModelError(f"{path} holds {type(stored).__name__}, not GPT-2's keys")
+        raise ModelError(f"{path} holds a {type(stored).__name__}, not GPT-2's keys")
     if stored.get("model_type") != "gpt2":
         raise ModelError(f"{path} has model_type {stored.get('model_type')}, not gpt2")
     return stored
 
 
 def require_no_lfs_pointer(content: bytes, path: Path) -> None:
-    """Raise ModelError if Git left a pointer where the file should be."""
+    """Raise ModelError if Git left a pointer in place of the file."""
     if content.startswith(_LFS_POINTER):
         raise ModelError(
             f"{path} is a Git LFS pointer of {len(content)} bytes, not the file; fetch it there with\n"
@@ -171,7 +177,10 @@ def require_no_lfs_pointer(content: bytes, path: Path) -> None:
 
 
 def config_problems(stored: Mapping[str, Any]) -> list[str]:
-    """What in a GPT-2 directory's config.json is of a wrong type, or can't be in this model. Missing keys are none."""
+    """Values of a GPT-2 directory's config.json that have the wrong type or that this model can't have.
+
+    Missing keys are no problem.
+    """
     problems = []
     for key in SIZES.values():
         if key in stored and not (type(stored[key]) is int and stored[key] >= 1):
@@ -226,7 +235,7 @@ def from_gpt2(stored: Mapping[str, Tensor], config: GPTConfig) -> dict[str, Tens
 
 
 def _outer_names(config: GPTConfig) -> dict[str, str]:
-    """_OUTER_NAMES without the head's, where it is tied, as `transformers` stores it."""
+    """_OUTER_NAMES, without a tied head's: `transformers` does not store it either."""
     return {ours: gpt2 for ours, gpt2 in _OUTER_NAMES.items() if not (config.tie_weights and ours == "out_head.weight")}
 
 
@@ -240,13 +249,10 @@ def _block_prefix(layer: int) -> str:
 
 def _own_config(path: Path) -> GPTConfig:
     """The config of a directory that save_model wrote."""
-    try:
-        stored = read_config(path)
-    except ModelError as error:
-        raise ModelError(f"{error}. {_REMEDY}") from None
+    stored = read_config(path)
     for key in _CONFIG_KEYS.values():
         if key not in stored:
-            raise ModelError(f"{path} has no {key!r}: not a model of this project. {_REMEDY}")
+            raise ModelError(f"{path} has no {key!r}: not a model of this project")
     problems = config_problems(stored)
     drop_rate = stored["resid_pdrop"]
     if type(drop_rate) not in (int, float) or not 0 <= drop_rate < 1:
@@ -255,38 +261,41 @@ def _own_config(path: Path) -> GPTConfig:
         problems.append(f"qkv_bias is {_shown(stored['qkv_bias'])}, not true or false")
     if problems:
         listing = "\n".join(f"  {problem}" for problem in problems)
-        raise ModelError(f"{path} does not describe a model of this project:\n{listing}\n{_REMEDY}")
+        raise ModelError(f"{path} does not describe a model of this project:\n{listing}")
     return GPTConfig(**{ours: stored[gpt2] for ours, gpt2 in _CONFIG_KEYS.items()})
 
 
 def _shown(value: object) -> str:
-    """A value as in a message; of a long one the beginning."""
+    """A value for a message, cut if it is long."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 
-def _check_sizes(stored: Mapping[str, Tensor], config: GPTConfig, path: Path) -> None:
-    """Compare the sizes with the stored shapes: a model of a wrong size may be too large to build, even unfilled."""
-    sizes = {"tok_emb.weight": config.vocab_size, "pos_emb.weight": config.context_length}
-    for ours, rows in sizes.items():
-        name, shape = _OUTER_NAMES[ours], [rows, config.emb_dim]
-        if name not in stored:
-            raise ModelError(f"{path} lacks tensor {name}. {_REMEDY}")
-        _check_tensor(stored[name], name, shape, path)
-    last = f"{_block_prefix(config.n_layers - 1)}ln_1.weight"
-    if last not in stored:
-        raise ModelError(f"{path} lacks tensor {last}, of the last of n_layer = {config.n_layers} blocks. {_REMEDY}")
+def _outer_shapes(config: GPTConfig) -> dict[str, list[int]]:
+    """The tensors that show each size of the model. A wrong size may be too large to build even a meta model with."""
+    return {
+        _OUTER_NAMES["tok_emb.weight"]: [config.vocab_size, config.emb_dim],
+        _OUTER_NAMES["pos_emb.weight"]: [config.context_length, config.emb_dim],
+        f"{_block_prefix(config.n_layers - 1)}ln_1.weight": [config.emb_dim],
+    }
 
 
-def _check_shapes(stored: dict[str, Tensor], wanted: dict[str, Tensor], path: Path) -> None:
-    for name in sorted(wanted.keys() ^ stored.keys()):
-        fault = "lacks tensor" if name in wanted else "has an unknown tensor"
-        raise ModelError(f"{path} {fault} {name}. {_REMEDY}")
-    for name, tensor in wanted.items():
-        _check_tensor(stored[name], name, list(tensor.shape), path)
+def require_tensors(stored: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ModelError unless stored has float32 tensors of the same names and shapes as expected, and no others.
+
+    path: of the file with the stored tensors, for the message.
+    """
+    require_shapes(stored, {name: list(tensor.shape) for name, tensor in expected.items()}, path)
+    for name in sorted(stored.keys() - expected.keys()):
+        raise ModelError(f"{path} has an unknown tensor {name}")
 
 
-def _check_tensor(tensor: Tensor, name: str, shape: list[int], path: Path) -> None:
-    if list(tensor.shape) != shape or tensor.dtype != torch.float32:
-        found = f"{tensor.dtype} {list(tensor.shape)}"
-        raise ModelError(f"{path}: tensor {name} is {found}, but {CONFIG} asks for float32 {shape}. {_REMEDY}")
+def require_shapes(stored: Mapping[str, Tensor], shapes: Mapping[str, list[int]], path: Path) -> None:
+    """Raise ModelError for the first of these tensors that stored lacks or has in another shape or dtype."""
+    for name in sorted(shapes.keys() - stored.keys()):
+        raise ModelError(f"{path} lacks tensor {name}")
+    for name, shape in shapes.items():
+        tensor = stored[name]
+        if list(tensor.shape) != shape or tensor.dtype != torch.float32:
+            actual = f"{tensor.dtype} {list(tensor.shape)}"
+            raise ModelError(f"{path}: tensor {name} is {actual}, but the configuration asks for float32 {shape}")

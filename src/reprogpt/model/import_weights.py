@@ -1,4 +1,4 @@
-"""Imports weights from any Hugging Face GPT-2 directory, or with the book's own names (`init_from`).
+"""Imports weights for `init_from`: from any Hugging Face GPT-2 directory, or under the book's own names.
 
 Entries are rearranged and half precision is converted to float32, which is exact. What this model can't represent is
 refused. Only safetensors files are read: a pickle can run code.
@@ -18,8 +18,7 @@ from torch import Tensor
 
 from reprogpt.errors import ModelError, ParamsError
 from reprogpt.messages import print_message
-from reprogpt.model.book_names import POSITIONS as BOOK_POSITIONS
-from reprogpt.model.book_names import UnfitTensorError, are_the_books, from_book
+from reprogpt.model import book_names
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.model.gpt2_format import (
     CONFIG,
@@ -29,24 +28,17 @@ from reprogpt.model.gpt2_format import (
     from_gpt2,
     read_config,
     require_no_lfs_pointer,
+    require_tensors,
     to_gpt2,
 )
 from reprogpt.paths import MODEL, repository_root
 
-INDEX, PICKLE = f"{WEIGHTS}.index.json", "pytorch_model.bin"
-PICKLE_INDEX = f"{PICKLE}.index.json"
 HEAD, EMBEDDINGS, POSITIONS = "lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight"
-PICKLE_SUFFIXES = (".pth", ".pt")  # as the book saves with torch.save
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt")  # of files by `transformers` first: an optimizer.pt may be beside them
 _PREFIX = "transformer."  # written by GPT2LMHeadModel, not by GPT2Model or the first published files
 _PREFIXED = re.compile(r"(wte|wpe|h|ln_f)\.")
-# A name of GPT-2 after a prefix of a wrapper, such as DistributedDataParallel's `module.`
-_WRAPPED = re.compile(r"(?P<prefix>.+?\.)(transformer\.(wte|wpe|h|ln_f)\.|(wte|wpe|ln_f)\.|h\.\d+\.|lm_head\.).*")
 _MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")  # causal masks, which old files hold as tensors
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-
-
-class _UnusableError(Exception):
-    """Why a folder can't be used, as the second half of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -58,26 +50,28 @@ class InitialWeights:
 
 
 def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfig) -> InitialWeights:
-    """Load the weights in the GPT-2 directory init_from for a GPTModel with this config.
+    """Load the weights in the directory init_from for a GPTModel with this config.
 
     init_from: absolute, or relative to the main repository's root, also in a queued experiment's copy.
     init_from_sha256: of its model.safetensors; "" accepts any, with a warning.
     A tied output head stays tied with tie_weights, and otherwise becomes a copy of the token embeddings. Query, key
-    and value biases that are not stored are zeros; nonzero ones need qkv_bias.
-    Of more positions than context_length the first are taken. A model.safetensors without config.json may have the
-    book's own names.
-    Raises ParamsError if the folder is missing or not a GPT-2 directory, has other sizes or settings than this model,
-    another digest, or weights that are not finite.
+    and value biases that are not stored are zeros; nonzero ones need qkv_bias. If more than context_length positions
+    are stored, the first ones are used. A model.safetensors without config.json must have the book's own names.
+    Raises ParamsError if the folder is missing or has no such weights, if their sizes, settings or digest differ from
+    those asked for, or if they are not finite.
     """
     folder = repository_root() / init_from
     try:
-        _require_folder(folder)
-        if (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-            weights, sha256 = _read_gpt2(folder, init_from_sha256, config)
+        content = _read_weights(folder)
+        sha256 = hashlib.sha256(content).hexdigest()
+        _require_digest(init_from_sha256, sha256)
+        path = folder / WEIGHTS
+        if (folder / CONFIG).is_file():
+            weights = _from_gpt2(content, read_config(folder / CONFIG), path, config)
         else:
-            weights, sha256 = _read_book(folder, init_from_sha256, config)
-    except _UnusableError as fault:
-        raise ParamsError(f"init_from={init_from} can't be used: {fault}") from None
+            weights = _from_book(content, path, config)
+    except ModelError as error:
+        raise ParamsError(f"init_from={init_from} can't be used: {error}") from None
     except OSError as error:
         reason = f"{error.filename or folder}: {error.strerror or error}"
         raise ParamsError(f"init_from={init_from} can't be read: {reason}") from None
@@ -89,157 +83,116 @@ def load_initial_weights(init_from: str, init_from_sha256: str, config: GPTConfi
     return InitialWeights(weights, sha256)
 
 
-def _read_gpt2(folder: Path, wanted_sha256: str, config: GPTConfig) -> tuple[dict[str, Tensor], str]:
-    """Weights by GPTModel's names, and the digest of their file, of a GPT-2 directory."""
-    foreign = _read_config(folder)
+def _from_gpt2(content: bytes, foreign: Mapping[str, Any], path: Path, config: GPTConfig) -> dict[str, Tensor]:
+    """Weights of a GPT-2 directory by GPTModel's names. content: of the file `path`. foreign: its config.json."""
     _require_same_model(foreign, config)
-    content = _read_weights(folder)
-    sha256 = hashlib.sha256(content).hexdigest()
-    _require_digest(wanted_sha256, sha256)
-    stored = _normalize_names(_parse(content))
-    _require_finite(stored)
-    _take_first_positions(stored, foreign[SIZES["context_length"]], config)
-    _complete(stored, config, tied=bool(foreign.get("tie_word_embeddings", True)))
-    _require_shapes(stored, config)
-    return from_gpt2(stored, config), sha256
+    stored = _normalize_names(_parse(content, path))
+    if EMBEDDINGS not in stored:
+        raise ModelError(
+            f"{path} lacks tensor {EMBEDDINGS}; its names are like {min(stored, default='none')}. If they\n"
+            "begin with a wrapper's prefix (module., _orig_mod.), save the model inside the wrapper"
+        )
+    if POSITIONS in stored and stored[POSITIONS].shape[:1] == (foreign[SIZES["context_length"]],):
+        _take_first_positions(stored, POSITIONS, config)
+    _add_omitted(stored, config, is_tied=bool(foreign.get("tie_word_embeddings", True)))
+    with torch.device("meta"):  # shapes only
+        expected = to_gpt2(GPTModel(config).state_dict(), config)
+    require_tensors(stored, expected, path)
+    return from_gpt2(stored, config)
 
 
-def _read_book(folder: Path, wanted_sha256: str, config: GPTConfig) -> tuple[dict[str, Tensor], str]:
-    """The same of a folder without config.json, whose tensors have the book's own names."""
-    content = _read_weights(folder)
-    sha256 = hashlib.sha256(content).hexdigest()
-    stored = _parse(content)
-    if not are_the_books(stored):
-        raise _UnusableError(f"{folder} has no {CONFIG}, so it is not a GPT-2 directory")
-    _require_digest(wanted_sha256, sha256)
-    try:
-        weights = from_book(stored, config)
-    except UnfitTensorError as problem:
-        raise _UnusableError(f"its {WEIGHTS}, which has the book's names, {problem}") from None
-    _require_finite(weights)
-    _say_positions(len(stored[BOOK_POSITIONS]), config)
+def _from_book(content: bytes, path: Path, config: GPTConfig) -> dict[str, Tensor]:
+    """As _from_gpt2, of a folder without config.json, whose tensors have the book's own names."""
+    stored = _as_float32(book_names.from_book(_parse(content, path)))
+    if book_names.EMBEDDINGS not in stored:
+        raise ModelError(f"{path.parent} has no {CONFIG}, so it is not a GPT-2 directory")
+    has_biases = book_names.QUERY_BIAS in stored
+    if has_biases != config.qkv_bias:
+        fault = "has" if has_biases else "lacks"
+        raise ModelError(f"{path} {fault} {book_names.QUERY_BIAS}; set qkv_bias to {str(has_biases).lower()}")
+    _take_first_positions(stored, book_names.POSITIONS, config)
+    with torch.device("meta"):  # shapes only
+        expected = GPTModel(config).state_dict()
+    require_tensors(stored, expected, path)
+    if config.tie_weights:
+        _require_equal_head(stored, book_names.HEAD, book_names.EMBEDDINGS)
     print_message(f"init_from: without {CONFIG}, nothing tells n_heads; {config.n_heads} is params.yaml's")
-    return weights, sha256
-
-
-def _take_first_positions(stored: dict[str, Tensor], num_positions: int, config: GPTConfig) -> None:
-    """Cut the rows of positions beyond context_length, if there are as many as config.json says."""
-    positions = stored.get(POSITIONS)
-    if positions is not None and positions.ndim == 2 and len(positions) == num_positions:
-        stored[POSITIONS] = positions[: config.context_length].clone()
-        _say_positions(len(positions), config)
-
-
-def _say_positions(num_stored: int, config: GPTConfig) -> None:
-    if num_stored > config.context_length:
-        print_message(f"init_from: the first {config.context_length} of {num_stored} positions are taken")
-
-
-def _require_folder(folder: Path) -> None:
-    """Raise with what to do where init_from names no folder, or one that has a pickle and no model.safetensors."""
-    if folder.is_file():
-        if folder.suffix in PICKLE_SUFFIXES:
-            raise _UnusableError(_pickle_advice(folder))
-        raise _UnusableError(f"{folder} is a file; name the folder that has it as {WEIGHTS}")
-    if not folder.is_dir() or (folder / WEIGHTS).exists() or (folder / CONFIG).exists():
-        return
-    pickles = sorted(path for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-    if pickles:
-        raise _UnusableError(_pickle_advice(pickles[0]))
-
-
-def _pickle_advice(path: Path) -> str:
-    return (
-        f"{path} is a pickle, which can run code when it is loaded; it is never read here. If you\n"
-        "trust it, convert it in Python, into a folder of its own, and name that folder:\n"
-        "  import torch, safetensors.torch\n"
-        f"  weights = torch.load({path.name!r}, map_location='cpu', weights_only=True)\n"
-        "  weights = weights.get('model_state_dict', weights)  # saved with the optimizer\n"
-        "  weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}\n"
-        f"  safetensors.torch.save_file(weights, 'FOLDER/{WEIGHTS}')"
-    )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    if not folder.is_dir():
-        own = f"DVC removes {MODEL}, which train writes, before it runs: copy it elsewhere and name the copy"
-        other = "a path that is not absolute starts at the main repository's root, also in a queued experiment"
-        raise _UnusableError(f"there is no folder {folder};\n{own if folder == repository_root() / MODEL else other}")
-    path = folder / CONFIG
-    if not path.is_file():
-        raise _UnusableError(f"{folder} has no {CONFIG}, so it is not a GPT-2 directory")
-    try:
-        return read_config(path)
-    except ModelError as error:
-        raise _UnusableError(str(error)) from None
-
-
-def _require_same_model(foreign: Mapping[str, Any], config: GPTConfig) -> None:
-    """Raise with every difference between the stored configuration and this model's."""
-    other_sizes = [
-        f"{ours}: {getattr(config, ours)} in params.yaml, but {theirs} is {foreign.get(theirs, 'missing')}"
-        for ours, theirs in SIZES.items()
-        if foreign.get(theirs) != getattr(config, ours) and not _has_more_positions(foreign, config, theirs)
-    ]
-    other_model = config_problems(foreign)
-    if not (other_sizes or other_model):
-        return
-    listing = "\n".join(f"  {problem}" for problem in other_model + other_sizes)
-    advice = []
-    if other_model:
-        advice.append("No key of params.yaml changes what this model can only have: start from another model's weights")
-    if other_sizes:
-        advice.append("Set the keys of params.yaml that are named to its values")
-    raise _UnusableError(f"its {CONFIG} describes another model\n{listing}\n" + "\n".join(advice))
-
-
-def _has_more_positions(foreign: Mapping[str, Any], config: GPTConfig, key: str) -> bool:
-    """Whether this key is the number of positions, of which the first context_length are there to be taken."""
-    stored = foreign.get(key)
-    return key == SIZES["context_length"] and type(stored) is int and stored > config.context_length
+    return stored
 
 
 def _read_weights(folder: Path) -> bytes:
     """The whole file, read once, so that the digest is that of the weights that are used."""
     path = folder / WEIGHTS
-    if path.is_file():
-        content = path.read_bytes()
-        try:
-            require_no_lfs_pointer(content, path)
-        except ModelError as error:
-            raise _UnusableError(str(error)) from None
-        return content
-    if (folder / INDEX).is_file():
-        raise _UnusableError(
-            f"its weights are sharded ({INDEX}); join them in Python:\n"
+    if not path.is_file():
+        raise ModelError(_no_weights(folder))
+    content = path.read_bytes()
+    require_no_lfs_pointer(content, path)
+    return content
+
+
+def _no_weights(folder: Path) -> str:
+    """Why the folder has no model.safetensors, and what to do."""
+    if folder == repository_root() / MODEL:
+        return f"DVC removes {MODEL}, which train writes, before it runs: copy it elsewhere and name the copy"
+    indexes = sorted(folder.glob("*.index.json"))
+    if indexes:
+        return (
+            f"its weights are in several files ({indexes[0].name}); join them in Python, if you trust them:\n"
             '  GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
         )
-    pickles = {PICKLE: f"{PICKLE} is a pickle", PICKLE_INDEX: f"{PICKLE_INDEX} names pickles"}
-    for name, what in pickles.items():
-        if (folder / name).is_file():
-            raise _UnusableError(
-                f"{what}, which can run code when it is loaded, and there is no {WEIGHTS};\n"
-                "if you trust it, write one in Python:  "
-                'GPT2LMHeadModel.from_pretrained(folder).save_pretrained(other, max_shard_size="100GB")'
-            )
-    raise _UnusableError(f"{folder} has no {WEIGHTS}")
+    paths = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    pickles = [path for suffix in PICKLE_SUFFIXES for path in paths if path.suffix == suffix]
+    if pickles:
+        return (
+            f"{pickles[0]} is a pickle, which can run code when it is loaded; it is never read here.\n"
+            f"If you trust it, convert it in Python, and name the folder with its {WEIGHTS}:\n"
+            "  import torch, safetensors.torch\n"
+            f"  weights = torch.load({pickles[0].name!r}, map_location='cpu', weights_only=True)\n"
+            "  weights = weights.get('model_state_dict', weights)  # saved with the optimizer\n"
+            "  weights = {name: tensor.clone().contiguous() for name, tensor in weights.items()}\n"
+            f"  safetensors.torch.save_file(weights, 'FOLDER/{WEIGHTS}')"
+        )
+    if folder.is_file():
+        return f"{folder} is a file; name the folder that has it as {WEIGHTS}"
+    if folder.is_dir():
+        return f"{folder} has no {WEIGHTS}"
+    return f"there is no folder {folder}; a relative path starts at the main repository's root, also in an experiment"
 
 
-def _require_digest(wanted: str, found: str) -> None:
-    if wanted not in ("", found):
-        raise _UnusableError(
-            f"its {WEIGHTS} is another file than expected\n"
-            f"  expected  init_from_sha256={wanted}\n"
-            f"  found     {found}\n"
-            "If these weights are wanted, set init_from_sha256 to the second; if not, correct init_from"
+def _require_digest(pinned: str, actual: str) -> None:
+    if pinned not in ("", actual):
+        raise ModelError(
+            f"its {WEIGHTS} is not the expected file\n"
+            f"  expected  init_from_sha256={pinned}\n"
+            f"  got       {actual}\n"
+            "To accept these weights, set init_from_sha256 to the second; otherwise correct init_from"
         )
 
 
-def _parse(content: bytes) -> dict[str, Tensor]:
+def _require_same_model(foreign: Mapping[str, Any], config: GPTConfig) -> None:
+    """Raise ModelError with every difference between the stored configuration and this model's."""
+    other_sizes = []
+    for ours, theirs in SIZES.items():
+        size, stored_size = getattr(config, ours), foreign.get(theirs, "missing")
+        has_more_positions = ours == "context_length" and type(stored_size) is int and stored_size > size
+        if stored_size != size and not has_more_positions:
+            other_sizes.append(f"{ours}: {size} in params.yaml, but {theirs} is {stored_size}")
+    other_model = config_problems(foreign)
+    advice = []
+    if other_model:
+        advice.append("No key of params.yaml changes what this model can only have: start from another model's weights")
+    if other_sizes:
+        advice.append("Set the keys of params.yaml that are named to its values")
+    if advice:
+        listing = "\n".join(f"  {problem}" for problem in other_model + other_sizes)
+        raise ModelError(f"its {CONFIG} describes another model\n{listing}\n" + "\n".join(advice))
+
+
+def _parse(content: bytes, path: Path) -> dict[str, Tensor]:
     try:
         stored: dict[str, Tensor] = load(content)
     except SafetensorError as error:
-        raise _UnusableError(f"its {WEIGHTS} is cut short or not a safetensors file: {error}") from None
+        raise ModelError(f"{path} is cut short or not a safetensors file: {error}") from None
     return stored
 
 
@@ -252,75 +205,59 @@ def _normalize_names(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
             continue
         full = _PREFIX + short if _PREFIXED.match(short) else name
         if full in named:
-            raise _UnusableError(f"its {WEIGHTS} has the tensor {short} twice, with and without {_PREFIX!r}")
+            raise ModelError(f"its {WEIGHTS} has the tensor {short} twice, with and without {_PREFIX!r}")
+        named[full] = tensor
+    return _as_float32(named)
+
+
+def _as_float32(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in float32. Raises ModelError if one is not of _FLOATS or has a value that is not finite."""
+    for name, tensor in stored.items():
         if tensor.dtype not in _FLOATS:
-            raise _UnusableError(f"tensor {full} is {tensor.dtype}, not float32, float16 or bfloat16")
-        named[full] = tensor.float()
-    return named
+            raise ModelError(f"tensor {name} is {tensor.dtype}, not float32, float16 or bfloat16")
+        num_bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+        if num_bad:
+            raise ModelError(
+                f"tensor {name} has {num_bad} of {tensor.numel()} values that are NaN or infinite, and so would every\n"
+                "loss be; the training that made these weights failed: use weights from before that"
+            )
+    return {name: tensor.float() for name, tensor in stored.items()}
 
 
-def _complete(stored: dict[str, Tensor], config: GPTConfig, *, tied: bool) -> None:
+def _take_first_positions(stored: dict[str, Tensor], name: str, config: GPTConfig) -> None:
+    """Drop the position embeddings beyond context_length, and say so."""
+    positions = stored.get(name)
+    if positions is not None and positions.ndim == 2 and len(positions) > config.context_length:
+        stored[name] = positions[: config.context_length].clone()
+        print_message(f"init_from: the first {config.context_length} of {len(positions)} positions are used")
+
+
+def _add_omitted(stored: dict[str, Tensor], config: GPTConfig, *, is_tied: bool) -> None:
     """Add tensors that a GPT-2 file may omit: a tied head, zero biases. Refuse nonzero biases that would be dropped."""
-    embeddings = stored.get(EMBEDDINGS)
-    if tied and embeddings is not None:
-        if not torch.equal(stored.get(HEAD, embeddings), embeddings):
-            raise _UnusableError(
-                f"its {CONFIG} says tie_word_embeddings: true, but {HEAD} is not {EMBEDDINGS};\n"
-                "set tie_word_embeddings to false there if the head is the one to use"
-            )
-        if not config.tie_weights:
-            stored[HEAD] = embeddings
-            print_message(
-                "init_from: the output head, tied there, starts as a copy of the token embeddings;\n"
-                "tie_weights: true keeps it tied"
-            )
-    head = stored.pop(HEAD, embeddings) if config.tie_weights else None
-    if head is not None and embeddings is not None and not torch.equal(head, embeddings):
-        raise _UnusableError(
-            f"tie_weights: true in params.yaml, but {HEAD} is not {EMBEDDINGS} there; set tie_weights to false"
+    embeddings = stored[EMBEDDINGS]
+    if is_tied and not torch.equal(stored.get(HEAD, embeddings), embeddings):
+        raise ModelError(
+            f"its {CONFIG} says tie_word_embeddings: true, but {HEAD} is not {EMBEDDINGS};\n"
+            "set tie_word_embeddings to false there if the head is the one to use"
+        )
+    if config.tie_weights:
+        _require_equal_head(stored, HEAD, EMBEDDINGS)
+        stored.pop(HEAD, None)
+    elif is_tied:
+        stored[HEAD] = embeddings
+        print_message(
+            "init_from: the output head, tied there, starts as a copy of the token embeddings;\n"
+            "tie_weights: true keeps it tied"
         )
     biases = [f"transformer.h.{layer}.attn.c_attn.bias" for layer in range(config.n_layers)]
     if not any(name in stored for name in biases):
         stored |= {name: torch.zeros(3 * config.emb_dim) for name in biases}
-    dropped = [name for name in biases if not config.qkv_bias and name in stored and bool(stored[name].any())]
-    if dropped:
-        raise _UnusableError(f"qkv_bias: false in params.yaml, but {dropped[0]} is not zero; set qkv_bias to true")
+    nonzero = [name for name in biases if name in stored and bool(stored[name].any())]
+    if nonzero and not config.qkv_bias:
+        raise ModelError(f"qkv_bias: false in params.yaml, but {nonzero[0]} is not zero; set qkv_bias to true")
 
 
-def _require_shapes(stored: Mapping[str, Tensor], config: GPTConfig) -> None:
-    with torch.device("meta"):  # shapes only
-        wanted = to_gpt2(GPTModel(config).state_dict(), config)
-    for name in sorted(wanted.keys() ^ stored.keys()):
-        fault = "lacks tensor" if name in wanted else "has an unknown tensor"
-        raise _UnusableError(f"its {WEIGHTS} {fault} {name}{_prefix_advice(stored)}")
-    for name, tensor in wanted.items():
-        found = stored[name]
-        if found.shape != tensor.shape:
-            raise _UnusableError(
-                f"tensor {name} is {list(found.shape)}, but {CONFIG} and params.yaml ask for {list(tensor.shape)}"
-            )
-
-
-def _prefix_advice(stored: Mapping[str, Tensor]) -> str:
-    """What to do about names that a wrapper has put a prefix before, "" if there are none."""
-    prefixes = {
-        match["prefix"] for name in stored if (match := _WRAPPED.fullmatch(name)) and not name.startswith(_PREFIX)
-    }
-    if len(prefixes) != 1:
-        return ""
-    (prefix,) = prefixes
-    return (
-        f";\nits names begin with {prefix!r}, as of a model inside another (DistributedDataParallel, torch.compile):\n"
-        f"save the inner one, or rename the tensors in Python:\n"
-        f'  save_file({{name.removeprefix("{prefix}"): t for name, t in load_file(path).items()}}, path)'
-    )
-
-
-def _require_finite(stored: Mapping[str, Tensor]) -> None:
-    for name, tensor in stored.items():
-        num_bad = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if num_bad:
-            raise _UnusableError(
-                f"tensor {name} has {num_bad} of {tensor.numel()} values that are NaN or infinite, and so would every\n"
-                "loss be; the training that made these weights failed: take weights from before that"
-            )
+def _require_equal_head(stored: Mapping[str, Tensor], head: str, embeddings: str) -> None:
+    """Raise ModelError if the stored head, if there is one, can't be tied to the embeddings."""
+    if not torch.equal(stored.get(head, stored[embeddings]), stored[embeddings]):
+        raise ModelError(f"tie_weights: true in params.yaml, but {head} is not {embeddings}; set tie_weights to false")

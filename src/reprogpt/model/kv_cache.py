@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 class KVCache:
-    """Keys and values of the tokens that one block has read, so that decoding need not compute them again.
+    """Keys and values of the tokens that a block has read, so that decoding need not compute them again.
 
-    Rows may have different numbers of tokens: shorter ones begin with padding, so that all end together.
+    Rows may have different numbers of tokens: shorter ones are padded at the start.
     Shapes: B rows, H heads, S cached positions, padding included, D/H values a head.
     """
 
     def __init__(self) -> None:
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
-        self.padding: Tensor | None = None  # (B,) int64, positions before each row's first token; None: none has any
+        self.padding: Tensor | None = None  # (B,) int64, positions before each row's first token; None: no padding
 
     @classmethod
     def stack(cls, caches: Sequence["KVCache"]) -> "KVCache":
-        """One cache of the rows of several, each of one row that has at least one token."""
+        """Stack caches of one row each, with at least one token, into one cache."""
         stacked = cls()
         num_tokens = [cache.num_positions for cache in caches]
         longest = max(num_tokens)
@@ -32,7 +32,7 @@ class KVCache:
 
     @property
     def num_positions(self) -> int:
-        """How many positions are cached: tokens of the longest row."""
+        """Number of cached positions: tokens of the longest row."""
         return 0 if self._keys is None else self._keys.shape[2]
 
     def update(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,7 @@
-"""The output head fused with its loss, so that the logits, (tokens, vocab_size), are never kept several times.
+"""The output head fused with its loss, which keeps one tensor of the logits' size, (tokens, vocab_size), not three.
 
-The logits are the largest tensor of a training step. As separate operations, head and cross-entropy hold three
-tensors of that size: logits, log-probabilities and their gradient. Here one buffer serves for all three; on a GPU it
-holds a chunk of the tokens only.
+The logits are the largest tensor of a training step. As separate operations, head and cross-entropy keep logits,
+log-probabilities and their gradient. Here one buffer serves for all three; on a GPU it holds a chunk of the tokens.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,11 +13,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-# On the CPU: rows of a softmax at a time, whose copy stays in the processor's cache.
+# On the CPU: rows per softmax, so that their copy stays in the processor's cache.
 CPU_SOFTMAX_ROWS = 32
-# On a GPU: logits at a time, 1 GiB in bf16. Kernels index up to 2^31 entries with 32 bits, which is faster.
+# On a GPU: logits per chunk, 1 GiB in bf16. Kernels index up to 2^31 entries with 32 bits, which is faster.
 MAX_CHUNK_LOGITS = 1 << 29
-# On a GPU: cuBLAS has its fastest kernels for rows that are a multiple of this long; GPT-2's vocabulary is odd.
+# On a GPU: cuBLAS is fastest for row lengths that are a multiple of this; GPT-2's vocabulary size is odd.
 VOCAB_MULTIPLE = 128
 
 # (logits (n, V + padding), targets (n,), V) -> losses (n,) float32, and d loss / d logits in the type of the logits
@@ -30,8 +29,8 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, compiled: bool
 
     hidden: (N, D), the output head's input. weight: (V, D), the output head's. targets: (N,) int64.
     Equals cross_entropy(linear(hidden, weight), targets) to rounding, gradients too; differentiable once.
-    Under autocast, matrix products run in its dtype, and on a GPU the logits have that dtype, too; the rest is float32.
-    compiled: on a GPU, fuse the elementwise operations by torch.compile.
+    Under autocast, matrix products run in its dtype, and on a GPU the logits have it, too; the rest is float32.
+    compiled: on a GPU, fuse the elementwise operations with torch.compile.
     """
     loss: Tensor
     if hidden.device.type == "cpu":
@@ -76,8 +75,8 @@ class _HeadLoss(torch.autograd.Function):
             target_logits = logits[row_indices, targets]
             for rows in torch.split(logits, CPU_SOFTMAX_ROWS):
                 rows.copy_(torch.softmax(rows, dim=-1))
-        # log(sum(exp(logits))) = highest - log(largest probability), which is at least 1 / V: exact enough, and
-        # finite where the target's own probability underflows.
+        # log(sum(exp(logits))) = highest - log(largest probability). That probability is at least 1 / V, so this is
+        # accurate, and finite even if the target's own probability underflows.
         losses = highest - logits.amax(dim=-1).log() - target_logits
         logits[row_indices, targets] -= 1
         ctx.save_for_backward(hidden, weight, logits)
@@ -95,9 +94,9 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _ChunkedHeadLoss(torch.autograd.Function):
-    """On a GPU: loss and gradients a chunk of tokens at a time, all in the forward pass, so no logits are saved.
+    """On a GPU: loss and gradients of one chunk of tokens at a time, all in the forward pass, so no logits are saved.
 
-    The chunks and the padding are a rule on the shapes alone, so that equal runs have equal bits.
+    Chunks and padding depend on the shapes only, so that equal runs have equal bits.
     """
 
     @staticmethod
@@ -105,7 +104,7 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         vocab_size = len(weight)
         num_tokens = len(hidden)
         operand, padded = _matmul_operands(hidden, weight)
-        scaled = operand / num_tokens  # of the gradient: here on (N, D), not on (N, V)
+        scaled = operand / num_tokens  # scales the gradient: here on (N, D), not on (N, V)
         losses = torch.empty(num_tokens, dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(operand)
         grad_weight = torch.zeros(padded.shape, dtype=torch.float32, device=hidden.device)
@@ -132,7 +131,7 @@ def _softmax_gradient(logits: Tensor, targets: Tensor, vocab_size: int) -> tuple
     columns = torch.arange(logits.shape[1], device=logits.device)
     is_padding = columns >= vocab_size
     values = logits.float().masked_fill(is_padding, -torch.inf)
-    # In this form torch.compile finds both in one pass over the logits, which logsumexp's form takes two for.
+    # In this form torch.compile needs one pass over the logits; with logsumexp it needs two.
     highest = values.amax(dim=-1, keepdim=True)
     exponentials = torch.exp(values - highest)
     totals = exponentials.sum(dim=-1, keepdim=True)

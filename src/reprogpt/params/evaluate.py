@@ -9,7 +9,7 @@ MAX_EVAL_TOKENS = 2**63 - 1
 
 
 class EvaluateParams(SharedParams):
-    """How the extra samples are drawn; the model's shape comes from its config.json."""
+    """How final metrics are computed and extra samples drawn; the model's shape comes from its config.json."""
 
     temperature: float = Field(description=TEMPERATURE_RANGE)
     top_k: int = Field(ge=1, le=MAX_TOP_K)
@@ -18,7 +18,7 @@ class EvaluateParams(SharedParams):
 
     @property
     def rows_per_evaluation(self) -> int:
-        """Rows in one forward pass of an evaluation of whole splits, the same for any number of processes."""
+        """Rows per forward pass when complete splits are evaluated; the same for any number of processes."""
         return self.batch_size // self.accumulate
 
     @field_validator("temperature")

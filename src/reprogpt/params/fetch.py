@@ -11,7 +11,7 @@ from reprogpt.urls import QUERY_VARIABLE, credentials_in
 
 
 class FetchParams(Params):
-    """Where the corpus comes from, and how much of it is accepted."""
+    """Where the corpus comes from, and how large it may be."""
 
     corpus_url: str = Field(description="an https, http or file URL")
     corpus_sha256: str = Field(
@@ -23,7 +23,7 @@ class FetchParams(Params):
     @field_validator("corpus_url")
     @classmethod
     def _is_a_url_without_credentials(cls, url: str) -> str:
-        # Looked for first and anywhere before the path ends: even a malformed URL must not be printed with it.
+        # Checked first, anywhere before the path ends: even a malformed URL must not be printed with a password.
         if re.search(r"://[^?#\s]*@", url):
             raise PydanticCustomError(
                 "secret",

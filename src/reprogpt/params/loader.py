@@ -1,7 +1,7 @@
 """Strict loading of params.yaml: all problems are reported at once.
 
-Values are written in params.yaml only, so parameter classes have no defaults. Each stage validates a class of its
-own, in a file of its own: a new key of one stage reruns no other.
+Values are written in params.yaml only, so parameter classes have no defaults. Each stage has its own class in its own
+file, so that a new key of one stage reruns no other.
 """
 
 import re
@@ -19,7 +19,7 @@ from reprogpt.errors import ParamsError
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-# Raised by ruamel.yaml's constructors for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
+# ruamel.yaml's constructors raise these for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
 _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
@@ -37,7 +37,7 @@ P = TypeVar("P", bound=Params)
 
 
 def require_divisor(value: int, of: str, info: ValidationInfo) -> int:
-    """For a field validator: value, if it divides the value of the key `of`, which is declared above the field."""
+    """For a field validator: value, if it divides the value of the key `of`, declared above the field."""
     dividend = info.data.get(of, value)
     if dividend % value:
         raise ValueError(f"must divide {of}={dividend} without remainder")
@@ -56,7 +56,7 @@ def load_params(cls: type[P]) -> P:
 
 
 def raise_problems(problems: list[str]) -> None:
-    """Raise one ParamsError with all `problems`, or do nothing if there are none."""
+    """Raise one ParamsError with all problems; do nothing if there are none."""
     if problems:
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         listing = "\n".join(f"  {problem}" for problem in problems)
@@ -101,7 +101,7 @@ def _wide_colon(content: bytes) -> str:
 
 
 def peek(key: str) -> object:
-    """A value of params.yaml before any validation; None if it can't be read, which load_params reports."""
+    """A value of params.yaml without validation; None if it can't be read, which load_params reports."""
     try:
         return read_mapping(PARAMS_FILE).get(key)
     except (ParamsError, OSError):
@@ -109,7 +109,7 @@ def peek(key: str) -> object:
 
 
 def known_keys() -> set[str]:
-    """Every key that some stage of dvc.yaml lists under `params:`."""
+    """Every key that a stage of dvc.yaml lists under `params:`."""
     stages = read_mapping(DVC_FILE)["stages"].values()
     return {key for stage in stages for key in stage.get("params", [])}
 
@@ -142,22 +142,22 @@ def _describe(cls: type[Params], problem: Any) -> str:
     allowed = _allowed(cls.model_fields[key])
     if problem["type"] == "missing":
         return f"{key}: missing; allowed: {allowed}"
-    if problem["type"] == "secret":  # the value is never printed
+    if problem["type"] == "secret":  # the value must not be printed
         return f"{key}: {problem['msg']}"
-    if problem["type"] == "value_error":  # from a field validator of ours, which states the bound
+    if problem["type"] == "value_error":  # from one of our field validators, which states the bound
         return f"{key}: {shown(problem['input'])} {problem['ctx']['error']}"
     return f"{key}: {shown(problem['input'])} is not allowed; allowed: {allowed}"
 
 
 def shown(value: object) -> str:
-    """A value as in a message, the beginning of a long one: aliases of aliases in YAML can make it endless."""
+    """A value for a message, cut if it is long: nested aliases in YAML can make it endless."""
     if isinstance(value, int) and value.bit_length() > _SHOWN:  # Python refuses to print numbers of 5000 digits
         return f"a number of {value.bit_length()} bits"
     return shortened(repr(value) if isinstance(value, str) else _REPR.repr(value))
 
 
 def shortened(text: str) -> str:
-    """The text, or its beginning if it is long."""
+    """The text, cut if it is long."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 

@@ -1,4 +1,4 @@
-"""Keys that more than one of train and evaluate read: how numbers are computed and text is sampled."""
+"""Keys that both train and evaluate read: how numbers are computed and text is sampled."""
 
 from typing import Literal
 
@@ -7,13 +7,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from reprogpt.params.loader import Params, require_divisor
 from reprogpt.params.sampling_limits import MAX_NEW_TOKENS, MAX_PROMPT_CHARACTERS, MAX_SEED
 
-MAX_COUNT = 2**31 - 1  # of what is counted in steps, epochs or rows
+MAX_COUNT = 2**31 - 1  # of steps, epochs, rows or processes
 
 
 class SharedParams(Params):
-    """Common to `train` and `evaluate`. A validator sees the keys declared above its own."""
+    """Parameters of both `train` and `evaluate`. A validator sees the keys declared above its own."""
 
-    # The one encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
+    # The only encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
     encoding: Literal["gpt2"]
     seed: int = Field(ge=0, le=MAX_SEED)
     batch_size: int = Field(ge=1, le=MAX_COUNT)
@@ -30,7 +30,7 @@ class SharedParams(Params):
 
     @property
     def rows_per_forward(self) -> int:
-        """Rows in one forward pass: those of a micro-batch on one process."""
+        """Rows in one forward pass: a micro-batch on one process."""
         return self.batch_size // (self.accumulate * self.nproc_per_node)
 
     def arithmetic(self) -> dict[str, str]:

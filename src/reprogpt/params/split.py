@@ -6,6 +6,6 @@ from reprogpt.params.loader import Params
 
 
 class SplitParams(Params):
-    """How much of the corpus is trained on."""
+    """How much of the corpus is used for training."""
 
-    train_ratio: float = Field(gt=0, lt=1)  # share of characters, taken from the start
+    train_ratio: float = Field(gt=0, lt=1)  # share of characters, from the start

@@ -8,5 +8,5 @@ from reprogpt.params.loader import Params
 class TokenizeParams(Params):
     """How text becomes token ids."""
 
-    # The one encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
+    # The only encoding whose vocabulary is installed with the project and fits the GPT-2 checkpoint.
     encoding: Literal["gpt2"]

@@ -8,19 +8,18 @@ from pydantic import Field, ValidationInfo, field_validator
 from reprogpt.params.loader import require_divisor
 from reprogpt.params.shared import MAX_COUNT, SharedParams
 
-# Sizes that no machine trains yet. Beyond them, a tensor's number of bytes would not fit 64 bits.
+# No machine can train these sizes yet. Beyond them, the bytes of a tensor would not fit into 64 bits.
 MAX_VOCAB_SIZE = 1 << 24
 MAX_CONTEXT_LENGTH = 1 << 24
 MAX_EMB_DIM = 1 << 18
 MAX_LAYERS = 1 << 14
-MIN_EPS = 1e-37  # the optimizer computes in float32: a smaller one may be 0 there, and 0 / 0 is no update
+MIN_EPS = 1e-37  # in float32, which the optimizer uses, a smaller value may be 0, and 0 / 0 is not an update
 
 
 class TrainParams(SharedParams):
-    """Model, schedule, optimiser, cadence.
+    """Model, schedule, optimizer, and how often to evaluate, sample and save.
 
-    A validator sees the keys declared above its own (those that are valid), hence the order:
-    bounds first, then what they bound.
+    A validator sees the valid keys declared above its own, hence the order: bounds first, then what they bound.
     """
 
     vocab_size: int = Field(ge=1, le=MAX_VOCAB_SIZE)
@@ -70,10 +69,10 @@ class TrainParams(SharedParams):
     @field_validator("init_from")
     @classmethod
     def _stays_in_the_repository_or_is_absolute(cls, init_from: str) -> str:
-        # A repeat in a temporary clone takes the folder along, which it can do of one within.
+        # `reprogpt verify` repeats a training in a temporary clone and copies only folders of the repository into it.
         path = Path(init_from)
         if ".." in path.parts and not path.is_absolute():
-            raise ValueError("must not leave the repository with ..; write an absolute path")
+            raise ValueError("must not leave the repository with ..; use an absolute path")
         return init_from
 
     @field_validator("init_from_sha256")

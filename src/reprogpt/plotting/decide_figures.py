@@ -13,15 +13,15 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 
 from reprogpt.plotting.style import BLACK, BLUE, GUIDE, SHADE, STYLE, VERMILLION, figure_style
 
-LOG_SPAN = 5  # largest over smallest value from which the axis is logarithmic
+LOG_SPAN = 5  # ratio of the largest to the smallest value from which the axis is logarithmic
 SEED: dict[str, Any] = {"marker": "o", "color": GUIDE, "markersize": 3}
-MAX_TICK = 14  # characters of a value below the axis
-CROWDED = 6  # more labels on one axis are turned
+MAX_TICK = 14  # characters of a value in a horizontal tick label
+CROWDED = 6  # more tick labels than these are rotated
 
 
 @dataclass(frozen=True)
 class LevelPoints:
-    """One value of the parameter. x: the value as a number, None for a text. by_seed: the metric of each seed.
+    """One value of the parameter. x: the value if it is a number, None for text. by_seed: the metric of each seed.
 
     interval: of the mean. num_failed: runs that diverged or failed.
     """
@@ -36,13 +36,13 @@ class LevelPoints:
 
     @property
     def mean(self) -> float:
-        """Of the seeds; NaN for none."""
+        """Mean over the seeds; NaN if there are none."""
         return float(np.mean(list(self.by_seed.values()))) if self.by_seed else math.nan
 
 
 @dataclass(frozen=True)
 class PairPoints:
-    """The differences of two values by seed: second minus first. interval: of their mean."""
+    """Differences between two values by seed: second minus first. interval: of their mean."""
 
     differences: dict[int, float]
     interval: tuple[float, float]
@@ -50,7 +50,7 @@ class PairPoints:
 
 
 def draw_pair(levels: Sequence[LevelPoints], pair: PairPoints, parameter: str, metric: str) -> Figure:
-    """Left: a line a seed from the first value to the second. Right: the differences, their mean and interval."""
+    """Left: one line per seed from the first value to the second. Right: the differences, their mean and interval."""
     first, second = levels
     with figure_style():
         width, height = STYLE["figure.figsize"]
@@ -68,7 +68,7 @@ def draw_pair(levels: Sequence[LevelPoints], pair: PairPoints, parameter: str, m
         _differences(right, pair)
         right.set_xlabel(f"{_cut(second.label)} minus {_cut(first.label)}")
         entries = [
-            Line2D([], [], color=GUIDE, linewidth=0.9, marker="o", label="a seed"),
+            Line2D([], [], color=GUIDE, linewidth=0.9, marker="o", label="one seed"),
             Line2D([], [], color=VERMILLION, linewidth=2, label="mean"),
             Line2D([], [], color=BLUE, linewidth=1.6, marker="D", label=pair.interval_label),
         ]
@@ -77,9 +77,9 @@ def draw_pair(levels: Sequence[LevelPoints], pair: PairPoints, parameter: str, m
 
 
 def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, interval_label: str) -> Figure:
-    """The metric over the values: each seed a dot, means with intervals, failed runs, the baseline, the plateau.
+    """The metric over the values: a dot per seed, means with intervals, failed runs, the baseline, the plateau.
 
-    Numbers are on an axis, a logarithmic one from LOG_SPAN on; texts stand side by side.
+    Numbers are on an axis, logarithmic from LOG_SPAN on; texts are side by side.
     """
     numbers = [level.x for level in levels if level.x is not None]
     is_numeric = len(numbers) == len(levels)
@@ -105,9 +105,9 @@ def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, inte
         _value_ticks(axes, x, levels, parameter)
         _marks(axes, levels, x)
         entries = [
-            Line2D([], [], linestyle="", label="a seed", **SEED),
+            Line2D([], [], linestyle="", label="one seed", **SEED),
             Line2D([], [], **style, label=interval_label),
-            Line2D([], [], color=SHADE, linewidth=7, label="not told apart from the best"),
+            Line2D([], [], color=SHADE, linewidth=7, label="not distinguishable from the best"),
         ]
         figure.legend(handles=entries, loc="outside upper center", ncols=3, handlelength=2, columnspacing=1.2)
     return figure
@@ -127,11 +127,11 @@ def _differences(axes: Axes, pair: PairPoints) -> None:
     axes.xaxis.set_major_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
     axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.set_ylabel("difference, a dot a seed")
+    axes.set_ylabel("difference, one dot per seed")
 
 
 def _plateau(axes: Axes, levels: Sequence[LevelPoints], x: Sequence[float], *, is_numeric: bool) -> None:
-    """A band behind each run of neighbouring values on the plateau."""
+    """A band behind each value on the plateau."""
     edges = _edges(x, logarithmic=axes.get_xscale() == "log") if is_numeric else [at - 0.5 for at in [*x, len(x)]]
     for position, level in enumerate(levels):
         if level.on_plateau:
@@ -139,7 +139,7 @@ def _plateau(axes: Axes, levels: Sequence[LevelPoints], x: Sequence[float], *, i
 
 
 def _edges(x: Sequence[float], *, logarithmic: bool) -> list[float]:
-    """The borders between the values, one more than there are values."""
+    """The edges between the values and outside the first and last: one more than there are values."""
     points = np.log(x) if logarithmic else np.asarray(x, dtype=float)
     middle = (points[1:] + points[:-1]) / 2
     edges = np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
@@ -157,7 +157,7 @@ def _value_ticks(axes: Axes, x: Sequence[float], levels: Sequence[LevelPoints], 
 
 
 def _marks(axes: Axes, levels: Sequence[LevelPoints], x: Sequence[float]) -> None:
-    """Above the frame: the baseline, and the share of failed runs."""
+    """Above the frame: which value is the baseline, and how many runs failed."""
     for at, level in zip(x, levels, strict=True):
         total = len(level.by_seed) + level.num_failed
         words = ["baseline"] if level.is_baseline else []

@@ -1,7 +1,7 @@
-"""The style of all figures, their axes, lines and annotations, and saving them.
+"""The style of all figures, their axes, lines and annotations; saves figures.
 
-Colours are Okabe and Ito's. Lines also differ in dash, marker or lightness, so that they can be told apart without
-colour.
+Colors are Okabe and Ito's. Lines also differ in dashes, markers or lightness, so that they can be told apart without
+color.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager, get_font
+from matplotlib.font_manager import fontManager
 from matplotlib.ticker import MaxNLocator
 
 from reprogpt.files import atomic_path
 
-BLACK, ORANGE, SKY, BLUE, VERMILLION, PURPLE = "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, SKY, BLUE, VERMILLION = "#000000", "#E69F00", "#56B4E9", "#0072B2", "#D55E00"
 SHADE, GUIDE = "#EDEDED", "#595959"
-MAX_MARKERS = 40  # more of them on one line run into a band
-MAX_POINTS = 500  # more of them on one jagged line run into a block
-BINNED_POINTS = 250  # then steps are binned into this many
+MAX_MARKERS = 40  # per line; more of them merge into a band
+MAX_POINTS = 500  # per jagged line; more of them merge into a block
+BINNED_POINTS = 250  # beyond MAX_POINTS, steps are binned into this many points
 
-# For letters that DejaVu Sans lacks, where one of them is installed: Chinese, Japanese and Korean.
+# Used for characters that DejaVu Sans lacks, if installed: Chinese, Japanese and Korean.
 FALLBACK_FONTS = (
     *("Noto Sans CJK JP", "Noto Sans JP", "Noto Sans CJK SC", "Source Han Sans", "IPAexGothic", "IPAGothic"),
     *("TakaoGothic", "VL Gothic", "Hiragino Sans", "Yu Gothic", "MS Gothic", "PingFang SC", "WenQuanYi Zen Hei"),
@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
     "figure.figsize": (5.5, 3.2),  # inches
     "figure.constrained_layout.use": True,
     "savefig.dpi": 200,
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib: the same letters on every machine
+    "font.family": ["DejaVu Sans"],  # included in matplotlib, so the same on every machine
     "font.size": 9,
     "axes.linewidth": 0.6,
     "xtick.major.width": 0.6,
@@ -45,16 +45,16 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 3.5,
     "legend.frameon": False,
     "legend.handlelength": 3,
-    "pdf.fonttype": 42,  # publishers refuse matplotlib's default, Type 3
+    "pdf.fonttype": 42,  # TrueType: publishers refuse matplotlib's default, Type 3
 }
-# None drops an entry. By default these hold matplotlib's version and, in the PDF, the time of day.
+# None drops an entry. By default these contain matplotlib's version and, in the PDF, the time.
 METADATA = {"png": {"Software": None}, "pdf": {"Creator": None, "Producer": None, "CreationDate": None}}
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> None:
     """Write <folder>/<name>.png (200 dpi) and .pdf, each atomically.
 
-    The same figure gives the same bytes on any day, in any time zone and under any matplotlibrc.
+    The same figure gives the same bytes at any time, in any time zone and with any matplotlibrc.
     """
     with figure_style():
         for kind, metadata in METADATA.items():
@@ -64,19 +64,11 @@ def save_figure(figure: Figure, folder: Path, name: str) -> None:
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """While the block runs: matplotlib's defaults plus STYLE, whatever the user's matplotlibrc says."""
+    """Use matplotlib's defaults plus STYLE while the block runs, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE | {"font.family": _font_names()})
         yield
-
-
-def can_draw(text: str) -> bool:
-    """Whether the fonts of the figures have all characters of the text; others would be boxes, with a warning each."""
-    missing = {ord(character) for character in text if not character.isspace()}
-    for name in _font_names():
-        missing -= get_font(fontManager.findfont(name)).get_charmap().keys()
-    return not missing
 
 
 def _font_names() -> list[str]:
@@ -85,18 +77,18 @@ def _font_names() -> list[str]:
 
 
 def new_figure() -> tuple[Figure, Axes]:
-    """A figure of the usual size with one axes; call within figure_style, as all functions below."""
+    """A figure of the usual size with one axes. Call this and all functions below within figure_style."""
     figure = Figure()
     return figure, figure.add_subplot()
 
 
 def bin_width(num_steps: int) -> int:
-    """Steps per drawn point: 1 up to MAX_POINTS steps, else as many as give BINNED_POINTS points."""
+    """Steps per drawn point: 1 up to MAX_POINTS steps, otherwise enough for at most BINNED_POINTS points."""
     return 1 if num_steps <= MAX_POINTS else -(-num_steps // BINNED_POINTS)
 
 
 def set_step_axis(axes: Axes, last: int) -> None:
-    """Steps 0 to last along the bottom, at whole numbers."""
+    """Set the x axis to steps 0 to last, with ticks at whole numbers."""
     room = max(0.5, 0.01 * last)
     axes.set_xlim(-room, last + room)
     axes.set_xlabel("step")
@@ -104,7 +96,7 @@ def set_step_axis(axes: Axes, last: int) -> None:
 
 
 def plot_line(axes: Axes, x: np.ndarray, y: pd.Series, **style: Any) -> None:
-    """A line labelled with its column's name; a point between NaNs is a dot, since a line would not show it."""
+    """Plot a line labeled with its column's name; a point between NaNs is a dot, as a line would not show it."""
     is_value = y.notna().to_numpy()
     padded = np.concatenate([[False], is_value, [False]])
     isolated = np.flatnonzero(is_value & ~padded[:-2] & ~padded[2:])
@@ -113,7 +105,7 @@ def plot_line(axes: Axes, x: np.ndarray, y: pd.Series, **style: Any) -> None:
 
 
 def evaluation_line(axes: Axes, epochs: np.ndarray, values: pd.Series, **style: Any) -> None:
-    """The evaluation steps of one loss, labelled with its column's name, if there are any."""
+    """Plot the evaluated steps of one loss, if there are any, labeled with its column's name."""
     is_value = values.notna().to_numpy()
     if is_value.any():
         every = -(-int(is_value.sum()) // MAX_MARKERS)
@@ -122,7 +114,7 @@ def evaluation_line(axes: Axes, epochs: np.ndarray, values: pd.Series, **style: 
 
 
 def annotate_above(axes: Axes, x: float, text: str) -> None:
-    """Text above the frame, centred at x."""
+    """Text above the frame, centered at x."""
     axes.annotate(text, (x, 1), (0, 3), xycoords=axes.get_xaxis_transform(), textcoords="offset points", ha="center")
 
 

@@ -35,12 +35,12 @@ from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
 COUNTS = ("step", "epoch", "tokens_seen")
 GRADIENTS = ("grad_norm", "max_grad", "max_grad_clipped")
 SUMMARY_KEYS = ("warmup_steps", "steps_per_epoch", "max_norm", "lr_decay", "decay_start", "first_clipped_step", "keep")
-# lr_decay of params.yaml -> the name of the fall; `none` has none
+# lr_decay of params.yaml -> label of the decay; `none` has no decay
 DECAYS = {"cosine": "cosine decay", "linear": "linear decay", "wsd": "1-sqrt decay"}
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """The rows of history.csv, one per step: counts as int64, the rest as exact float64.
+    """The rows of history.csv, one per step: counts as int64, other columns as exact float64.
 
     train_loss and val_loss are NaN for steps that were not evaluated; no other value is missing.
     Raises DataError, naming the file, if it can't be read, lacks a column or a value, or has no rows.
@@ -48,7 +48,7 @@ def read_history(path: Path) -> pd.DataFrame:
     dtypes = dict.fromkeys(COUNTS, "int64") | dict.fromkeys(STEP_METRICS + EVAL_METRICS, "float64")
     again = "run `dvc repro train` to write it again"
     try:
-        # Read here, not by pandas: its parser turns Ctrl-C during a read into another error.
+        # Not read by pandas: its parser turns Ctrl-C during a read into another error.
         text = io.StringIO(path.read_text("utf-8"))
         cells = pd.read_csv(text, dtype=str)  # pandas before 3.1 rounds when parsing floats; astype does not
         if absent := [name for name in dtypes if name not in cells.columns]:
@@ -64,10 +64,10 @@ def read_history(path: Path) -> pd.DataFrame:
 
 
 def draw_all(history: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Figure]:
-    """Every figure of a training, by the name it is saved under.
+    """All figures of a training, by file name.
 
-    history: as read_history returns it. facts: what metrics/train.json holds; of them SUMMARY_KEYS are used, with
-    steps_per_epoch at least 1, max_norm above 0 or None.
+    history: as read_history returns it. facts: contents of metrics/train.json, of which SUMMARY_KEYS are used;
+    steps_per_epoch is at least 1, max_norm above 0 or None.
     Raises DataError if one of them is absent.
     """
     if absent := [name for name in SUMMARY_KEYS if name not in facts]:
@@ -81,7 +81,7 @@ def draw_all(history: pd.DataFrame, facts: Mapping[str, Any]) -> dict[str, Figur
 
 
 def learning_rate(history: pd.DataFrame, warmup_steps: int, lr_decay: str, decay_start: int) -> Figure:
-    """`lr` over steps, its phases named and its peak marked; "decay" is claimed only of a rate that falls.
+    """`lr` over steps, with its phases named and its peak marked; only a falling rate is labeled "decay".
 
     lr_decay: as in params.yaml. decay_start: first step of the decay, at least warmup_steps.
     """
@@ -118,11 +118,11 @@ def learning_rate(history: pd.DataFrame, warmup_steps: int, lr_decay: str, decay
 def losses(history: pd.DataFrame, steps_per_epoch: int, keep: str) -> Figure:
     """`loss` of every step, `train_loss` and `val_loss` where evaluated, over epochs and tokens_seen.
 
-    keep: as in params.yaml; the step whose weights `best` keeps is named.
-    A step is drawn where it ends: step k at (k + 1) / steps_per_epoch epochs.
+    keep: as in params.yaml; with `best`, the step whose weights are kept is named.
+    A step is drawn at its end: step k at (k + 1) / steps_per_epoch epochs.
     """
     epochs = (history["step"].to_numpy() + 1) / steps_per_epoch
-    # A short last batch is dropped: every step adds equally many tokens, so one factor joins the two axes.
+    # A short last batch is dropped, so every step adds the same number of tokens: one factor relates the two axes.
     tokens_per_epoch = float(history["tokens_seen"].iloc[-1] / epochs[-1])
     to_tokens, to_epochs = partial(np.multiply, tokens_per_epoch), partial(np.multiply, 1 / tokens_per_epoch)
     with figure_style():
@@ -137,7 +137,7 @@ def losses(history: pd.DataFrame, steps_per_epoch: int, keep: str) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss (nats per token)")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))  # never a power of ten in a corner
+            axis.set_major_formatter(StrMethodFormatter("{x:.6g}"))  # no power of ten in a corner of the figure
         tokens = axes.secondary_xaxis("top", functions=(to_tokens, to_epochs))
         tokens.set_xlabel("tokens_seen")
         tokens.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -146,10 +146,10 @@ def losses(history: pd.DataFrame, steps_per_epoch: int, keep: str) -> Figure:
 
 
 def gradients(history: pd.DataFrame, first_clipped_step: int | None, max_norm: float | None) -> Figure:
-    """`grad_norm`, and `max_grad` before and after clipping, on a log axis that leaves out values <= 0, and says so.
+    """`grad_norm`, and `max_grad` before and after clipping, on a log axis, which omits values <= 0 and says so.
 
-    `max_grad` is the largest signed entry, so it can be 0 or less. Of more than MAX_POINTS steps, medians of
-    several are drawn, and the range of what is before clipping. first_clipped_step, max_norm: None where nothing is
+    `max_grad` is the largest signed entry, so it can be 0 or less. For more than MAX_POINTS steps, the medians of
+    bins are drawn, with ranges for the values before clipping. first_clipped_step, max_norm: None if nothing is
     clipped.
     """
     every, last = bin_width(len(history)), int(history["step"].iloc[-1])
@@ -183,14 +183,14 @@ def gradients(history: pd.DataFrame, first_clipped_step: int | None, max_norm: f
 
 
 def _mark_best_val_loss(axes: Axes, epochs: np.ndarray, history: pd.DataFrame, remark: str) -> None:
-    """Ring the lowest val_loss and name it just above whatever is drawn there, so that no line is covered."""
+    """Circle the lowest val_loss and label it just above the lines there, so that none is covered."""
     best = int(np.nanargmin(history["val_loss"]))
     x, y = epochs[best], history["val_loss"].iloc[best]
     right, top = axes.get_xlim()[1], axes.get_ylim()[1]
-    half_width = 0.3 * right  # half of the text, generously
+    half_width = 0.3 * right  # of the text, generously
     middle = min(max(x, half_width), right - half_width)
     first, last = np.searchsorted(epochs, [middle - half_width, middle + half_width])
-    drawn = history[["loss", *EVAL_METRICS]].interpolate()  # a line also passes between its evaluations
+    drawn = history[["loss", *EVAL_METRICS]].interpolate()  # between evaluations the line passes, too
     height = float(np.nanmax(drawn.iloc[max(0, first - 1) : last + 1])) + 0.07 * top
     axes.set_ylim(0, max(top, height + 0.1 * top))
     axes.plot(x, y, "o", color=BLACK, markersize=8, markerfacecolor="none", clip_on=False)

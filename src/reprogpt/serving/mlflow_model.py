@@ -1,7 +1,7 @@
-"""Writes the files with which MLflow serves a trained model, all except the weights.
+"""Writes the files with which MLflow serves a trained model, except the weights.
 
-They are written when the training ends and kept in its outbox: by the time the store takes them, the code that
-trained the weights may have changed, or its folder may be deleted.
+They are written when the training ends and kept in its outbox: by the time they are uploaded, the code that trained
+the weights may have changed, or its folder may be deleted.
 """
 
 import logging
@@ -26,7 +26,7 @@ from reprogpt.params.sampling_limits import DEFAULT_LIMITS
 from reprogpt.paths import CHECKPOINT_ARTIFACT
 
 SERVING_SCRIPT = Path(__file__).with_name("text_generator.py")
-# What text_generator.py imports of this package, directly or not, and of others; tests/test_dag.py compares both
+# What text_generator.py imports, directly or not, from this package and from others; tests/test_dag.py compares both
 # lists with the code.
 CODE = (
     "__init__.py",
@@ -63,7 +63,7 @@ LIBRARIES = (
 
 
 def write_mlflow_model(folder: Path, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the MLflow model's files into a new folder, without the checkpoint and MLmodel; returns MLmodel's contents.
+    """Write the MLflow model's files into a new folder, except checkpoint and MLmodel; returns MLmodel's contents.
 
     params: train's.
     """
@@ -102,8 +102,8 @@ def _signature(params: Mapping[str, Any]) -> ModelSignature:
         ParamSpec("stop_at_end_of_text", "boolean", stop_at_end_of_text),
         ParamSpec("from_start", "boolean", False),
     ]
-    # To a column of strings MLflow's server converts what it is sent: null becomes the text "None", 1 becomes "1".
-    # text_generator.py refuses what is no text.
+    # In a column of strings, MLflow's server converts all values: null becomes the text "None", 1 becomes "1".
+    # text_generator.py refuses a value that is not text.
     prompt = Schema([ColSpec(AnyType(), "prompt")])  # type: ignore[no-untyped-call]
     text = Schema([ColSpec("string", "text")])
     return ModelSignature(prompt, text, ParamSchema(defaults))
@@ -115,7 +115,7 @@ def _limits(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sampling_defaults() -> tuple[float, int, bool]:
-    """temperature, top_k and stop_at_end_of_text of params.yaml; greedy where one is invalid: train checks none."""
+    """temperature, top_k and stop_at_end_of_text of params.yaml; greedy if one is invalid, as train checks none."""
     try:
         params = load_params(EvaluateParams)
     except ParamsError:

@@ -1,8 +1,8 @@
 """The MLflow model: prompts in, prompts with their continuations out.
 
-MLflow runs this file itself ("models from code", no pickle) from the copy in the model's folder, beside
-`checkpoint/`, the Hugging Face directory, and `code/`, the files of this package that it imports, which
-mlflow_model.py writes. So a model serves the code it was trained with, whatever has changed since.
+MLflow runs this file itself ("models from code", no pickle), from a copy in the model's folder, beside
+`checkpoint/`, the Hugging Face directory, and `code/`, the files of this package that it imports, written by
+mlflow_model.py. So a model is served by the code it was trained with, whatever has changed since.
 """
 
 import logging
@@ -42,7 +42,7 @@ from reprogpt.params.sampling_limits import (
 from reprogpt.paths import CHECKPOINT_ARTIFACT
 
 ARITHMETIC = {"device": "auto", "precision": "fp32", "matmul": "auto"}  # as `reprogpt generate`
-ROWS_AT_A_TIME = 16  # prompts in one batch: their KV caches take 1.2 GB in GPT-124M with a context_length of 1024
+ROWS_AT_A_TIME = 16  # prompts per batch; in GPT-124M with context_length 1024 their KV caches take 1.2 GB
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -50,11 +50,11 @@ _LOGGER = logging.getLogger(__name__)
 class TextGenerator(PythonModel):
     """Continues prompts as `reprogpt generate` does: the same prompt, parameters and seed give the same text.
 
-    MLflow's server answers each request in a thread of its own, so several may be in predict at once.
+    MLflow's server handles each request in its own thread, so several may call predict at once.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load weights and vocabulary from the checkpoint; the model's configuration has the limits of a request.
+        """Load weights and vocabulary from the checkpoint, and the limits of a request from the model's configuration.
 
         Raises MlflowException for a limit that is not a number of at least 0.
         """
@@ -78,14 +78,14 @@ class TextGenerator(PythonModel):
     ) -> pd.DataFrame:
         """Each row's `text` is its `prompt` continued by max_new_tokens tokens, independent of the other rows.
 
-        model_input: a text in each row of the column `prompt`; or one row with a list of texts, which MLflow makes of
-        `inputs` and of `instances`, for a row of answers each.
+        model_input: a text in each row of the column `prompt`; or one row with a list of texts, as MLflow passes
+        `inputs` and `instances`, for one row of answers per text.
         params: max_new_tokens, temperature, top_k and seed, with the bounds of `reprogpt generate`, and
-        stop_at_end_of_text and from_start (its --from-start); max_new_tokens is bounded by the model's configuration,
-        too, as are the prompts of a request and its time: its client may have gone long ago.
-        Raises MlflowException: HTTP status 400 when served, for a value out of bounds, a prompt that is no text, empty
-        or too long, tokens outside the model's vocabulary, or a request that takes too long; else 500, without the
-        traceback, which is logged.
+        stop_at_end_of_text and from_start (its --from-start). The model's configuration also limits max_new_tokens,
+        the number of prompts, and the time of a request, whose client may have disconnected.
+        Raises MlflowException: HTTP status 400 when served, for a value out of bounds, a prompt that is not text, empty
+        or too long, tokens outside the model's vocabulary, or a request that takes too long; otherwise 500, without
+        the traceback, which is logged.
         """
         deadline = time.monotonic() + self._limits["max_seconds"]
         try:
@@ -97,7 +97,7 @@ class TextGenerator(PythonModel):
                 continuations = self._continue(ids, params, deadline)
         except MlflowException:
             raise
-        except Exception:  # of which MLflow's server would send the traceback, with paths of this machine
+        except Exception:  # MLflow's server would send the traceback, with paths of this machine
             _LOGGER.exception("a request failed")
             raise MlflowException("the request failed; the log of the server says why") from None
         texts = zip(prompts.values(), continuations, strict=True)
@@ -164,7 +164,7 @@ class TextGenerator(PythonModel):
 
 
 class _SharedNumerics:
-    """temporary_numerics for threads: torch's settings, which are the process's, return when the last one is done."""
+    """temporary_numerics for threads: torch's settings, which are per process, are restored by the last thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -190,9 +190,9 @@ class _SharedNumerics:
 
 
 def read_encoding(folder: Path) -> tiktoken.Encoding:
-    """tiktoken's GPT-2 encoding, from the vocabulary files of a checkpoint: needs no network and no cache."""
+    """tiktoken's GPT-2 encoding from the vocabulary files of a checkpoint; needs no network and no cache."""
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = ""  # else tiktoken caches files by their path, and would read a stale one later
+    os.environ["TIKTOKEN_CACHE_DIR"] = ""  # otherwise tiktoken caches files by path, and may read a stale one later
     try:
         ranks = data_gym_to_mergeable_bpe_ranks(
             vocab_bpe_file=str(folder / VOCABULARY_FILES["vocab.bpe"]),
@@ -207,16 +207,16 @@ def read_encoding(folder: Path) -> tiktoken.Encoding:
 
 
 def _text(value: Any, name: str) -> str:
-    """A prompt as it was sent; null in a row of a table is NaN to pandas."""
+    """A prompt as it was sent; pandas turns a null in a table into NaN."""
     if value is None or (pd.api.types.is_scalar(value) and pd.isna(value)):
         raise _invalid_parameter(f"{name} is null; give a text of at least one character")
     if not isinstance(value, str):
         shown = reprlib.repr(value.item() if isinstance(value, np.generic) else value)
-        raise _invalid_parameter(f"{name} is {shown}, not a text; give a text, in quotes, for each prompt")
+        raise _invalid_parameter(f"{name} is {shown}, not text; give a quoted text for each prompt")
     if len(value) > MAX_PROMPT_CHARACTERS:
         raise _invalid_parameter(
-            f"{name} has {len(value)} characters, but at most {MAX_PROMPT_CHARACTERS} are allowed; give its end, since "
-            "the model sees the last context_length tokens only"
+            f"{name} has {len(value)} characters, but at most {MAX_PROMPT_CHARACTERS} are allowed; send its end, as "
+            "the model sees only the last context_length tokens"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Batches of training rows on the device, the next one copied while the present step runs."""
+"""Batches of training rows on the device; the next one is copied while the current step runs."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class SplitRows:
-    """All rows of a split, read when they are taken. inputs, targets: (w, T)."""
+    """All rows of a split, read on demand. inputs, targets: (w, T)."""
 
     inputs: Windows
     targets: Windows
@@ -41,8 +41,8 @@ DeviceBatch = tuple[Tensor, Tensor]  # inputs and targets, (b, T) int64 each
 class BatchLoader:
     """This process's shard of each step's batch, on the device.
 
-    On CUDA a batch is copied from pinned memory, which the host does not wait for. prefetch() starts the copy of the
-    next batch behind the kernels of the present step.
+    On CUDA a batch is copied from pinned memory, without the host waiting for it. prefetch() queues the copy of the
+    next batch behind the kernels of the current step.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class BatchLoader:
     def prefetch(self, step: int) -> None:
         """Start copying the batch of this step, on a GPU, if it is in the same epoch as the one before it.
 
-        The first batch of an epoch is not prefetched: in the book's policy its permutation is drawn after the
-        samples and evaluations of the epoch before.
+        The first batch of an epoch is not prefetched: the book's policy draws its permutation after the samples and
+        evaluations of the epoch before.
         """
         if self._device.type != "cpu" and step % self._plan.steps_per_epoch and step < self._plan.total_steps:
             self._prefetched = step, self.load(step)
 
 
 def to_device(batch: Batch, device: torch.device) -> DeviceBatch:
-    """A batch's inputs and targets on the device; on the CPU without a copy, to CUDA without waiting."""
+    """Move a batch's inputs and targets to the device: on the CPU without a copy, to CUDA without waiting."""
     inputs = torch.from_numpy(batch.inputs)
     targets = torch.from_numpy(batch.targets)
-    if device.type != "cuda":  # elsewhere a copy from pageable memory may outlive the array that it reads
+    if device.type != "cuda":  # on mps a copy from pageable memory may outlive the array
         return inputs.to(device), targets.to(device)
     return inputs.pin_memory().to(device, non_blocking=True), targets.pin_memory().to(device, non_blocking=True)

@@ -1,6 +1,6 @@
-"""The state of a training: rows, schedule length, model, optimizer and source of randomness."""
+"""Builds a training at step 0 from token ids and parameters: rows, plan, model, optimizer and randomness."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,23 @@ from reprogpt.training.randomness import (
     RandomnessPolicy,
     needs_recompute_context,
 )
-from reprogpt.training.schedule import Plan, decay_start, first_clipped_step, plan_training
+from reprogpt.training.schedule import Plan, plan_training
 
-# CUDA kernels run asynchronously: copying the metrics of 16 steps together costs one wait instead of 16, and is
-# still often enough to see the loss move. On the CPU there is nothing to wait for.
+# CUDA kernels run asynchronously: copying the metrics of 16 steps together costs one wait instead of 16, and still
+# shows the loss often enough. On the CPU there is nothing to wait for.
 GPU_LOG_INTERVAL = 16
-MAX_CUDA_GRAPH_TOKENS = 4096  # of a batch; at 32 x 1,024 tokens graphs gained nothing measurable
+MAX_CUDA_GRAPH_TOKENS = 4096  # per batch; graphs gained nothing measurable at 32 x 1,024 tokens
 
 
 @dataclass
 class Training:
-    """Everything that the training loop needs.
+    """Everything that the training loop reads and changes.
 
     A step changes the model, the optimizer, step and (book policy) randomness, and nothing else.
 
     loss_fn: (inputs, targets) -> mean loss; its gradients are the mean over all processes.
     log_interval: steps whose metrics are copied from the device together.
-    initial_weights_tags: started_from_sha256, the digest of init_from's weights; {} for random weights.
+    initial_weights_tags: started_from_sha256, the digest of init_from's weights; {} for weights drawn from the seed.
     step: 0-based number of the next step.
     """
 
@@ -61,35 +61,10 @@ class Training:
     step: int = 0
 
     @property
-    def decay_start(self) -> int:
-        """0-based step at which the learning rate begins to fall; total_steps if it never does."""
-        return decay_start(self.plan, lr_decay=self.params.lr_decay, decay_ratio=self.params.decay_ratio)
-
-    @property
-    def first_clipped_step(self) -> int | None:
-        """0-based step from which on gradients are clipped; None: never."""
-        params = self.params
-        return first_clipped_step(
-            self.plan,
-            max_norm=params.max_norm,
-            clip_from=params.clip_from,
-            orig_book_version=params.orig_book_version,
-        )
-
-    @property
-    def schedule_facts(self) -> dict[str, str | int | None]:
-        """What a figure names of the schedule: lr_decay, decay_start and first_clipped_step."""
-        return {
-            "lr_decay": self.params.lr_decay,
-            "decay_start": self.decay_start,
-            "first_clipped_step": self.first_clipped_step,
-        }
-
-    @property
     def size(self) -> dict[str, int]:
         """steps_per_epoch, total_steps, warmup_steps and num_parameters."""
         num_parameters = sum(tensor.numel() for tensor in self.model.parameters())
-        return asdict(self.plan) | {"num_parameters": num_parameters}
+        return self.plan.lengths | {"num_parameters": num_parameters}
 
 
 def build_training(
@@ -116,10 +91,10 @@ def training_from_ids(
 ) -> Training:
     """Build a training at step 0: cut rows, plan the steps, initialize the model, create the optimizer.
 
-    Weights are drawn on the CPU, so every device starts from the same ones. With init_from they are drawn all the
-    same and then replaced: what is drawn later does not depend on init_from.
-    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if compile is not for the
-    device, ParamsError if init_from can't be used.
+    Weights are drawn on the CPU, so every device starts from the same ones. With init_from they are drawn as well
+    and then replaced, so that later draws do not depend on init_from.
+    Raises DataError if a split or the prompt does not fit the parameters, DeviceError if the device does not support
+    compile, ParamsError if init_from can't be used.
     """
     if max(prompt) >= params.vocab_size:
         raise DataError(f"start_context holds token id {max(prompt)}, but vocab_size={params.vocab_size}")
@@ -127,12 +102,7 @@ def training_from_ids(
     _require_equal_shards(params, group)
     train_rows = _split_rows("training", train_ids, params, stride=params.stride)
     val_rows = _split_rows("validation", val_ids, params, stride=params.context_length)
-    plan = plan_training(
-        len(train_rows.inputs),
-        batch_size=params.batch_size,
-        n_epochs=params.n_epochs,
-        warmup_ratio=params.warmup_ratio,
-    )
+    plan = plan_training(len(train_rows.inputs), params)
     randomness = _randomness(params, numerics, group)
     randomness.seed_weights()
     config = GPTConfig(**{key: getattr(params, key) for key in GPTConfig.__dataclass_fields__})
@@ -169,7 +139,7 @@ def training_from_ids(
 
 
 def _optimizer(model: GPTModel, params: TrainParams) -> torch.optim.AdamW:
-    """AdamW, with weight decay on all parameters, or with decay_matrices_only on those of two dimensions or more."""
+    """AdamW with weight decay on all parameters; with decay_matrices_only, on those of two or more dimensions."""
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [{"params": parameters}]
     if params.decay_matrices_only:
@@ -187,9 +157,10 @@ def _optimizer(model: GPTModel, params: TrainParams) -> torch.optim.AdamW:
 
 
 def _is_launch_bound(params: TrainParams, group: ProcessGroup) -> bool:
-    """Whether launching a step's kernels takes a GPU's host longer than running them, and CUDA graphs are possible.
+    """Whether the host takes longer to launch a step's kernels than the GPU to run them, and CUDA graphs are possible.
 
-    Not with micro-batches, whose gradients must survive the next forward pass, nor with several processes.
+    They are not possible with micro-batches, whose gradients must survive the next forward pass, nor with several
+    processes.
     """
     tokens = params.batch_size * params.context_length
     return tokens <= MAX_CUDA_GRAPH_TOKENS and params.accumulate == 1 and group.size == 1
@@ -232,6 +203,6 @@ def _require_equal_shards(params: TrainParams, group: ProcessGroup) -> None:
 def _require_compilable(params: TrainParams, numerics: Numerics) -> None:
     if params.compile and numerics.device.type == "cpu":
         raise DeviceError(
-            "compile: true is for a GPU; on the CPU compiled weights differ from run to run in their bits, and it is "
-            "no faster. Set compile to false"
+            "compile: true needs a GPU; on the CPU it is no faster, and the weights' bits differ from run to run. "
+            "Set compile to false"
         )

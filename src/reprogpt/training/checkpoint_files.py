@@ -4,9 +4,10 @@ Training waits only for write(), which hashes the tensors and copies them into t
 all cores; hashing in a background thread instead would slow the training for longer. commit() flushes to disk and
 writes the manifest, and may run in another thread. A checkpoint without a manifest does not count.
 
-Checkpoints alternate between two slots, so the newest committed one stays valid while the next one is written, and
-the file cache reuses its pages: on the machine where this was measured, 2 GB take 0.3 s into pages that exist, and
-2 to 5 s into new ones.
+Checkpoints alternate between two slots, so the latest committed one stays valid while the next one is written.
+write() overwrites a slot's file in place: 2 GB take 0.3 s into pages that the file cache has, and 2 to 5 s into new
+ones. safetensors' save_file writes a new file on one core each time: training waited twice as long for it, and a
+third checkpoint would need room on the disk.
 """
 
 import hashlib
@@ -44,16 +45,15 @@ def slots(run_dir: Path) -> tuple[Path, Path]:
 
 
 def committed(run_dir: Path) -> list[Path]:
-    """The checkpoints that have a manifest, the one of the latest step first."""
-    found = [checkpoint for checkpoint in slots(run_dir) if checkpoint.with_suffix(_MANIFEST).exists()]
-    return sorted(found, key=_step, reverse=True)
+    """The checkpoints that have a manifest, the latest step first."""
+    with_manifest = [checkpoint for checkpoint in slots(run_dir) if checkpoint.with_suffix(_MANIFEST).exists()]
+    return sorted(with_manifest, key=_step, reverse=True)
 
 
 def write(checkpoint: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Write tensors (float32, int64 or uint8) into the file cache; returns each one's SHA-256.
+    """Write tensors (float32, int64 or uint8) into the file cache; returns the SHA-256 of each.
 
-    Whatever the slot held is no longer a checkpoint from here on. safetensors' own writer copies each tensor in
-    memory first, which takes nine times as long for 2 GB.
+    From here on, what the slot held before is no longer a checkpoint.
     """
     checkpoint.with_suffix(_MANIFEST).unlink(missing_ok=True)
     arrays = {name: _bytes(tensor) for name, tensor in tensors.items()}
@@ -61,7 +61,7 @@ def write(checkpoint: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
     begins = [0, *ends[:-1]]
     header = _header(tensors, begins, ends)
     data_start = len(header)
-    file = os.open(checkpoint.with_suffix(_TENSORS), os.O_CREAT | os.O_WRONLY, 0o666)  # as the umask says
+    file = os.open(checkpoint.with_suffix(_TENSORS), os.O_CREAT | os.O_WRONLY, 0o666)  # by the umask
     try:
         os.pwrite(file, header, 0)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -74,10 +74,10 @@ def write(checkpoint: Path, tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def commit(checkpoint: Path, step: int, digests: Mapping[str, str], records: bytes, training_id: str) -> None:
-    """Flush what write() wrote to disk, write the records and then the manifest: from here on it is a checkpoint.
+    """Flush what write() wrote to disk, then write the records and the manifest: from here on it is a checkpoint.
 
     step: 0-based number of the next step. digests: from write(). records: JSON lines. training_id: of the run
-    directory. The manifest has it, and the directory's name, the fingerprint of what the training depends on.
+    directory; the manifest contains it and the directory's name, the fingerprint of what the training depends on.
     """
     with checkpoint.with_suffix(_TENSORS).open("rb") as file:
         os.fsync(file.fileno())
@@ -90,8 +90,8 @@ def commit(checkpoint: Path, step: int, digests: Mapping[str, str], records: byt
 def read(checkpoint: Path, training_id: str) -> tuple[int, dict[str, Tensor], bytes]:
     """A committed checkpoint's step, tensors (on the CPU) and records.
 
-    Raises CorruptCheckpointError if a file can't be read or failed its SHA-256 check, and if commit() wrote it for
-    another training than training_id or into another run directory: other weights would pass for this training's.
+    Raises CorruptCheckpointError if a file can't be read or fails its SHA-256 check, or if commit() wrote it for
+    another training or into another run directory: its weights would be taken for this training's.
     """
     try:
         manifest = json.loads(checkpoint.with_suffix(_MANIFEST).read_text("utf-8"))
@@ -109,19 +109,19 @@ def read(checkpoint: Path, training_id: str) -> tuple[int, dict[str, Tensor], by
         )
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         digests = pool.map(_sha256, map(_bytes, tensors.values()))
-        found = dict(zip(tensors, digests, strict=True))
-    found[_RECORDS] = hashlib.sha256(records).hexdigest()
-    if found != expected:
-        names = sorted({**expected, **found})
-        name = next(name for name in names if expected.get(name) != found.get(name))
+        actual = dict(zip(tensors, digests, strict=True))
+    actual[_RECORDS] = hashlib.sha256(records).hexdigest()
+    if actual != expected:
+        names = sorted({**expected, **actual})
+        name = next(name for name in names if expected.get(name) != actual.get(name))
         raise CorruptCheckpointError(f"{checkpoint.name} failed its SHA-256 check: {name}")
     return step, tensors, records
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint, its manifest first: what is left of it does not count.
+    """Remove a checkpoint, its manifest first: without it, the rest does not count.
 
-    What a failing or read-only disk does not remove stays; read() checks it.
+    What can't be removed from a failing or read-only disk stays; read() checks it.
     """
     with suppress(OSError):
         for suffix in (_MANIFEST, _TENSORS, _RECORDS):
@@ -129,7 +129,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def _header(tensors: Mapping[str, Tensor], begins: list[int], ends: list[int]) -> bytes:
-    """The head of a safetensors file: its length in 8 bytes, then JSON padded to a multiple of 8."""
+    """The header of a safetensors file: its length in 8 bytes, then JSON padded to a multiple of 8 bytes."""
     entries: dict[str, Any] = {}
     for (name, tensor), begin, end in zip(tensors.items(), begins, ends, strict=False):
         dtype = _SAFETENSORS_DTYPES[tensor.dtype]
@@ -140,7 +140,7 @@ def _header(tensors: Mapping[str, Tensor], begins: list[int], ends: list[int]) -
 
 
 def _training(checkpoint: Path, training_id: str) -> dict[str, str]:
-    """The training that a checkpoint belongs to, by _TRAINING_KEYS."""
+    """The training that a checkpoint belongs to: values of _TRAINING_KEYS."""
     return dict(zip(_TRAINING_KEYS, (training_id, checkpoint.parent.name), strict=True))
 
 

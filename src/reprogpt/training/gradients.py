@@ -1,4 +1,4 @@
-"""Statistics of one step's gradients, and the divisor that clips them."""
+"""Statistics of a step's gradients, and the divisor that clips them."""
 
 from collections.abc import Iterable
 
@@ -9,12 +9,12 @@ from torch.distributed.tensor import DTensor
 
 
 def gradient_stats(parameters: Iterable[nn.Parameter], max_norm: float | None) -> tuple[Tensor, Tensor | None]:
-    """Statistics of all gradients, and the divisor that brings their joint L2 norm down to max_norm.
+    """Statistics of all gradients, and the divisor that reduces their joint L2 norm to max_norm.
 
     The statistics are float32 (3,), on the device: max_grad, the largest signed entry (the book's
     find_highest_gradient); max_grad_clipped, the same after clipping; grad_norm, the L2 norm before clipping.
-    The divisor is a float32 scalar, at least 1; None where max_norm is None: nothing is clipped.
-    Gradients are left as they are: the optimizer divides as it reads them, which saves a pass over memory.
+    The divisor is a float32 scalar, at least 1; None if max_norm is None: nothing is clipped.
+    Gradients are not changed: the optimizer divides them as it reads them, which saves a pass over memory.
     Clipping follows torch.nn.utils.clip_grad_norm_: factor min(1, max_norm / (grad_norm + 1e-6)).
     Sharded gradients are reduced over all processes, which must all call this.
     """
@@ -32,7 +32,7 @@ def gradient_stats(parameters: Iterable[nn.Parameter], max_norm: float | None) -
         grad_norm = squared_norm.sqrt()
     if max_norm is None:
         return torch.stack([max_grad, max_grad, grad_norm]), None
-    # Rounding is monotone and every entry is divided by the same positive number, so the largest entry stays the
+    # Rounding is monotonic and every entry is divided by the same positive number, so the largest entry stays the
     # largest: its quotient is the maximum after clipping, to the bit, without a second pass.
     divisor = ((grad_norm + 1e-6) / max_norm).clamp(min=1.0)
     return torch.stack([max_grad, max_grad / divisor, grad_norm]), divisor

@@ -1,4 +1,4 @@
-"""The full history of a training, as history.csv, and its summary, as train.json."""
+"""The full history of a training for history.csv, and its summary for train.json."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reprogpt.files import write_text_atomic
+from reprogpt.params.train import TrainParams
 from reprogpt.step_record import EVAL_METRICS, StepRecord
 from reprogpt.training.schedule import Plan
 
@@ -18,7 +19,7 @@ EVALUATION_COLUMNS = ["step", "epoch", "tokens_seen", *EVAL_METRICS]
 def history_csv(records: Sequence[StepRecord]) -> str:
     """The text of history.csv: one row per step under StepRecord's field names, without samples.
 
-    Numbers read back to the same bits. A loss that was not evaluated is empty.
+    Reading the numbers back gives the same bits. A loss that was not evaluated is empty.
     """
     return _csv(COLUMNS, records)
 
@@ -29,7 +30,7 @@ def evaluations_csv(records: Sequence[StepRecord]) -> str:
 
 
 def write_history(history: Path, evaluations: Path, records: Sequence[StepRecord]) -> None:
-    """Write history_csv and evaluations_csv, each whole or not at all."""
+    """Write history_csv and evaluations_csv, each atomically."""
     write_text_atomic(history, history_csv(records))
     write_text_atomic(evaluations, evaluations_csv(records))
 
@@ -43,16 +44,24 @@ def _csv(columns: Sequence[str], records: Sequence[StepRecord]) -> str:
 
 
 def summary(
-    records: Sequence[StepRecord], plan: Plan, max_norm: float | None, others: Mapping[str, Any]
+    records: Sequence[StepRecord], plan: Plan, params: TrainParams, *, digests: Mapping[str, str], kept_step: int
 ) -> dict[str, Any]:
-    """What train.json holds: the schedule's length, max_norm, and the last and best evaluation (if there are any).
+    """What train.json holds: the schedule's length, max_norm, and the last and best evaluation, if there are any.
 
-    others: digests of what the training was made from, and what the figures need of its schedule, by name. Each
-    becomes a list of one: DVC leaves lists out of its tables of metrics, which are wide enough without them.
+    digests: of what the training was made from, by name. These, kept_step, and what the figures need of the schedule
+    become lists of one: DVC leaves lists out of its tables of metrics, which are wide enough without them.
     """
-    facts: dict[str, Any] = {"max_norm": max_norm}
-    facts |= {name: [value] for name, value in others.items()}
-    facts |= asdict(plan)
+    facts: dict[str, Any] = {"max_norm": params.max_norm}
+    in_lists = {
+        **digests,
+        "lr_decay": params.lr_decay,
+        "decay_start": plan.decay_start,
+        "first_clipped_step": plan.first_clipped_step,
+        "keep": params.keep,
+        "kept_step": kept_step,
+    }
+    facts |= {name: [value] for name, value in in_lists.items()}
+    facts |= plan.lengths
     evaluated = [(record.val_loss, record) for record in records if record.val_loss is not None]
     if evaluated:
         _, last = evaluated[-1]

@@ -1,4 +1,4 @@
-"""The training loop: a generator of step records. Nothing here prints, logs or writes files."""
+"""The training loop: a generator of step records. It does not print, log or write files."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reprogpt.distributed.parallel import no_sync
-from reprogpt.evaluation.losses import EvalResult, evaluate, require_finite
+from reprogpt.evaluation.losses import LossSums, require_finite, sum_losses
 from reprogpt.model.generate import generate
 from reprogpt.step_record import StepRecord
 from reprogpt.training.batches import Batch
@@ -21,8 +21,8 @@ def train(training: Training) -> Iterator[StepRecord]:
     """Train from training.step to the last step, yielding one record per optimizer step.
 
     On a GPU the metrics of up to training.log_interval steps are copied to the host together, so records may
-    arrive late and in groups. A checkpoint may be taken whenever record.step + 1 == training.step: then all records
-    up to the training's present state have been yielded.
+    arrive late and in groups. A checkpoint may be saved whenever record.step + 1 == training.step: then all records
+    up to the training's current state have been yielded.
     Raises NonFiniteError at the first step whose loss or gradient is not finite.
     """
     params = training.params
@@ -37,7 +37,7 @@ def train(training: Training) -> Iterator[StepRecord]:
         is_sampled = bool(params.sample_freq) and training.step % (params.sample_freq * plan.steps_per_epoch) == 0
         if not (is_evaluated or is_sampled or is_last or len(pending) == training.log_interval):
             continue
-        records = _fetch_records(pending)
+        records = _fetch_records(training, pending)
         pending.clear()
         yield from records[:-1]
         newest = records[-1]
@@ -54,8 +54,6 @@ class _PendingStep:
     """A step whose metrics are still on the device."""
 
     step: int
-    epoch: int
-    tokens_seen: int
     lr: float
     metrics: Tensor  # loss, max_grad, max_grad_clipped, grad_norm: float32 (4,)
 
@@ -67,26 +65,32 @@ def _run_step(training: Training) -> _PendingStep:
     inputs, targets = training.loader.load(step)
     training.randomness.begin_step(step)
     loss = training.group.all_reduce_mean(accumulate_gradients(training, inputs, targets))
-    first_clipped = training.first_clipped_step
-    max_norm = params.max_norm if first_clipped is not None and step >= first_clipped else None
+    is_clipped = plan.first_clipped_step is not None and step >= plan.first_clipped_step
+    max_norm = params.max_norm if is_clipped else None
     stats, divisor = gradient_stats(training.model.parameters(), max_norm)
-    lr = _learning_rate(training)
+    lr = learning_rate_at(
+        step,
+        plan,
+        initial_lr=params.initial_lr,
+        peak_lr=params.peak_lr,
+        min_lr=params.min_lr,
+        lr_decay=params.lr_decay,
+    )
     optimizer_step(training, lr, divisor)
     training.loader.prefetch(step + 1)
-    tokens_seen = (step + 1) * params.batch_size * params.context_length
-    metrics = torch.cat([loss.view(1), stats])
-    return _PendingStep(step, step // plan.steps_per_epoch, tokens_seen, lr, metrics)
+    return _PendingStep(step, lr, torch.cat([loss.view(1), stats]))
 
 
-def _fetch_records(pending: list[_PendingStep]) -> list[StepRecord]:
-    """The pending steps' records, by one copy from the device: a copy per step would wait for the GPU each time."""
+def _fetch_records(training: Training, pending: list[_PendingStep]) -> list[StepRecord]:
+    """The pending steps' records, copied from the device at once: a copy per step would wait for the GPU each time."""
+    tokens_per_step = training.params.batch_size * training.params.context_length
     metrics = torch.stack([item.metrics for item in pending]).tolist()
     records = []
     for item, (loss, max_grad, max_grad_clipped, grad_norm) in zip(pending, metrics, strict=True):
         record = StepRecord(
             step=item.step,
-            epoch=item.epoch,
-            tokens_seen=item.tokens_seen,
+            epoch=item.step // training.plan.steps_per_epoch,
+            tokens_seen=(item.step + 1) * tokens_per_step,
             lr=item.lr,
             loss=loss,
             max_grad=max_grad,
@@ -99,20 +103,6 @@ def _fetch_records(pending: list[_PendingStep]) -> list[StepRecord]:
     return records
 
 
-def _learning_rate(training: Training) -> float:
-    params = training.params
-    return learning_rate_at(
-        training.step,
-        initial_lr=params.initial_lr,
-        peak_lr=params.peak_lr,
-        min_lr=params.min_lr,
-        warmup_steps=training.plan.warmup_steps,
-        total_steps=training.plan.total_steps,
-        lr_decay=params.lr_decay,
-        decay_start=training.decay_start,
-    )
-
-
 def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) -> Tensor:
     """Run forward and backward on this process's shard of a batch, in `accumulate` micro-batches.
 
@@ -121,7 +111,7 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    # CUDA graphs, where there are any, may reuse the gradients' memory.
+    # CUDA graphs, if used, may reuse the gradients' memory.
     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     num_micro_batches = training.params.accumulate
     micro_batch_size = len(inputs) // num_micro_batches
@@ -137,16 +127,16 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
 
 
 def batch_loss(training: Training, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy of rows on the device, in train mode, nats per token: a float32 scalar with its graph."""
+    """Mean cross-entropy of rows on the device, in train mode, in nats per token: a float32 scalar with its graph."""
     with training.numerics.autocast():
         return training.loss_fn(inputs, targets)
 
 
 def optimizer_step(training: Training, lr: float, divisor: Tensor | None) -> None:
-    """One AdamW step with learning rate lr on gradients divided by divisor (None: as they are)."""
+    """One AdamW step with learning rate lr on gradients divided by divisor (None: unchanged)."""
     for param_group in training.optimizer.param_groups:
         param_group["lr"] = lr
-    # torch's GradScaler uses this attribute too: the fused kernel divides each gradient as it reads it.
+    # torch's GradScaler uses this attribute, too: the fused kernel divides each gradient as it reads it.
     training.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     training.optimizer.step()
 
@@ -156,24 +146,24 @@ def _evaluation_losses(training: Training, step: int) -> tuple[float, float]:
     params = training.params
     num_rows = params.eval_iter * params.batch_size
     order = training.randomness.evaluation_rows(len(training.train_rows.inputs))
-    train_loss = _sharded_evaluate(training, training.train_rows.take(order[:num_rows])).loss
-    val_loss = _sharded_evaluate(training, training.val_rows.take(slice(num_rows))).loss
+    train_loss = _sum_losses_together(training, training.train_rows.take(order[:num_rows])).loss
+    val_loss = _sum_losses_together(training, training.val_rows.take(slice(num_rows))).loss
     require_finite({"train_loss": train_loss, "val_loss": val_loss}, f"step {step}")
     return train_loss, val_loss
 
 
-def _sharded_evaluate(training: Training, rows: Batch) -> EvalResult:
-    """Evaluate rows, of which each process takes its shard."""
+def _sum_losses_together(training: Training, rows: Batch) -> LossSums:
+    """Losses of rows; each process computes its shard."""
     group = training.group
     batch_size = training.params.rows_per_forward
     own = rows.take(group.shard)
-    result = evaluate(training.model, own.inputs, own.targets, batch_size=batch_size, numerics=training.numerics)
-    # With FSDP each forward pass is a collective: a process whose shard has fewer batches makes up the difference.
+    result = sum_losses(training.model, own.inputs, own.targets, batch_size=batch_size, numerics=training.numerics)
+    # With FSDP each forward pass is a collective: a process whose shard has fewer batches adds one.
     largest_shard = -(-len(rows.inputs) // group.size)
     if -(-len(own.inputs) // batch_size) < -(-largest_shard // batch_size):
-        evaluate(training.model, rows.inputs[:1], rows.targets[:1], batch_size=1, numerics=training.numerics)
+        sum_losses(training.model, rows.inputs[:1], rows.targets[:1], batch_size=1, numerics=training.numerics)
     loss_sum, num_correct, num_tokens = group.all_reduce_sum(result.loss_sum, result.num_correct, result.num_tokens)
-    return EvalResult(loss_sum, int(num_correct), int(num_tokens))
+    return LossSums(loss_sum, int(num_correct), int(num_tokens))
 
 
 def _greedy_sample(training: Training) -> list[int]:

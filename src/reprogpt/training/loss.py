@@ -11,8 +11,8 @@ class NextTokenLoss(nn.Module):
     """Mean cross-entropy in nats per token: inputs and targets, (B, T) int64 each -> a float32 scalar.
 
     compiled: run the transformer, and the loss's elementwise operations, under torch.compile.
-    cuda_graphs: besides, replay the transformer's kernels as CUDA graphs, so that a small batch is not bound by the
-    time that the host takes to launch them. Gradients must be dropped before the next call.
+    cuda_graphs: also replay the transformer's kernels as CUDA graphs, so that a small batch does not wait for the
+    host to launch them. Gradients must be dropped before the next call.
     """
 
     def __init__(self, model: GPTModel, *, compiled: bool = False, cuda_graphs: bool = False) -> None:

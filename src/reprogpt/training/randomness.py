@@ -1,10 +1,10 @@
 """The two randomness policies. Every random number of a training is drawn here.
 
-`independent`: no draw depends on how many came before, so step k needs only (seed, k), and evaluating or sampling
-can't change the training. `book`: every draw comes from torch's global generator in the order of the book's
-program, to reproduce its printed numbers.
+`independent`: no draw depends on earlier ones: step k needs only (seed, k), and evaluating or sampling can't change
+the training. `book`: every draw comes from torch's global generator in the order of the book's program, to reproduce
+its printed numbers.
 
-Both implement RandomnessPolicy; the training loop knows neither.
+Both implement RandomnessPolicy, which is all that the training loop knows.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 _CPU = torch.device("cpu")
-# The second word of each generator's seed, so that different purposes draw different numbers. samples.py has 3.
+# The second word of a generator's seed, different for each purpose. samples.py uses 3.
 _EPOCH_ROWS = 1
 _DROPOUT = 2
 _DEVICE = 4
 
 
 class RandomnessPolicy(Protocol):
-    """The random draws that a training asks for."""
+    """The random draws of a training."""
 
     def seed_weights(self) -> None:
-        """Call just before the model is built."""
+        """Call immediately before the model is built."""
 
     def begin_step(self, step: int) -> None:
         """Call before the forward pass of a training step."""
@@ -44,22 +44,22 @@ class RandomnessPolicy(Protocol):
     def recompute_context(self) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
         """Contexts of the forward pass and of its recomputation, in which dropout draws the same masks again.
 
-        As torch.utils.checkpoint's context_fn. Afterwards the generator is where it was before the recomputation.
-        Not needed on CUDA, where torch restores its generators itself: see needs_recompute_context.
+        For torch.utils.checkpoint's context_fn. After the recomputation the generator is restored. Not needed on
+        CUDA, where torch restores its generators itself: see needs_recompute_context.
         """
 
     def state(self) -> dict[str, Tensor]:
-        """What load_state needs to continue from here in another process."""
+        """What load_state needs to continue in another process."""
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Restore what state() returned."""
 
 
 class IndependentRandomness:
-    """Draws of a step from (seed, step), of an epoch from (seed, epoch).
+    """A step's draws depend on (seed, step) only, an epoch's on (seed, epoch).
 
-    The present epoch's permutation is kept in memory: 8 bytes a row, 8 MB for a gigabyte of English text in rows
-    of 256 tokens. rank: of this process; the dropout masks of different shards must differ.
+    The current epoch's permutation is kept in memory: 8 bytes per row, 8 MB for a gigabyte of English text in rows
+    of 256 tokens. rank: of this process; different shards must have different dropout masks.
     """
 
     def __init__(self, seed: int, device: torch.device = _CPU, rank: int = 0) -> None:
@@ -76,12 +76,12 @@ class IndependentRandomness:
     def begin_step(self, step: int) -> None:
         self._dropout_generator = self._bit_generator(_DROPOUT, step, self._rank)
         if self._device.type != "cpu":
-            # A GPU's fused kernels draw from the device's generator: reseeded here, it depends on the step only.
+            # A GPU's fused kernels draw from the device's generator: reseeding it makes it depend on the step only.
             seed = int(self._bit_generator(_DEVICE, step, self._rank).random_raw() >> 1)
             torch.get_device_module(self._device).manual_seed(seed)
 
     def training_rows(self, epoch: int, num_rows: int) -> np.ndarray:
-        if (epoch, num_rows) != (self._epoch, len(self._rows)):  # each step of an epoch asks
+        if (epoch, num_rows) != (self._epoch, len(self._rows)):  # called in each step of an epoch
             generator = np.random.Generator(self._bit_generator(_EPOCH_ROWS, epoch))
             self._rows = generator.permutation(num_rows)
             self._epoch = epoch
@@ -95,8 +95,8 @@ class IndependentRandomness:
             return values
         if values.device.type != "cpu":
             return functional.dropout(values, rate)
-        # 16 random bits an entry: torch's own masks take nearly three times as long on a CPU. The
-        # rate is rounded to 1/65536, and the scale uses the rounded one, so the mean is kept.
+        # 16 random bits per entry: torch's own masks take nearly three times as long on a CPU. The rate is rounded to
+        # 1/65536, and the scale uses the rounded rate, so the mean is preserved.
         threshold = min(round(rate * 65536), 65535)
         words = self._dropout_generator.random_raw(-(-values.numel() // 4))  # uint64: the bits of four entries each
         kept = words.view(np.uint16)[: values.numel()] >= threshold
@@ -115,7 +115,7 @@ class IndependentRandomness:
         generator.state = forward_state
         try:
             yield
-        finally:  # torch may leave the recomputation early, by an exception of its own
+        finally:  # torch may leave the recomputation early, by an internal exception
             generator.state = present_state
 
     def state(self) -> dict[str, Tensor]:
@@ -130,7 +130,7 @@ class IndependentRandomness:
 
 
 class BookRandomness:
-    """All draws from torch's global generator, in the book's order. A permutation takes 8 bytes a row.
+    """All draws come from torch's global generator, in the book's order. A permutation takes 8 bytes per row.
 
     A pass over the training rows draws the DataLoader's base seed and the sampler's seed, and permutes with a
     generator of that seed; a pass over the validation rows draws a base seed. So evaluating more often changes the
@@ -196,9 +196,9 @@ def needs_recompute_context(device: torch.device) -> bool:
 
 
 def _rewound_generator(device: torch.device) -> AbstractContextManager[None]:
-    """A context in which the device's generator is in its present state again; afterwards it is restored.
+    """A context that rewinds the device's generator to its state at this call, and restores it afterwards.
 
-    torch.utils.checkpoint does the same for CUDA, but not for mps, whose module lacks the flag that it looks for.
+    torch.utils.checkpoint does this for CUDA, but not for mps, whose module lacks the flag that it looks for.
     """
     module = torch.get_device_module(device)
     forward_state = module.get_rng_state()

@@ -1,7 +1,7 @@
-"""Run directories: where the checkpoints of unfinished trainings lie, one directory per training.
+"""Run directories: they contain the checkpoints of unfinished trainings, one directory per training.
 
-A directory's name is a fingerprint of everything that the training's bits depend on. They lie under
-.reprogpt/checkpoints in the main repository: not among DVC's outs, which DVC removes before a stage runs, and not in
+A directory's name is a fingerprint of everything that the training's bits depend on. They are in
+.reprogpt/checkpoints of the main repository: not among DVC's outs, which DVC removes before a stage runs, and not in
 a queued experiment's copy of the workspace, which is removed afterwards.
 """
 
@@ -25,7 +25,7 @@ from reprogpt.messages import print_message
 from reprogpt.paths import repository_root, state_dir
 from reprogpt.process.stop import StopRequest
 
-LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its present step
+LOCK_TIMEOUT = 30.0  # seconds to wait for another process; an orphaned one stops after its current step
 METADATA = "training.json"
 COMPLETE = "complete.json"
 LOCK = "lock"
@@ -34,11 +34,11 @@ Origin = dict[str, Any]  # inputs: pipeline.stage_inputs of train; environment: 
 
 
 @dataclass(frozen=True)
-class RunLock:
+class RunDirLock:
     """A training's run directory, locked by this process.
 
-    training_id: 32 hex digits, the same from the first start of the training to its end, through all resumes.
-    run_dir: None where another process keeps it locked; this training then saves no checkpoints.
+    training_id: 32 hex digits, the same from the training's first start to its end, through all resumes.
+    run_dir: None if another process has locked it or it is not writable; this training then saves no checkpoints.
     """
 
     training_id: str
@@ -47,11 +47,11 @@ class RunLock:
 
 
 @contextmanager
-def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunLock]:
+def lock_run_dir(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Iterator[RunDirLock]:
     """Lock the run directory of the training with these inputs, creating it for a new training.
 
-    If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this one
-    trains without a run directory and says so. Raises OrphanedError if DVC has ended meanwhile.
+    If another process holds the lock for longer than LOCK_TIMEOUT, or the directory can't be written, this process
+    trains without a run directory, with a warning. Raises OrphanedError if DVC ends in the meantime.
     """
     origin = {"inputs": dict(inputs), "environment": dict(environment), "workspace": _in_workspace()}
     run_dir = _run_dirs() / _fingerprint(origin)
@@ -66,27 +66,27 @@ def lock_run(inputs: Mapping[str, Any], environment: Mapping[str, str]) -> Itera
             lock.release()
         lock = None
     if lock is None:
-        yield RunLock(uuid.uuid4().hex, None, origin)
+        yield RunDirLock(uuid.uuid4().hex, None, origin)
         return
     try:
-        yield RunLock(_read_metadata(run_dir)["training_id"], run_dir, origin)
+        yield RunDirLock(_read_metadata(run_dir)["training_id"], run_dir, origin)
     finally:
         lock.release()
 
 
 def _prepare(run_dir: Path, origin: Origin) -> None:
-    if _is_recorded(run_dir):  # DVC already has this result and was asked to train it again
+    if _is_recorded(run_dir):  # DVC already has this result and was asked to train again
         _remove_contents(run_dir)
     if not _read_metadata(run_dir):
         write_json_atomic(run_dir / METADATA, {"training_id": uuid.uuid4().hex, **origin})
 
 
-def mark_complete(run_lock: RunLock) -> None:
+def mark_complete(run_dir_lock: RunDirLock) -> None:
     """Record that train's outs are in place. If dvc.lock records them already, remove the run directory.
 
-    If that can't be written, the checkpoints stay: a training that is complete does not fail for it.
+    If that can't be written, the checkpoints stay: a complete training does not fail because of it.
     """
-    run_dir = run_lock.run_dir
+    run_dir = run_dir_lock.run_dir
     if run_dir is None:
         return
     outs = {path: dvc_md5(Path(path)) for path in out_paths(stage_definition("train"))}
@@ -100,10 +100,10 @@ def mark_complete(run_lock: RunLock) -> None:
 
 
 def prune() -> None:
-    """Remove the run directories that nobody will resume, except those that another process has locked.
+    """Remove the run directories that nobody will resume, except those locked by another process.
 
-    Those are trainings that dvc.lock records and, in the workspace, those replaced by the recorded one. Call after
-    train, once DVC has written dvc.lock.
+    These are of trainings that dvc.lock records and, in the workspace, of those that the recorded one replaced. Call
+    after train, when DVC has written dvc.lock.
     """
     for metadata in _run_dirs().glob(f"*/{METADATA}"):
         run_dir = metadata.parent
@@ -122,42 +122,42 @@ def remove_run_dir(run_dir: Path) -> None:
         shutil.rmtree(run_dir, ignore_errors=True)
 
 
-def changes_since_interrupted(run_lock: RunLock) -> list[str]:
-    """What differs from the newest other training that was interrupted in the workspace, one line each.
+def changes_since_interrupted(run_dir_lock: RunDirLock) -> list[str]:
+    """Differences to the latest other training that was interrupted in the workspace, one per line.
 
-    Empty where there is none, and in a copy of the workspace, where experiments differ on purpose.
+    Empty if there is none, and in a copy of the workspace, where experiments differ on purpose.
     """
-    if run_lock.run_dir is None or not run_lock.origin["workspace"]:
+    if run_dir_lock.run_dir is None or not run_dir_lock.origin["workspace"]:
         return []
     interrupted = [
         manifest
         for manifest in _run_dirs().glob("*/checkpoint-*.json")
-        if manifest.parent != run_lock.run_dir
+        if manifest.parent != run_dir_lock.run_dir
         and not (manifest.parent / COMPLETE).exists()
         and _read_metadata(manifest.parent).get("workspace")
     ]
     if not interrupted:
         return []
     newest = max(interrupted, key=lambda path: path.stat().st_mtime)
-    return describe_changes(_read_metadata(newest.parent), run_lock.origin)
+    return describe_changes(_read_metadata(newest.parent), run_dir_lock.origin)
 
 
-def raised_epochs(run_lock: RunLock) -> tuple[int, int] | None:
+def raised_epochs(run_dir_lock: RunDirLock) -> tuple[int, int] | None:
     """n_epochs of the training that dvc.lock records, and this one's, if it is higher and no other parameter differs.
 
     None in a copy of the workspace, where experiments differ on purpose.
     """
     locked = locked_stage("train")
-    if not locked or not run_lock.origin["workspace"]:
+    if not locked or not run_dir_lock.origin["workspace"]:
         return None
-    before, now = recorded_inputs(locked)["params"], run_lock.origin["inputs"]["params"]
+    before, now = recorded_inputs(locked)["params"], run_dir_lock.origin["inputs"]["params"]
     if _changed_keys(before, now) != ["n_epochs"] or not before["n_epochs"] < now["n_epochs"]:
         return None
     return before["n_epochs"], now["n_epochs"]
 
 
 def describe_changes(then: Origin, now: Origin) -> list[str]:
-    """What makes two trainings different, one line each: parameters, then the environment, then files."""
+    """Differences between two trainings, one per line: parameters, then the environment, then files."""
     lines = []
     pairs = [(then["inputs"]["params"], now["inputs"]["params"]), (then["environment"], now["environment"])]
     for before, after in pairs:
@@ -171,7 +171,7 @@ def _changed_keys(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _acquire(run_dir: Path) -> FileLock | None:
-    """The directory's lock, or None where another process keeps it."""
+    """The directory's lock, or None if another process keeps it."""
     timeout = 0.0
     while True:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -179,13 +179,13 @@ def _acquire(run_dir: Path) -> FileLock | None:
         try:
             lock.acquire(timeout=timeout)
             return lock
-        except FileNotFoundError:  # the process that had it locked has removed the directory
+        except FileNotFoundError:  # the process that held the lock removed the directory
             continue
         except Timeout:
             if timeout:
-                if stop := StopRequest().reason():  # DVC has ended: the next one has its own stage
+                if stop := StopRequest().reason():  # DVC has ended, and its next run starts its own stage
                     raise stop from None
-                print_message("it is still training; this process trains on its own, without checkpoints")
+                print_message("the other process is still training; this one trains without checkpoints")
                 return None
         timeout = LOCK_TIMEOUT
         print_message(
@@ -194,7 +194,7 @@ def _acquire(run_dir: Path) -> FileLock | None:
 
 
 def _remove_contents(run_dir: Path) -> None:
-    """Remove everything but the lock, the metadata last: a half-removed directory must not pass for a new one."""
+    """Remove everything but the lock, the metadata last: a half-removed directory must not be taken for a new one."""
     for path in sorted(run_dir.glob("*"), key=lambda path: path.name == METADATA):
         if path.name != LOCK:
             path.unlink(missing_ok=True)
@@ -218,7 +218,7 @@ def _read_metadata(run_dir: Path) -> dict[str, Any]:
 
 
 def _is_recorded(run_dir: Path) -> bool:
-    """Whether DVC has the result of this training: its dvc.lock records the outs, and its cache has them."""
+    """Whether DVC has the result of this training: dvc.lock records the outs, and the cache contains them."""
     return _matches_lock(run_dir) and _is_cached(run_dir)
 
 

@@ -7,6 +7,7 @@ import pytest
 from reprogpt.cli import sync as sync_module
 from reprogpt.cli.sync import sync
 from reprogpt.tracking.deliver.outbox import abandoned_outboxes, open_outbox
+from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.uri import is_present_store, recorded_store
 
@@ -22,7 +23,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def training(store: str) -> None:
     outbox = open_outbox("a")
     tags = {"training_id": "a", "run_key": "k"}
-    outbox.append("training", name="a", tags=tags, params={}, datasets=[], store=store)
+    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store))
     outbox.release()
 
 

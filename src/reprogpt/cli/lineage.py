@@ -14,7 +14,7 @@ from reprogpt.dvc.revisions import (
 from reprogpt.errors import PipelineError
 from reprogpt.runs.find import find_run_of_name, parent_run, unknown_name_error
 from reprogpt.runs.lineage import LineageReport, add_revision, add_run, lock_key
-from reprogpt.tracking.log.description import experiment_commands, repeat_commands
+from reprogpt.runs.restore import experiment_commands, repeat_commands
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.tracked_run import TrackedRun
 

@@ -236,13 +236,6 @@ VERIFY = Command(
 )
 
 
-def _add_sync_arguments(parser: argparse.ArgumentParser) -> None:
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--to", metavar="URI", help="upload all to this store, records for other stores too")
-    choice.add_argument("--drop", action="store_true", help="delete the records that wait for other stores")
-    parser.add_argument("--yes", action="store_true", help="don't ask before --to and --drop")
-
-
 def _name_and_value(text: str) -> tuple[str, str]:
     """NAME=VALUE."""
     name, equals, value = text.partition("=")
@@ -312,10 +305,8 @@ SYNC = Command(
     """,
     """\
     reprogpt sync
-    reprogpt sync --to http://127.0.0.1:5000
-    reprogpt sync --drop
     """,
-    _add_sync_arguments,
+    lambda _: None,
 )
 
 

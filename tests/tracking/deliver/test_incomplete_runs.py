@@ -19,6 +19,7 @@ from reprogpt.cli.sync import sync
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, RecordError, open_outbox
+from reprogpt.tracking.deliver.records import End, File, Points, Start, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
@@ -39,23 +40,23 @@ def steps(client: MlflowClient, name: str) -> list[int]:
 def start(name: str) -> OutboxFile:
     outbox = open_outbox(name)
     tags = {"training_id": name, "run_key": "k"}
-    outbox.append("training", name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name())
+    outbox.append(TrainingRun(name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
     Path("params.yaml").write_text("seed: 1")
-    outbox.append_file(Path("params.yaml"), "")
-    outbox.append("start", name=name)
+    outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
+    outbox.append(Start(name=name))
     return outbox
 
 
 def log_steps(outbox: OutboxFile, first: int = 0, last: int = NUM_STEPS) -> None:
     for step in range(first, last):
-        outbox.append("metrics", step=step, values={"loss": 1.0 + step, "lr": 0.1})
+        outbox.append(Points(step=step, values={"loss": 1.0 + step, "lr": 0.1}))
 
 
 def training(name: str) -> OutboxFile:
     """The outbox of a whole training."""
     outbox = start(name)
     log_steps(outbox)
-    outbox.append("end", status="FINISHED", adds=None)
+    outbox.append(End(status="FINISHED", adds=None))
     return outbox
 
 
@@ -149,7 +150,7 @@ def test_a_run_that_the_server_fails_on_does_not_hold_up_the_others(
     training("a").release()
     outbox = open_outbox("b")
     tags = {"training_id": "b", "run_key": "k"}
-    outbox.append("training", name="b", tags=tags, params={}, datasets=[], store=store_name())
+    outbox.append(TrainingRun(name="b", tags=tags, params={}, datasets=[], store=store_name()))
     with monkeypatch.context() as patch:
         refuse_points(patch, 500, step=3)
         with uploader.uploading(outbox):
@@ -285,7 +286,7 @@ def test_a_run_that_vanishes_in_the_middle_is_made_again_from_its_first_record(
     lose(client)
     log_steps(outbox, 3)
     upload(outbox)
-    outbox.append("end", status="FINISHED", adds=None)
+    outbox.append(End(status="FINISHED", adds=None))
     upload(outbox)
     assert_whole(client, "a")
 
@@ -295,19 +296,19 @@ def test_a_killed_run_that_was_deleted_is_whole_when_its_training_resumes(client
     outbox = open_outbox("a")
     tags = {"training_id": "a", "run_key": "k"}
     facts: dict[str, Any] = {"params": {"seed": 1}, "datasets": [], "kept_for": str(Path("checkpoints").resolve())}
-    outbox.append("training", name="a", tags=tags, store=store_name(), **facts)
+    outbox.append(TrainingRun(name="a", tags=tags, store=store_name(), **facts))
     Path("params.yaml").write_text("seed: 1")
-    outbox.append_file(Path("params.yaml"), "")
+    outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     log_steps(outbox, 0, 3)
-    outbox.append("end", status="KILLED", adds=None)
+    outbox.append(End(status="KILLED", adds=None))
     upload(outbox)
     outbox.release()
     delete_run(client)
     assert sync() == 0 and runs(client) == {}  # a run that a person deleted comes back only if its training resumes
     outbox = open_outbox("a")
-    outbox.append("start", name="a")
+    outbox.append(Start(name="a"))
     log_steps(outbox, 3)
-    outbox.append("end", status="FINISHED", adds=None)
+    outbox.append(End(status="FINISHED", adds=None))
     upload(outbox)
     assert_whole(client, "a")
 

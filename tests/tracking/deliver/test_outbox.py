@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
+from reprogpt.tracking.deliver.records import File, Points, TrainingRun
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +33,8 @@ def reopened(outbox: OutboxFile) -> OutboxFile:
 
 def test_records_come_back_in_order_with_the_time_they_were_made() -> None:
     outbox = open_outbox("a")
-    outbox.append("training", name="ü\n")
-    outbox.append("metrics", step=3, values={"loss": 1 / 3})
+    outbox.append(TrainingRun(name="ü\n"))
+    outbox.append(Points(step=3, values={"loss": 1 / 3}))
     first, second = reopened(outbox).records()
     assert (first["name"], second["step"], second["values"]) == ("ü\n", 3, {"loss": 1 / 3})
     assert 0 <= second["time"] - first["time"] < 10_000
@@ -63,7 +64,7 @@ def test_a_file_is_kept_as_it_was_until_it_is_uploaded(folder: Path) -> None:
     path = folder / "model"
     path.write_bytes(b"old")
     outbox = open_outbox("a")
-    outbox.append_file(path, "checkpoint", note=1)
+    outbox.append(File(kept=outbox.keep_file(path), folder="checkpoint", note=1))
     path.unlink()  # as DVC removes an out
     path.write_bytes(b"new")
     (record,) = outbox.records()
@@ -79,7 +80,7 @@ def test_a_file_is_kept_as_it_was_until_it_is_uploaded(folder: Path) -> None:
 def test_a_file_of_the_model_is_removed_once_it_is_uploaded(folder: Path) -> None:
     (folder / "model").write_bytes(b"large")
     outbox = open_outbox("a")
-    outbox.append_file(folder / "model", "checkpoint", kind="model file")
+    outbox.append(File(kept=outbox.keep_file(folder / "model"), folder="checkpoint", kind="model file"))
     (record,) = outbox.records()
     outbox.mark_uploaded(outbox.pending()[0].end)
     assert not outbox.kept_file(record).exists()
@@ -111,7 +112,7 @@ def test_what_is_set_aside_keeps_the_outbox_and_its_files(folder: Path) -> None:
     (folder / "model").write_bytes(b"large")
     outbox = open_outbox("a")
     outbox.append("first")
-    outbox.append_file(folder / "model", "checkpoint", kind="model file")
+    outbox.append(File(kept=outbox.keep_file(folder / "model"), folder="checkpoint", kind="model file"))
     second = outbox.pending()[1]
     outbox.put_aside(second, "too large")
     outbox.mark_uploaded(second.end)
@@ -138,7 +139,7 @@ def test_an_outbox_whose_first_record_is_damaged_is_kept_beside_a_new_one(capsys
 def test_an_uploaded_outbox_is_removed_once_its_run_directory_is_gone(folder: Path) -> None:
     (folder / "checkpoints").touch()
     outbox = open_outbox("a")
-    outbox.append("training", kept_for=str(folder / "checkpoints"))
+    outbox.append(TrainingRun(kept_for=str(folder / "checkpoints")))
     outbox.mark_uploaded(outbox.pending()[0].end)
     outbox.release()
     assert outbox.folder.exists()
@@ -207,7 +208,7 @@ def test_an_uploader_that_flushes_meanwhile_loses_no_record_and_doubles_none() -
     flusher = threading.Thread(target=flush)
     flusher.start()
     for step in range(3000):
-        outbox.append("metrics", step=step)
+        outbox.append(Points(step=step))
     done.set()
     flusher.join()
     assert [record["step"] for record in outbox.records()] == list(range(3000))
@@ -218,7 +219,7 @@ def test_the_first_record_is_read_without_the_others(monkeypatch: pytest.MonkeyP
     """As every upload does: it must not cost more the longer the training is."""
     outbox = open_outbox("b" * 32)
     for number in range(5):
-        outbox.append("metrics", step=number)
+        outbox.append(Points(step=number))
     parsed: list[bytes] = []
     loads = json.loads
     monkeypatch.setattr(json, "loads", lambda line: parsed.append(line) or loads(line))

@@ -17,6 +17,7 @@ from mlflow.entities import Run
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
+from reprogpt.tracking.deliver.records import End, File, Points, Results, ResultsOf, Start, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.uri import store_name
 
@@ -32,14 +33,14 @@ def training_outbox(training_id: str = "1" * 32, **values: Any) -> OutboxFile:
     outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
     facts = {"name": "n", "tags": tags, "params": {"seed": 1}, "datasets": [], "store": store_name(), **values}
-    outbox.append("training", **facts)
-    outbox.append("start", name="n")
+    outbox.append(TrainingRun(**facts))
+    outbox.append(Start(name="n"))
     return outbox
 
 
 def finished_training(client: MlflowClient) -> Run:
     outbox = training_outbox()
-    outbox.append("end", status="FINISHED", adds=None)
+    outbox.append(End(status="FINISHED", adds=None))
     upload(outbox)
     outbox.release()
     return runs(client)[0]
@@ -48,23 +49,23 @@ def finished_training(client: MlflowClient) -> Run:
 def results_outbox(*, status: str = "FINISHED", sampling: dict[str, Any] | None = None, **end: Any) -> OutboxFile:
     """An outbox as evaluate leaves it; without sampling, as one of a stage that was stopped early."""
     outbox = open_outbox()
-    outbox.append("results of", run_key="k", experiment=None, store=store_name())
+    outbox.append(ResultsOf(run_key="k", experiment=None, store=store_name()))
     if sampling:
         samples = Path("samples.txt")
         samples.write_text("text")
         origin: Any = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
-        outbox.append("results", values={"final_val_loss": 6.5}, step=9, **origin)
-        outbox.append_file(samples, "samples", **origin)
+        outbox.append(Results(values={"final_val_loss": 6.5}, step=9, **origin))
+        outbox.append(File(kept=outbox.keep_file(samples), folder="samples", **origin))
         outbox.append("description", **origin)
-    outbox.append("end", status=status, adds="final_val_loss", **end)
+    outbox.append(End(status=status, adds="final_val_loss", **end))
     return outbox
 
 
 def test_uploading_twice_leaves_one_of_each(client: MlflowClient) -> None:
     outbox = training_outbox(datasets=[{"name": "t", "digest": "d", "path": "p", "context": "training"}])
     for step in range(3):
-        outbox.append("metrics", step=step, values={"loss": 5.0 - step, "lr": 0.1})
-    outbox.append("tags", values={"a": "b"})
+        outbox.append(Points(step=step, values={"loss": 5.0 - step, "lr": 0.1}))
+    outbox.append(Tags(values={"a": "b"}))
     assert upload(outbox) == 6
     (outbox.folder / "delivered").unlink()  # killed between uploading and noting it
     assert upload(outbox) == 6
@@ -79,7 +80,7 @@ def test_uploading_twice_leaves_one_of_each(client: MlflowClient) -> None:
 def test_more_points_than_mlflow_takes_at_once_are_sent_in_batches(client: MlflowClient) -> None:
     outbox = training_outbox()
     for step in range(700):
-        outbox.append("metrics", step=step, values={"loss": 1.0, "lr": 0.1, "grad_norm": 2.0})
+        outbox.append(Points(step=step, values={"loss": 1.0, "lr": 0.1, "grad_norm": 2.0}))
     upload(outbox)
     (run,) = runs(client)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "lr")] == list(range(700))
@@ -97,7 +98,7 @@ def test_a_training_that_starts_again_continues_its_run(client: MlflowClient) ->
 def test_a_run_starts_when_it_was_started_and_ends_when_it_ended(client: MlflowClient) -> None:
     """Not when that was uploaded, which may be days later."""
     outbox = training_outbox()
-    outbox.append("end", status="FINISHED", adds=None)
+    outbox.append(End(status="FINISHED", adds=None))
     times = [record["time"] for record in outbox.records()]
     upload(outbox)
     (run,) = runs(client)
@@ -205,7 +206,7 @@ def test_results_of_a_training_made_elsewhere_are_dropped_with_a_message(
     outbox = results_outbox(sampling=SAMPLING)
     upload(outbox)
     assert "No MLflow run has run_key k" in capsys.readouterr().out
-    outbox.append("end", status="FINISHED", adds="plots")
+    outbox.append(End(status="FINISHED", adds="plots"))
     upload(outbox)
     assert capsys.readouterr().out == ""  # once is enough
     assert outbox.pending() == [] and runs(client) == []
@@ -215,8 +216,8 @@ def test_a_refused_record_is_reported_and_the_rest_uploaded(
     client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outbox = training_outbox()
-    outbox.append("tags", values={"": "no name"})
-    outbox.append("metrics", step=0, values={"loss": 1.0})
+    outbox.append(Tags(values={"": "no name"}))
+    outbox.append(Points(step=0, values={"loss": 1.0}))
     upload(outbox)
     assert "MLflow refused a record of kind tags" in capsys.readouterr().err
     assert runs(client)[0].data.metrics == {"loss": 1.0}
@@ -322,7 +323,7 @@ def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
         with uploader.uploading(outbox):
             started = time.monotonic()
             for step in range(200):
-                outbox.append("metrics", step=step, values={"loss": 1.0})
+                outbox.append(Points(step=step, values={"loss": 1.0}))
             assert time.monotonic() - started < 1
         assert time.monotonic() - started < 30
         server.shutdown()

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from reprogpt.tracking.log.description import describe_evaluation, describe_training, repeat_commands
+
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 ID, COMMIT, DIGEST = "ab" * 16, "c0" * 20, "d1" * 32

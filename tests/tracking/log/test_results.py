@@ -11,6 +11,7 @@ from reprogpt.dvc.digest import dvc_md5
 from reprogpt.files import file_digest
 from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
 from reprogpt.tracking.store.uri import store_name
@@ -37,12 +38,12 @@ def train(name: str, bits: str, *, finished: bool = True) -> None:
     files_of(bits)
     outbox = open_outbox(name)
     tags = {"training_id": name, "run_key": "k"}
-    outbox.append("training", name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name())
-    outbox.append("start", name=name)
+    outbox.append(TrainingRun(name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
+    outbox.append(Start(name=name))
     if finished:
         made = {"weights.sha256": file_digest(WEIGHTS), f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)}
-        outbox.append("tags", values=made)
-        outbox.append("end", status="FINISHED", adds=None)
+        outbox.append(Tags(values=made))
+        outbox.append(End(status="FINISHED", adds=None))
     upload(outbox)
     outbox.release()
 
@@ -99,8 +100,8 @@ def test_an_evaluation_that_fails_on_damaged_weights_ends_the_run_of_their_histo
 def test_records_from_before_the_digests_go_to_the_newest_run(client: MlflowClient) -> None:
     train("a", "a")
     outbox = open_outbox()
-    outbox.append("results of", run_key="k", experiment=None, store=store_name())
-    outbox.append("results", values={"final_val_loss": 7.0}, step=9)
+    outbox.append(ResultsOf(run_key="k", experiment=None, store=store_name()))
+    outbox.append(Results(values={"final_val_loss": 7.0}, step=9))
     upload(outbox)
     assert runs(client)["a"].data.metrics == {"final_val_loss": 7.0}
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from reprogpt.tracking.log.run_logger import RunLogger
 
 from reprogpt.progress import TrainingProgress
 from reprogpt.step_record import StepRecord
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.log.run_logger import RunLogger
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from mlflow.artifacts import download_artifacts
 from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import File, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.client import open_store, search_runs
@@ -24,8 +25,8 @@ def log_training(training_id: str) -> str:
     """Upload a training with params.yaml and a model; returns the run's id."""
     outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append("training", name=training_id, tags=tags, params=PARAMS, datasets=[], store=recorded_store())
-    outbox.append_file(Path("params.yaml"), "")
+    outbox.append(TrainingRun(name=training_id, tags=tags, params=PARAMS, datasets=[], store=recorded_store()))
+    outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     record_model(outbox)
     upload(outbox)
     outbox.release()

@@ -22,6 +22,7 @@ from sqlalchemy.engine import Engine
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
+from reprogpt.tracking.deliver.records import Points, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store, search_runs
 from reprogpt.tracking.store.errors import AuthenticationError, SettingsError, store_errors
@@ -31,8 +32,8 @@ from reprogpt.tracking.store.uri import store_name
 def training_outbox() -> OutboxFile:
     outbox = open_outbox("1" * 32)
     tags = {"training_id": "1" * 32, "run_key": "k"}
-    outbox.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
-    outbox.append("tags", values={f"tag{number}": "x" * 4000 for number in range(50)})
+    outbox.append(TrainingRun(name="n", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(Tags(values={f"tag{number}": "x" * 4000 for number in range(50)}))
     return outbox
 
 
@@ -119,7 +120,7 @@ def test_a_stage_goes_on_without_the_driver_and_does_not_wait_for_it(
     outbox = training_outbox()
     started = time.monotonic()
     with uploader.uploading(outbox):
-        outbox.append("metrics", step=0, values={"loss": 1.0})
+        outbox.append(Points(step=0, values={"loss": 1.0}))
     assert time.monotonic() - started < uploader.CLOSE_TIMEOUT / 2
     printed = capsys.readouterr().err
     assert "psycopg2-binary\nThe stage continues; its records wait" in printed and "Traceback" not in printed
@@ -155,7 +156,7 @@ def test_a_store_of_a_newer_mlflow_is_named_as_such_and_training_goes_on(
     with_schema("f" * 12, monkeypatch)
     outbox = training_outbox()
     with uploader.uploading(outbox):
-        outbox.append("metrics", step=0, values={"loss": 1.0})
+        outbox.append(Points(step=0, values={"loss": 1.0}))
     printed = capsys.readouterr().err
     assert f"a newer version of MLflow than the {mlflow.__version__}" in printed and "f" * 12 in printed
     assert "mlflow db upgrade" not in printed and "MLFLOW_TRACKING_URI" in printed
@@ -309,7 +310,7 @@ def test_an_unusable_database_is_one_message_at_once_and_the_stage_ends_well(
     started = time.monotonic()
     outbox = training_outbox()
     with uploader.uploading(outbox):
-        outbox.append("metrics", step=0, values={"loss": 1.0})
+        outbox.append(Points(step=0, values={"loss": 1.0}))
     assert time.monotonic() - started < 8
     printed = capfd.readouterr().err
     assert printed.count(words) == 2  # when it happens, and at the end with what to do

@@ -13,6 +13,7 @@ from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
@@ -59,7 +60,7 @@ def ended_training(training_id: str = "1" * 32) -> OutboxFile:
     """The outbox of a training that has recorded its model."""
     outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append("training", name="n", tags=tags, params=PARAMS, datasets=[], store=store_name())
+    outbox.append(TrainingRun(name="n", tags=tags, params=PARAMS, datasets=[], store=store_name()))
     record_model(outbox)
     return outbox
 

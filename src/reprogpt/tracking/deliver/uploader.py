@@ -1,21 +1,21 @@
 """Uploads queued records to MLflow in a background thread, which the stage never waits for."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.paths import state_dir
 from reprogpt.progress import say_error
-from reprogpt.tracking.deliver.outbox import OutboxFile, RecordError, abandoned_outboxes
-from reprogpt.tracking.deliver.writer import belongs_to_store, upload
+from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes
+from reprogpt.tracking.deliver.records import End, Status
+from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store
-from reprogpt.tracking.store.errors import SettingsError
+from reprogpt.tracking.store.errors import RecordError, SettingsError
 from reprogpt.tracking.store.file_store import file_store_warning, is_default_store
+from reprogpt.tracking.store.uri import is_present_store
 from reprogpt.urls import redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
@@ -25,14 +25,14 @@ MAX_RETRY_INTERVAL = 60.0  # seconds
 
 @dataclass(frozen=True)
 class AbandonedUploads:
-    """num_uploaded: records. other_stores: those that further records are waiting for.
+    """num_uploaded: records. other_stores: store -> number of records that wait for it.
 
     set_aside: of each outbox with records that can't be uploaded, what and why. failures: of the outboxes that could
     not be uploaded, why; they wait.
     """
 
     num_uploaded: int
-    other_stores: list[str]
+    other_stores: dict[str, int]
     set_aside: list[str]
     failures: list[str]
 
@@ -131,42 +131,23 @@ def _failures_of_others() -> list[str]:
         return [f"{error.filename or state_dir()}: {error.strerror or error}"]
 
 
-def waiting_for_other_stores() -> dict[str, int]:
-    """The stores, other than the present one, that records of ended processes wait for -> the number of records."""
-    waiting: dict[str, int] = {}
-    for outbox in abandoned_outboxes():
-        if not belongs_to_store(outbox):
-            store = str(next(outbox.records())["store"])
-            waiting[store] = waiting.get(store, 0) + len(outbox.pending())
-        outbox.release()
-    return waiting
-
-
-def drop_records_for_other_stores() -> None:
-    """Delete the outboxes of ended processes whose records are for another store than the present one."""
-    for outbox in abandoned_outboxes():
-        is_dropped = not belongs_to_store(outbox)
-        outbox.release()
-        if is_dropped:
-            shutil.rmtree(outbox.folder)
-
-
-def upload_abandoned(*, retry: bool = False, any_store: bool = False) -> AbandonedUploads:
+def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
     """Upload the outboxes of processes that have ended, the oldest first. One that fails does not stop the others.
 
-    retry: whether to try again what was set aside. any_store: whether to upload what was made for another store, too.
+    retry: whether to try again what was set aside. Records for another store than the present one stay where they are.
     Raises TrackingError if the store can't be opened.
     """
     num_uploaded = 0
-    other_stores = set()
+    other_stores: dict[str, int] = {}
     set_aside = []
     failures = []
     for outbox in abandoned_outboxes():
         try:
-            if any_store or belongs_to_store(outbox):
-                num_uploaded += upload(outbox, retry=retry, any_store=any_store)
+            if outbox.first and not is_present_store(outbox.first.store):
+                store = outbox.first.store
+                other_stores[store] = other_stores.get(store, 0) + len(outbox.pending())
             else:
-                other_stores.add(str(next(outbox.records())["store"]))
+                num_uploaded += upload(outbox, retry=retry)
         except (TrackingError, RecordError) as error:
             open_store()  # if that fails, no outbox can be uploaded
             failures.append(str(error))
@@ -175,7 +156,7 @@ def upload_abandoned(*, retry: bool = False, any_store: bool = False) -> Abandon
             if refused:
                 set_aside.append(f"{len(refused)} records of {outbox.folder}, the first since: {refused[0][1]}")
             outbox.release()
-    return AbandonedUploads(num_uploaded, sorted(other_stores), set_aside, failures)
+    return AbandonedUploads(num_uploaded, other_stores, set_aside, failures)
 
 
 @contextmanager
@@ -184,25 +165,26 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
 
     FINISHED; KILLED after Ctrl-C, SIGTERM or the end of DVC; FAILED after any other error, with its message in the
     tag `error` if it is a PipelineError.
-    adds: for the results of a run, as in results.log_results; None for a training, which also says where
-    plain `mlflow ui` would show other runs.
+    adds: as End has it. A training, for which it is None, also warns where plain `mlflow ui` would show other runs.
     """
     warning = file_store_warning() if adds is None and is_default_store() else None
     if warning:
         say_error(f"\nwarning: {warning}\n")
     uploader = Uploader(outbox)
-    end: dict[str, Any] = {"status": "FAILED", "adds": adds}
+    status: Status = "FAILED"
+    reason = None
     try:
         yield
-        end["status"] = "FINISHED"
+        status = "FINISHED"
     except (KeyboardInterrupt, Terminated, OrphanedError):
-        end["status"] = "KILLED"
+        status = "KILLED"
         raise
     except PipelineError as error:  # a queued experiment has no terminal that would show it
-        end["error"] = str(error)
+        reason = str(error)
         raise
     finally:
-        if outbox.losses and end["status"] == "FINISHED":
-            end |= {"status": "FAILED", "error": f"the stage ended well; not recorded: {'; '.join(outbox.losses)}"}
-        outbox.append("end", **end)
+        if outbox.losses and status == "FINISHED":
+            status = "FAILED"
+            reason = f"the stage ended well; not recorded: {'; '.join(outbox.losses)}"
+        outbox.append(End(status=status, adds=adds, error=reason))
         uploader.close()

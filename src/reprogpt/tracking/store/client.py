@@ -9,7 +9,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import reprogpt.mlflow_settings  # noqa: F401
+
+# isort: split
 from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
+from mlflow.store.db import utils as mlflow_database
 
 from reprogpt.errors import TrackingError
 from reprogpt.files import atomic_path
@@ -18,21 +24,6 @@ from reprogpt.tracking.store.artifact_locations import artifact_folder, update_l
 from reprogpt.tracking.store.errors import REPLACED_ADVICE, store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 from reprogpt.tracking.store.uri import experiment_name, sqlite_file, sqlite_uri, store_name, store_uri
-
-# Set before mlflow is imported; a user's own choice stays.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the uploader retries, and says so
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
-os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds, of PostgreSQL's client; it would wait for minutes
-# A connection that is kept open would write on to a database file that was removed or replaced.
-os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
-os.environ.setdefault(
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
-)  # it counts files, and one file is nearly all of the bytes
-
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
-from mlflow.store.db import utils as mlflow_database
 
 mlflow_database.MAX_RETRY_COUNT = 1  # of opening a database: ten attempts take 102 s, within one upload
 
@@ -159,15 +150,15 @@ def search_runs() -> list[TrackedRun]:
     if path and not path.exists():
         return []
     client, experiment_id = open_store()
-    found: list[Run] = []
+    runs: list[Run] = []
     token: str | None = None
     with store_errors():
         while True:
             page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return [to_tracked_run(run) for run in found]
+                return [to_tracked_run(run) for run in runs]
 
 
 def find_runs(tags: Mapping[str, str]) -> list[TrackedRun]:

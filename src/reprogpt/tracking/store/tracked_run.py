@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-PARENT = "mlflow.parentRunId"  # tag of an evaluation with other parameters than the training's run has
+from reprogpt.tags import PARENT_RUN_ID
+
+PARENT = PARENT_RUN_ID
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def test_everything_that_is_made_follows_the_umask(umask: int, tmp_path: Path, m
     open_store()
     write_text_atomic(Path("params.yaml"), "seed: 1")
     outbox = open_outbox("1")
-    outbox.append(TrainingRun(name="a"))
+    outbox.append(TrainingRun(name="a", tags={}, params={}, datasets=[], store="s"))
     outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     outbox.mark_nothing_uploaded()
     save_model(Path("data/model"), tiny_model())

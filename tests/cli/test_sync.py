@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from reprogpt.cli import sync as sync_module
 from reprogpt.cli.sync import sync
 from reprogpt.tracking.deliver.outbox import abandoned_outboxes, open_outbox
 from reprogpt.tracking.deliver.records import TrainingRun
@@ -66,21 +65,13 @@ def test_records_for_the_default_store_belong_to_it_after_a_move(root: Path, mon
     assert [run.name for run in search_runs()] == ["a"] and not (root / "clone").exists()
 
 
-def test_records_for_a_store_that_is_gone_are_uploaded_to_another(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_records_for_another_store_are_counted_and_stay_until_it_is_the_present_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training("http://misspelt:5000")
+    training("sqlite:///other.db")
     assert sync() == 1
-    assert "--to URI" in capsys.readouterr().out
-    monkeypatch.setattr(sync_module, "confirmed", lambda _: False)
-    assert sync(to="sqlite:///mlflow.db") == 1 and num_waiting() == 1
-    assert sync(to="sqlite:///mlflow.db", yes=True) == 0 and num_waiting() == 0
+    assert "1 records wait for sqlite:///other.db: set MLFLOW_TRACKING_URI to it" in capsys.readouterr().out
+    assert search_runs() == [] and num_waiting() == 1
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert sync() == 0 and num_waiting() == 0
     assert [run.name for run in search_runs()] == ["a"]
-
-
-def test_records_for_other_stores_are_deleted_only_when_confirmed(monkeypatch: pytest.MonkeyPatch) -> None:
-    training("http://retired:5000")
-    monkeypatch.setattr(sync_module, "confirmed", lambda _: False)
-    assert sync(drop=True) == 1 and num_waiting() == 1
-    monkeypatch.setattr(sync_module, "confirmed", lambda _: True)
-    assert sync(drop=True) == 0 and num_waiting() == 0

@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import File, Points, TrainingRun
+from reprogpt.tracking.deliver.records import File, Points, Start, TrainingRun
 from reprogpt.tracking.deliver.uploader import uploading
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
@@ -109,10 +109,10 @@ def test_records_are_written_again_after_an_error_that_left_half_of_one(monkeypa
             file.truncate(size)
 
     monkeypatch.setattr(outbox, "_file", Failing())
-    outbox.append("first")
+    outbox.append(Start(name="first"))
     monkeypatch.setattr(outbox, "_file", file)
-    outbox.append("second")
-    assert [record["kind"] for record in outbox.records()] == ["first", "second"]
+    outbox.append(Start(name="second"))
+    assert [record.name for record in outbox.records() if isinstance(record, Start)] == ["first", "second"]
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,18 @@ from mlflow.entities import Run
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
-from reprogpt.tracking.deliver.records import End, File, Points, Results, ResultsOf, Start, Tags, TrainingRun
+from reprogpt.tracking.deliver.records import (
+    End,
+    File,
+    Points,
+    Results,
+    ResultsOf,
+    Start,
+    Status,
+    Tags,
+    TokenFile,
+    TrainingRun,
+)
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.uri import store_name
 
@@ -46,7 +57,7 @@ def finished_training(client: MlflowClient) -> Run:
     return runs(client)[0]
 
 
-def results_outbox(*, status: str = "FINISHED", sampling: dict[str, Any] | None = None, **end: Any) -> OutboxFile:
+def results_outbox(*, status: Status = "FINISHED", sampling: dict[str, Any] | None = None, **end: Any) -> OutboxFile:
     """An outbox as evaluate leaves it; without sampling, as one of a stage that was stopped early."""
     outbox = open_outbox()
     outbox.append(ResultsOf(run_key="k", experiment=None, store=store_name()))
@@ -56,13 +67,12 @@ def results_outbox(*, status: str = "FINISHED", sampling: dict[str, Any] | None 
         origin: Any = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
         outbox.append(Results(values={"final_val_loss": 6.5}, step=9, **origin))
         outbox.append(File(kept=outbox.keep_file(samples), folder="samples", **origin))
-        outbox.append("description", **origin)
     outbox.append(End(status=status, adds="final_val_loss", **end))
     return outbox
 
 
 def test_uploading_twice_leaves_one_of_each(client: MlflowClient) -> None:
-    outbox = training_outbox(datasets=[{"name": "t", "digest": "d", "path": "p", "context": "training"}])
+    outbox = training_outbox(datasets=[TokenFile(name="t", digest="d", path="p", context="training")])
     for step in range(3):
         outbox.append(Points(step=step, values={"loss": 5.0 - step, "lr": 0.1}))
     outbox.append(Tags(values={"a": "b"}))
@@ -99,7 +109,7 @@ def test_a_run_starts_when_it_was_started_and_ends_when_it_ended(client: MlflowC
     """Not when that was uploaded, which may be days later."""
     outbox = training_outbox()
     outbox.append(End(status="FINISHED", adds=None))
-    times = [record["time"] for record in outbox.records()]
+    times = [record.time for record in outbox.records()]
     upload(outbox)
     (run,) = runs(client)
     assert (run.info.start_time, run.info.end_time, run.info.status) == (times[0], times[-1], "FINISHED")
@@ -129,54 +139,17 @@ def test_other_sampling_makes_one_child_run_named_after_its_experiment(client: M
     assert parent.data.params["top_k"] == "25"
 
 
-def description(client: MlflowClient, run: Run) -> str:
-    return str(client.get_run(run.info.run_id).data.tags.get("mlflow.note.content"))
-
-
-def test_a_description_gains_the_result_and_stays_the_same_when_uploaded_again(client: MlflowClient) -> None:
-    outbox = training_outbox()
-    outbox.append("description")
-    upload(outbox)
-    (run,) = runs(client)
-    assert f"reprogpt lineage {run.info.run_id}" in description(client, run)
-    upload(results_outbox(sampling=SAMPLING))
-    text = description(client, run)
-    assert "- **Result** final_val_loss 6.5\n" in text
-    (outbox.folder / "delivered").unlink()
-    upload(outbox)
-    assert description(client, run) == text
-
-
 @pytest.mark.parametrize("words", ["my words", ""])
 def test_a_description_that_a_person_edited_or_cleared_stays(client: MlflowClient, words: str) -> None:
-    outbox = training_outbox()
-    outbox.append("description")
+    outbox = training_outbox(tags={"training_id": "1" * 32, "run_key": "k", "mlflow.note.content": "ours"})
     upload(outbox)
     (run,) = runs(client)
+    assert run.data.tags["mlflow.note.content"] == "ours"
     client.set_tag(run.info.run_id, "mlflow.note.content", words)  # what MLflow's page does
     (outbox.folder / "delivered").unlink()
     upload(outbox)
     upload(results_outbox(sampling=SAMPLING))
-    assert description(client, run) == words
-
-
-def test_a_description_that_was_written_before_the_first_of_ours_stays(client: MlflowClient) -> None:
-    outbox = training_outbox()
-    upload(outbox)
-    (run,) = runs(client)
-    client.set_tag(run.info.run_id, "mlflow.note.content", "mine")
-    outbox.append("description")
-    upload(outbox)
-    assert description(client, run) == "mine"
-
-
-def test_an_evaluation_of_its_own_has_a_description_of_its_own(client: MlflowClient) -> None:
-    finished_training(client)
-    upload(results_outbox(sampling=SAMPLING))
-    upload(results_outbox(sampling={**SAMPLING, "top_k": 9}))
-    parent, child = runs(client)
-    assert f"**Evaluation** of the training `n`, run `{parent.info.run_id}`" in description(client, child)
-    assert "**Evaluation**" not in description(client, parent)
+    assert runs(client)[0].data.tags["mlflow.note.content"] == words
 
 
 @pytest.mark.parametrize(("evaluated", "status"), [(False, "KILLED"), (True, "FINISHED")])
@@ -247,20 +220,6 @@ def test_a_locked_database_loses_nothing(locked: sqlite3.Connection, client: Mlf
     locked.execute("ROLLBACK")
     upload(outbox)
     assert len(runs(client)) == 1
-
-
-def test_for_a_store_of_another_version_the_message_has_the_command(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy("mlflow.db", "old.db")
-    with sqlite3.connect("old.db") as database:
-        database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
-    database.close()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///old.db")
-    with pytest.raises(
-        TrackingError, match=r"written by an older version of MLflow; .*mlflow db upgrade sqlite:///.*old\.db"
-    ):
-        upload(training_outbox())
 
 
 @pytest.mark.parametrize("user_info", ["user:secret", "user:secret@with-an-at", "user:secret/with-a-slash"])

@@ -13,7 +13,7 @@ from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import TrainingRun
+from reprogpt.tracking.deliver.records import ModelFile, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
@@ -182,7 +182,11 @@ def test_a_model_that_lacks_a_file_is_never_complete(
     client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outbox = ended_training()
-    (lost,) = [record for record in outbox.records() if str(record.get("kept")).endswith("/model.safetensors")]
+    (lost,) = [
+        record.kept
+        for record in outbox.records()
+        if isinstance(record, ModelFile) and record.kept.endswith("/model.safetensors")
+    ]
     outbox.kept_file(lost).unlink()
     upload(outbox)
     assert "model.safetensors is missing: the MLflow run has no model" in capsys.readouterr().err

@@ -166,10 +166,12 @@ def to_line(record: Record) -> bytes:
 def from_line(line: bytes) -> Record | Damaged:
     """The record of a line; Damaged if it is none, or of a kind that this version does not know."""
     try:
-        return _READER.validate_python(json.loads(line))
+        values = json.loads(line)
+        record = _READER.validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         return Damaged(f"{where}: {first['msg']}" if where else first["msg"])
     except ValueError:
         return Damaged("it is not JSON")
+    return record if "time" in values else Damaged("it has no time")

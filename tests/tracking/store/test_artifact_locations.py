@@ -18,7 +18,7 @@ from reprogpt.tracking.store.models import download_checkpoint, register_model
 from reprogpt.tracking.store.uri import recorded_store
 from tests.tiny import PARAMS, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def log_training(training_id: str) -> str:

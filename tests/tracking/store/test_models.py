@@ -20,7 +20,7 @@ from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint,
 from reprogpt.tracking.store.uri import store_name
 from tests.tiny import PARAMS, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = {
     "MLmodel",
     "checkpoint/config.json",

@@ -26,26 +26,19 @@ OBSERVERS = {
     PACKAGE / "process/streams.py",
 }
 BASE = {"numerics", "params", ""}  # "": the files beside the folders
-ALLOWED = {
-    "stages": {"tracking", "plotting", "training", "evaluation", "distributed", "model", "data", "dvc", "process"}
-    | BASE,
-    "cli": {"runs", "decide", "plotting", "tracking", "model", "data", "dvc", "process"} | BASE,
-    "decide": {"runs", "tracking"} | BASE,
-    "runs": {"tracking", "dvc"} | BASE,
-    "tracking": {"serving", "dvc"} | BASE,
-    "serving": BASE,
-    "plotting": BASE,
-    "training": {"evaluation", "distributed", "model", "data", "dvc", "process"} | BASE,
-    "evaluation": {"distributed", "model", "data"} | BASE,
-    "distributed": {"model"} | BASE,
-    "model": {""},
-    "data": {""},
-    "process": {"dvc", ""},
-    "dvc": {"params", ""},
-    "numerics": {""},
-    "params": {""},
-    "": {""},
-}
+LOWEST = {"model", "data", "process", "dvc", "numerics", "params"}  # they import no numerics, and params only for dvc
+TABLE_ROW = re.compile(r"(?m)^\| `(\w+)/` \|[^|]*\| ([^|]*) \|$")
+
+
+def allowed_imports() -> dict[str, set[str]]:
+    """Of each folder, those that it may import, from the table of CONTRIBUTING.md."""
+    layout = (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("## Layout")[2].partition("\n## ")[0]
+    listed = {folder: set(re.findall(r"`(\w+)`", names)) for folder, names in TABLE_ROW.findall(layout)}
+    allowed = {folder: names | ({""} if folder in LOWEST else BASE) for folder, names in listed.items()}
+    return allowed | {"": {""}, "dvc": allowed["dvc"] | {"params"}}
+
+
+ALLOWED = allowed_imports()
 # MLflow runs it, with copies of the files that it imports; nothing else imports it.
 SERVED = PACKAGE / "serving/text_generator.py"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py")])
@@ -208,6 +201,11 @@ def test_imports_follow_the_allowed_directions(path: Path) -> None:
     reached = {unit(other) for other in own_files(path) if other.name != "__init__.py"} - {here}
     allowed = ALLOWED[here] | ({"model", "data"} if path == SERVED else set())
     assert reached <= allowed, f"{here or 'the base'} must not import {reached - allowed}"
+
+
+def test_the_table_of_the_layout_has_every_folder() -> None:
+    folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    assert set(ALLOWED) == folders | {"stages", ""}
 
 
 def test_the_plot_stage_draws_its_own_training_only() -> None:

@@ -87,13 +87,6 @@ def test_every_link_leads_to_a_file_and_a_heading(path: Path):
         assert not anchor or anchor in anchors_of(to), link
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_a_page_says_first_for_whom_it_is(path: Path):
-    title, first, *_ = text_of(path).split("\n\n")
-    assert re.fullmatch(r"# [^\n]+", title)
-    assert first.startswith("For a ")
-
-
 def test_every_page_is_in_the_sites_navigation_and_linked_from_the_readme():
     nav = text_of(ROOT / "mkdocs.yml").partition("\nnav:\n")[2]
     assert sorted(re.findall(r": ([\w-]+\.md)", nav)) == sorted(["index.md", *(path.name for path in PAGES)])
@@ -106,12 +99,12 @@ def test_every_picture_is_shown():
     assert [path.name for path in (ROOT / "docs/images").iterdir() if f"images/{path.name}" not in text] == []
 
 
-def test_every_command_has_an_example_and_its_exit_codes():
+def test_every_command_has_an_example_and_a_line_in_the_readme():
     """An example is at the start of a line: end_to_end/test_repro.py runs those."""
     text = "\n".join(text_of(path) for path in ALL)
     shown = {match[1] for match in re.finditer(r"^python -m reprogpt (\w+)", text, flags=re.MULTILINE)}
     section = text_of(ROOT / "README.md").split("\n## Commands\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| `(\w+)` \|.*\| 0.*\|$", section, flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| [a-z].*\|$", section, flags=re.MULTILINE)
     assert shown == set(rows) == {command.name for command in COMMANDS}
 
 

@@ -70,7 +70,7 @@ def test_records_for_another_store_are_counted_and_stay_until_it_is_the_present_
 ) -> None:
     training("sqlite:///other.db")
     assert sync() == 1
-    assert "1 records wait for sqlite:///other.db: set MLFLOW_TRACKING_URI to it" in capsys.readouterr().out
+    assert "not uploaded: 1 records are for the store sqlite:///other.db; set MLFLOW_T" in capsys.readouterr().out
     assert search_runs() == [] and num_waiting() == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert sync() == 0 and num_waiting() == 0

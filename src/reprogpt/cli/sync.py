@@ -12,13 +12,11 @@ def sync() -> int:
     """
     uploads = upload_abandoned(retry=True)
     print(f"{uploads.num_uploaded or 'no'} records uploaded to {store_name()}")
-    for store, count in uploads.other_stores.items():
-        print(f"{count} records wait for {store}: set MLFLOW_TRACKING_URI to it and run this again")
-    for failure in uploads.failures:
-        print(f"not uploaded: {failure}")
+    for reason in uploads.waiting:
+        print(f"not uploaded: {reason}")
     for what in uploads.set_aside:
         print(f"refused: {what}")
     rebuilt = rebuild_run()
     if rebuilt:
         print(rebuilt)
-    return 1 if uploads.other_stores or uploads.failures or uploads.set_aside else 0
+    return 1 if uploads.waiting or uploads.set_aside else 0

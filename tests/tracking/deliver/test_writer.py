@@ -291,3 +291,15 @@ def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
     assert "The last 203 records of this run are not in MLflow" in printed
     (waiting,) = abandoned_outboxes()
     assert len(waiting.pending()) == 203
+
+
+def test_a_stage_says_once_that_records_wait_for_another_store(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training_outbox("2" * 32, store="http://elsewhere").release()
+    monkeypatch.setattr(uploader, "UPLOAD_INTERVAL", 0.05)
+    with uploader.uploading(training_outbox()):
+        time.sleep(0.5)
+    assert capsys.readouterr().err.count("2 records are for the store http://elsewhere; set MLFLOW_TRACKING_URI") == 1
+    (waiting,) = abandoned_outboxes()
+    assert len(waiting.pending()) == 2 and len(runs(client)) == 1

@@ -138,6 +138,13 @@ class OutboxFile:
         fsync_folder(self.folder)
         return list(self._read(self.num_uploaded_bytes, self.num_bytes))
 
+    @property
+    def num_pending(self) -> int:
+        """The number of records not yet uploaded, without reading them."""
+        with self._path.open("rb") as file:
+            file.seek(self.num_uploaded_bytes)
+            return sum(1 for _ in file)
+
     def mark_uploaded(self, end: int) -> None:
         """Note that all records up to `end`, of Line, are uploaded.
 

@@ -25,16 +25,14 @@ MAX_RETRY_INTERVAL = 60.0  # seconds
 
 @dataclass(frozen=True)
 class AbandonedUploads:
-    """num_uploaded: records. other_stores: store -> number of records that wait for it.
+    """num_uploaded: records. set_aside: of each outbox with records that can't be uploaded, what and why.
 
-    set_aside: of each outbox with records that can't be uploaded, what and why. failures: of the outboxes that could
-    not be uploaded, why; they wait.
+    waiting: of each outbox that is not uploaded, why: the store failed, or its records are for another store.
     """
 
     num_uploaded: int
-    other_stores: dict[str, int]
     set_aside: list[str]
-    failures: list[str]
+    waiting: list[str]
 
 
 class Uploader:
@@ -64,7 +62,7 @@ class Uploader:
         self._outbox.release()
 
     def _report_rest(self) -> None:
-        num_left = len(self._outbox.pending())
+        num_left = self._outbox.num_pending
         if num_left:
             say_error(
                 f"\nThe last {num_left} records of this run are not in MLflow: {self._failure}\n"
@@ -74,7 +72,7 @@ class Uploader:
         if num_set_aside:
             say_error(
                 f"\n{num_set_aside} records of this run were refused and are kept in {self._outbox.folder}.\n"
-                "Once their cause is gone, upload them:  python -m reprogpt sync\n"
+                "Fix the cause, then upload them:  python -m reprogpt sync\n"
             )
 
     def _run(self) -> None:
@@ -101,7 +99,7 @@ class Uploader:
         """Upload once; report the first failure of a series, and its end."""
         try:
             self._outbox.flush()
-            self._report(_failures_of_others())
+            self._report(_why_others_wait())
             upload(self._outbox)
         except Exception as error:  # training must not stop, whatever a tracking server does
             message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
@@ -115,18 +113,18 @@ class Uploader:
         self._failure = None
         return True
 
-    def _report(self, failures: list[str]) -> None:
-        """Say once what keeps other runs' records waiting."""
-        for failure in failures:
-            if failure not in self._reported:
-                self._reported.add(failure)
-                say_error(f"\nrecords of an earlier run wait: {failure}")
+    def _report(self, reasons: list[str]) -> None:
+        """Say once why records of earlier runs wait."""
+        for reason in reasons:
+            if reason not in self._reported:
+                self._reported.add(reason)
+                say_error(f"\nrecords of an earlier run wait: {reason}")
 
 
-def _failures_of_others() -> list[str]:
+def _why_others_wait() -> list[str]:
     """Upload the outboxes of earlier processes; returns why some of them wait."""
     try:
-        return upload_abandoned().failures
+        return upload_abandoned().waiting
     except OSError as error:
         return [f"{error.filename or state_dir()}: {error.strerror or error}"]
 
@@ -138,25 +136,26 @@ def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
     Raises TrackingError if the store can't be opened.
     """
     num_uploaded = 0
-    other_stores: dict[str, int] = {}
     set_aside = []
-    failures = []
+    waiting = []
     for outbox in abandoned_outboxes():
         try:
             if outbox.first and not is_present_store(outbox.first.store):
-                store = outbox.first.store
-                other_stores[store] = other_stores.get(store, 0) + len(outbox.pending())
+                waiting.append(
+                    f"{outbox.num_pending} records are for the store {outbox.first.store}; "
+                    "set MLFLOW_TRACKING_URI to it and run `python -m reprogpt sync`"
+                )
             else:
                 num_uploaded += upload(outbox, retry=retry)
         except (TrackingError, RecordError) as error:
             open_store()  # if that fails, no outbox can be uploaded
-            failures.append(str(error))
+            waiting.append(str(error))
         finally:
             refused = outbox.set_aside()
             if refused:
                 set_aside.append(f"{len(refused)} records of {outbox.folder}, the first since: {refused[0][1]}")
             outbox.release()
-    return AbandonedUploads(num_uploaded, other_stores, set_aside, failures)
+    return AbandonedUploads(num_uploaded, set_aside, waiting)
 
 
 @contextmanager

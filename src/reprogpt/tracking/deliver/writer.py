@@ -18,19 +18,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Met
 from mlflow.exceptions import MlflowException
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
+from reprogpt import tags
 from reprogpt.errors import TrackingError
 from reprogpt.progress import say_error
-from reprogpt.tags import (
-    DATASET_CONTEXT,
-    ERROR,
-    EVALUATION_ID,
-    EXPERIMENT_NAME,
-    PARENT_RUN_ID,
-    RUN_KEY,
-    SOURCE_NAME,
-    TRAINING_ID,
-    WEIGHTS_SHA256,
-)
 from reprogpt.tracking.deliver.outbox import RECORDS, Line, OutboxFile
 from reprogpt.tracking.deliver.records import (
     Damaged,
@@ -296,9 +286,9 @@ def _end(client: MlflowClient, run: Run, record: End) -> None:
         if run.info.status == "FINISHED" and (record.status == "FINISHED" or has_results):
             return
     if record.error is not None:
-        client.set_tag(run_id, ERROR, record.error)
-    elif record.status == "FINISHED" and ERROR in run.data.tags:
-        client.delete_tag(run_id, ERROR)
+        client.set_tag(run_id, tags.ERROR, record.error)
+    elif record.status == "FINISHED" and tags.ERROR in run.data.tags:
+        client.delete_tag(run_id, tags.ERROR)
     client.set_terminated(run_id, record.status, end_time=end_time)
 
 
@@ -309,18 +299,18 @@ def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: Outbox
     of several, that of the present DVC experiment, else the newest; None if there is none.
     """
     if isinstance(first, TrainingRun):
-        query = f"tags.{TRAINING_ID} = '{first.tags[TRAINING_ID]}'"
+        query = f"tags.{tags.TRAINING_ID} = '{first.tags[tags.TRAINING_ID]}'"
         for run in client.search_runs([experiment_id], query):
             return str(run.info.run_id)
         outbox.mark_nothing_uploaded()  # what was uploaded to a run that was deleted since is missing here
         run = client.create_run(experiment_id, first.time, first.tags, first.name)
         return str(run.info.run_id)
-    query = f"tags.{RUN_KEY} = '{first.run_key}'"
+    query = f"tags.{tags.RUN_KEY} = '{first.run_key}'"
     runs = client.search_runs([experiment_id], query, order_by=["attributes.start_time DESC"])
     has_results = any(isinstance(record, Results) for record in outbox.records())
     trainings = [run for run in runs if not _is_child(run)]
     trainings = _that_made(trainings, first.made, has_results=has_results)
-    of_experiment = [run for run in trainings if run.data.tags.get(EXPERIMENT_NAME) == first.experiment]
+    of_experiment = [run for run in trainings if run.data.tags.get(tags.EXPERIMENT_NAME) == first.experiment]
     candidates = of_experiment or trainings
     return str(candidates[0].info.run_id) if candidates else None
 
@@ -332,7 +322,7 @@ def _that_made(runs: list[Run], made: Mapping[str, str], *, has_results: bool) -
     """
     for tag, digest in made.items():
         same = [run for run in runs if run.data.tags.get(tag) == digest]
-        if same or (has_results and tag == WEIGHTS_SHA256):
+        if same or (has_results and tag == tags.WEIGHTS_SHA256):
             return same
     return [] if made else runs
 
@@ -360,12 +350,12 @@ def _find_or_create_child(
     """The child run for these results, created if it does not exist; named after its DVC experiment, if any."""
     origin = json.dumps([sampling, record.tags], sort_keys=True)
     digest = hashlib.sha256(origin.encode()).hexdigest()[:32]
-    query = f"tags.`{PARENT_RUN_ID}` = '{parent.info.run_id}' and tags.{EVALUATION_ID} = '{digest}'"
+    query = f"tags.`{tags.PARENT_RUN_ID}` = '{parent.info.run_id}' and tags.{tags.EVALUATION_ID} = '{digest}'"
     for child in client.search_runs([parent.info.experiment_id], query):
         return str(child.info.run_id)
-    tags = {PARENT_RUN_ID: parent.info.run_id, EVALUATION_ID: digest, SOURCE_NAME: "stages.evaluate"}
-    name = record.tags.get(EXPERIMENT_NAME, f"{parent.info.run_name}-evaluate")
-    child = client.create_run(parent.info.experiment_id, record.time, {**record.tags, **tags}, name)
+    own = {tags.PARENT_RUN_ID: parent.info.run_id, tags.EVALUATION_ID: digest, tags.SOURCE_NAME: "stages.evaluate"}
+    name = record.tags.get(tags.EXPERIMENT_NAME, f"{parent.info.run_name}-evaluate")
+    child = client.create_run(parent.info.experiment_id, record.time, {**record.tags, **own}, name)
     client.log_batch(child.info.run_id, params=_params(sampling))
     return str(child.info.run_id)
 
@@ -390,13 +380,13 @@ def _upload_file(client: MlflowClient, run_id: str, outbox: OutboxFile, record: 
 
 
 def _is_child(run: Run) -> bool:
-    return PARENT_RUN_ID in run.data.tags
+    return tags.PARENT_RUN_ID in run.data.tags
 
 
 def _dataset(file: TokenFile) -> DatasetInput:
     source = json.dumps({"uri": file.path})
     dataset = Dataset(name=file.name, digest=file.digest, source_type="local", source=source)
-    return DatasetInput(dataset, [InputTag(DATASET_CONTEXT, file.context)])
+    return DatasetInput(dataset, [InputTag(tags.DATASET_CONTEXT, file.context)])
 
 
 def _params(values: Mapping[str, Any]) -> list[Param]:

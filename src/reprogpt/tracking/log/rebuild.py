@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from reprogpt import tags
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.dvc.lock import is_up_to_date
 from reprogpt.dvc.pipeline import run_key
@@ -14,7 +15,6 @@ from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import HISTORY, TRAIN_SUMMARY
 from reprogpt.step_record import StepRecord
-from reprogpt.tags import REBUILT_FROM, RUN_KEY, STEPS_PER_EPOCH, TOTAL_STEPS, WARMUP_STEPS, md5_tag
 from reprogpt.tracking.deliver.outbox import OutboxFile
 from reprogpt.tracking.deliver.records import End, Points
 from reprogpt.tracking.deliver.writer import lacking_points, upload
@@ -24,7 +24,7 @@ from reprogpt.tracking.store.client import find_runs, open_store
 from reprogpt.tracking.store.errors import store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
-_PLAN = (STEPS_PER_EPOCH, TOTAL_STEPS, WARMUP_STEPS)  # keys of train.json, tags of a run
+_PLAN = (tags.STEPS_PER_EPOCH, tags.TOTAL_STEPS, tags.WARMUP_STEPS)  # keys of train.json, tags of a run
 
 
 def rebuild_run() -> str | None:
@@ -39,7 +39,7 @@ def rebuild_run() -> str | None:
     if not HISTORY.exists() or not is_up_to_date("train"):
         return None
     key = run_key()
-    runs = find_runs({RUN_KEY: key, md5_tag(HISTORY): dvc_md5(HISTORY)})
+    runs = find_runs({tags.RUN_KEY: key, tags.md5_tag(HISTORY): dvc_md5(HISTORY)})
     if not runs:
         return _rebuild_whole(key)
     active = [run for run in runs if not run.is_deleted]
@@ -51,8 +51,8 @@ def rebuild_run() -> str | None:
 def _rebuild_whole(key: str) -> str:
     facts = json.loads(TRAIN_SUMMARY.read_text("utf-8"))
     params = load_params(TrainParams).model_dump()
-    tags = {REBUILT_FROM: str(HISTORY)} | {name: str(facts[name]) for name in _PLAN}
-    outbox = open_training_outbox(RunIdentity(key, uuid.uuid4().hex, None), params, tags)
+    more_tags = {tags.REBUILT_FROM: str(HISTORY)} | {name: str(facts[name]) for name in _PLAN}
+    outbox = open_training_outbox(RunIdentity(key, uuid.uuid4().hex, None), params, more_tags)
     run_logger = RunLogger(outbox)
     run_logger.resume(_history())
     (kept_step,) = facts["kept_step"]

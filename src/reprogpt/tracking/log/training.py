@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from reprogpt import tags
 from reprogpt.dvc.code_patch import MAX_PATCH_BYTES, code_patch
 from reprogpt.dvc.digest import cached_md5, dvc_md5
 from reprogpt.dvc.lock import is_up_to_date
@@ -22,22 +23,6 @@ from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, TRAIN_TOKENS, V
 from reprogpt.progress import TrainingProgress
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
-from reprogpt.tags import (
-    BEST_VAL_LOSS,
-    DESCRIPTION,
-    EXPERIMENT_NAME,
-    RUN_KEY,
-    SOURCE_NAME,
-    SOURCE_TYPE,
-    TOKENS_PER_SECOND,
-    TOKENS_SEEN,
-    TOTAL_STEPS,
-    TRAINING_ID,
-    WEIGHTS_SHA256,
-    WEIGHTS_STEP,
-    md5_tag,
-    token_count_tag,
-)
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import File, Model, ModelFile, Points, Start, Tags, TokenFile, TrainingRun
 from reprogpt.tracking.deliver.uploader import uploading
@@ -66,10 +51,10 @@ class RunIdentity:
     def tags(self) -> dict[str, str]:
         """The tags by which the run is found."""
         return {
-            RUN_KEY: self.run_key,
-            TRAINING_ID: self.training_id,
-            SOURCE_NAME: "stages.train",
-            SOURCE_TYPE: "LOCAL",
+            tags.RUN_KEY: self.run_key,
+            tags.TRAINING_ID: self.training_id,
+            tags.SOURCE_NAME: "stages.train",
+            tags.SOURCE_TYPE: "LOCAL",
         }
 
 
@@ -108,7 +93,7 @@ class RunLogger:
         if self._progress:
             self._progress.step(record, is_latest=is_latest)
             if record.val_loss is not None and self._progress.tokens_per_second is not None:
-                measured[TOKENS_PER_SECOND] = self._progress.tokens_per_second
+                measured[tags.TOKENS_PER_SECOND] = self._progress.tokens_per_second
         if record.val_loss is not None:
             measured |= self._system_metrics.sample()
         sample = self._add(record, measured)
@@ -144,8 +129,8 @@ class RunLogger:
                 self._outbox.append(File(kept=self._outbox.keep_file(path), folder="samples"))
         with self._outbox.note_losses("the model"):
             record_model(self._outbox)
-        digests = {md5_tag(out): dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
-        weights = {WEIGHTS_SHA256: file_digest(MODEL / "model.safetensors"), WEIGHTS_STEP: str(kept_step)}
+        digests = {tags.md5_tag(out): dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
+        weights = {tags.WEIGHTS_SHA256: file_digest(MODEL / "model.safetensors"), tags.WEIGHTS_STEP: str(kept_step)}
         self._outbox.append(Tags(values=digests | weights))
         # If the outs have the same bits as before, DVC skips the later stages: their present results are this run's.
         if is_up_to_date("evaluate"):
@@ -171,7 +156,7 @@ def start_run(
     if "path" in source:
         _warn_of_fallback(source["path"])
     outbox = open_training_outbox(identity, params, dict(environment) | {key: str(n) for key, n in size.items()})
-    progress = TrainingProgress(size[TOTAL_STEPS])  # after what is printed above: the bar is shown at once
+    progress = TrainingProgress(size[tags.TOTAL_STEPS])  # after what is printed above: the bar is shown at once
     try:
         with uploading(outbox):
             yield RunLogger(outbox, progress, decode_sample)
@@ -196,8 +181,8 @@ def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
     values = asdict(record)
     if record.val_loss is None:
         return {name: values[name] for name in STEP_METRICS}
-    metrics = {name: values[name] for name in (*STEP_METRICS, *EVAL_METRICS, TOKENS_SEEN)}
-    return metrics | {BEST_VAL_LOSS: best_val_loss}
+    metrics = {name: values[name] for name in (*STEP_METRICS, *EVAL_METRICS, tags.TOKENS_SEEN)}
+    return metrics | {tags.BEST_VAL_LOSS: best_val_loss}
 
 
 def record_model(outbox: OutboxFile) -> None:
@@ -224,25 +209,16 @@ def open_training_outbox(identity: RunIdentity, params: Mapping[str, Any], more_
     """
     source = read_source()
     experiment = experiment_tags()
-    name = experiment.get(EXPERIMENT_NAME, f"repro-{identity.run_key[:8]}")
+    name = experiment.get(tags.EXPERIMENT_NAME, f"repro-{identity.run_key[:8]}")
     outbox = open_outbox(identity.training_id)
     if outbox.first is None:
-        tags = (
-            git_tags()
-            | user_tags()
-            | code_tags()
-            | experiment
-            | corpus_tags(source)
-            | dict(more_tags)
-            | _token_tags()
-            | identity.tags
-            | {DESCRIPTION: _description(_corpus_name(source), more_tags[TOTAL_STEPS])}
-        )
+        provenance = git_tags() | user_tags() | code_tags() | experiment | corpus_tags(source) | _token_tags()
+        description = {tags.DESCRIPTION: _description(_corpus_name(source), more_tags[tags.TOTAL_STEPS])}
         folder = identity.run_dir
         outbox.append(
             TrainingRun(
                 name=name,
-                tags=tags,
+                tags=provenance | description | dict(more_tags) | identity.tags,
                 params=dict(params),
                 datasets=_token_files(_corpus_name(source)),
                 store=recorded_store(),
@@ -271,8 +247,8 @@ def _corpus_name(source: Mapping[str, Any]) -> str:
 
 def _token_tags() -> dict[str, str]:
     """Tags: digests of the text and of both token files, named like those of train's outs, and numbers of tokens."""
-    digests = {md5_tag(path): cached_md5(path) for path in (RAW_TEXT, *TOKEN_FILES.values()) if path.exists()}
-    counts = {token_count_tag(name): str(len(np.load(path, mmap_mode="r"))) for name, path in TOKEN_FILES.items()}
+    digests = {tags.md5_tag(path): cached_md5(path) for path in (RAW_TEXT, *TOKEN_FILES.values()) if path.exists()}
+    counts = {tags.token_count_tag(name): str(len(np.load(path, mmap_mode="r"))) for name, path in TOKEN_FILES.items()}
     return digests | counts
 
 

@@ -27,7 +27,7 @@ from reprogpt.tracking.store.uri import experiment_name, sqlite_file, sqlite_uri
 
 mlflow_database.MAX_RETRY_COUNT = 1  # of opening a database: ten attempts take 102 s, within one upload
 
-_SQLITE_MAGIC = b"SQLite format 3\0"  # a file's first bytes; an empty file is a new database
+_SQLITE_MAGIC = b"SQLite format 3\0"  # a file's first bytes
 
 
 def open_store() -> tuple[MlflowClient, str]:
@@ -74,18 +74,14 @@ def _creation_lock() -> Iterator[None]:
         lock.release()
 
 
-def is_sqlite(path: Path) -> bool:
-    """Whether a file begins as SQLite's do. Raises OSError if it can't be read."""
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
-
-
 def _require_database(path: Path) -> None:
-    """Raise OSError if the file can't be read, or is none of SQLite: SQLite's own words don't say why.
+    """Raise OSError if the file can't be read, TrackingError if it is no SQLite database: SQLite's messages don't say.
 
-    Read-only files pass: runs can be read from them.
+    An empty file is a new database. A read-only file passes: runs can be read from it.
     """
-    if path.stat().st_size and not is_sqlite(path):
+    with path.open("rb") as file:
+        magic = file.read(len(_SQLITE_MAGIC))
+    if magic not in (b"", _SQLITE_MAGIC):
         raise TrackingError(
             f"the MLflow store {store_name()} can't be used: {path} is not a SQLite database{REPLACED_ADVICE}"
         )
@@ -106,25 +102,18 @@ def _move_credentials_to_env() -> None:
 def _experiment(client: MlflowClient) -> str:
     """The experiment's id: MLFLOW_EXPERIMENT_ID, else that of experiment_name(), created if it does not exist."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    return _active_id(client.get_experiment(chosen)) if chosen else ensure_experiment(client, experiment_name())
-
-
-def ensure_experiment(client: MlflowClient, name: str) -> str:
-    """The id of the experiment with this name, created if it does not exist; call within store_errors.
-
-    Raises TrackingError if it was deleted.
-    """
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        path = sqlite_file()
-        # MLflow would resolve the default against the current folder and store that path.
-        location = artifact_folder(path).as_uri() if path else None
-        return str(client.create_experiment(name, artifact_location=location))
-    return _active_id(experiment)
+    name = experiment_name()
+    experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(name)
+    if experiment is not None:
+        return _active_id(experiment)
+    path = sqlite_file()
+    # MLflow would resolve the default against the current folder and store that path.
+    location = artifact_folder(path).as_uri() if path else None
+    return str(client.create_experiment(name, artifact_location=location))
 
 
 def _active_id(experiment: Experiment) -> str:
-    """Its id. Raises TrackingError if it was deleted, or is none: some gateways answer every request with {}."""
+    """Its id. Raises TrackingError if it was deleted, or has no id: some gateways answer every request with {}."""
     experiment_id = str(experiment.experiment_id)
     if not experiment_id:
         raise TrackingError(

@@ -104,7 +104,7 @@ def _signature(params: Mapping[str, Any]) -> ModelSignature:
         ParamSpec("from_start", "boolean", False),
     ]
     # To a column of strings MLflow's server converts what it is sent: null becomes the text "None", 1 becomes "1".
-    # text_generator.py refuses what is no text.
+    # text_generator.py refuses what is not text.
     prompt = Schema([ColSpec(AnyType(), "prompt")])
     text = Schema([ColSpec("string", "text")])
     return ModelSignature(prompt, text, ParamSchema(defaults))

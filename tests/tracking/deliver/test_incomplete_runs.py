@@ -227,7 +227,7 @@ def test_a_store_that_keeps_no_points_is_named_and_its_run_is_not_finished(
     with monkeypatch.context() as patch:
         lose_points(patch, 1000)
         assert sync() == 1
-    assert "does not keep what it takes: run" in (printed := capsys.readouterr().out)
+    assert "does not keep what it accepts: run" in (printed := capsys.readouterr().out)
     assert "lacks points of 6 of 6 steps, the first at step 0: loss, lr" in printed
     assert runs(client)["a"].info.status == "RUNNING"
     assert sync() == 0

@@ -65,11 +65,11 @@ def test_two_clones_with_the_same_inputs_and_other_bits(client: MlflowClient, b_
     files_of("a")
     evaluate()
     plot()
-    found = runs(client)
-    assert found["a"].data.metrics == {"final_val_loss": 1.0} and found["b"].data.metrics == {}
-    assert found["b"].info.status == ("FINISHED" if b_is_finished else "RUNNING")
+    by_name = runs(client)
+    assert by_name["a"].data.metrics == {"final_val_loss": 1.0} and by_name["b"].data.metrics == {}
+    assert by_name["b"].info.status == ("FINISHED" if b_is_finished else "RUNNING")
     for name, folders in (("a", ["plots", "samples"]), ("b", [])):
-        assert [item.path for item in client.list_artifacts(found[name].info.run_id)] == folders
+        assert [item.path for item in client.list_artifacts(by_name[name].info.run_id)] == folders
 
 
 def test_of_trainings_with_the_same_bits_the_newest_has_the_results(client: MlflowClient) -> None:

@@ -72,8 +72,8 @@ def assert_at_home(folder: Path, database: str = "mlflow.db") -> None:
     assert register_model(first.id, "gpt") is not None
     second = log_training("second")
     client = MlflowClient(f"sqlite:///{folder / database}")
-    found = uris(client)
-    assert len(found) >= 6 and all(uri.startswith(present) for uri in found), found
+    recorded = uris(client)
+    assert len(recorded) >= 6 and all(uri.startswith(present) for uri in recorded), recorded
     assert [file.path for file in client.list_artifacts(second)] == ["params.yaml"]
     (version,) = client.search_model_versions()
     assert Path(download_artifacts(version.source)).joinpath("MLmodel").exists()

@@ -74,7 +74,7 @@ def test_a_uri_that_names_no_store_is_answered_with_those_that_do(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is no address of a store.*sqlite:///FILE"):
+    with pytest.raises(SettingsError, match=r"MLFLOW_TRACKING_URI is not the address of a store.*sqlite:///FILE"):
         open_store()
     assert [path.name for path in tmp_path.iterdir() if path.name != ".reprogpt"] == []
 

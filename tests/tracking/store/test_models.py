@@ -162,8 +162,8 @@ def test_a_training_that_ends_again_in_its_run_changes_nothing(client: MlflowCli
 def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, root: Path) -> None:
     for training_id in ("1" * 32, "2" * 32):
         upload(ended_training(training_id))
-    found = models(client)
-    assert len({str(model.source_run_id) for model in found}) == len(found) == 2
+    logged = models(client)
+    assert len({str(model.source_run_id) for model in logged}) == len(logged) == 2
 
 
 def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_model_is_registered_once_under_a_name(client: MlflowClient, root: Pat
     assert register_model(str(model.source_run_id), "gpt") == RegisteredModel("gpt", 1, new=False)
     assert register_model(str(model.source_run_id), "other") == RegisteredModel("other", 1, new=True)
     upload(ended_training("2" * 32))
-    second = next(found for found in models(client) if found.model_id != model.model_id)
+    second = next(other for other in models(client) if other.model_id != model.model_id)
     assert register_model(str(second.source_run_id), "gpt") == RegisteredModel("gpt", 2, new=True)
     assert len(client.search_model_versions("name = 'gpt'")) == 2
     listed = client.get_logged_model(model.model_id).tags["mlflow.modelVersions"]

@@ -125,7 +125,7 @@ class OutboxFile:
 
     @property
     def num_uploaded_bytes(self) -> int:
-        """The end of the last record that was uploaded or set aside; 0 if that is not known to be the end of a line."""
+        """The end of the last record that was uploaded or set aside; 0 if the file's mark is not the end of a line."""
         try:
             position = int((self.folder / _DELIVERED).read_text())
         except (OSError, ValueError):
@@ -146,7 +146,7 @@ class OutboxFile:
             return sum(1 for _ in file)
 
     def mark_uploaded(self, end: int) -> None:
-        """Note that all records up to `end`, of Line, are uploaded.
+        """Note that all records up to a line's `end` are uploaded.
 
         The model's files, which are large, are no longer needed then. Others are kept until the outbox is removed: a
         run that is deleted meanwhile is made again from them.
@@ -204,7 +204,7 @@ class OutboxFile:
             return file.read(1) == b"\n"
 
     def _read(self, start: int, stop: int) -> Iterator[Line]:
-        """The records between two positions in bytes, a line at a time: reading the first must not read 100,000."""
+        """The records between two positions in bytes, read one by one: the first must not cost as much as 100,000."""
         with self._path.open("rb") as file:
             end = file.seek(start)
             while end < stop:
@@ -217,7 +217,7 @@ class OutboxFile:
 def open_outbox(name: str | None = None) -> OutboxFile:
     """Open the outbox of that name, created if it does not exist; a new one if name is None.
 
-    Waits while another process has it locked. One that no longer says which run it is for is moved out of the way.
+    Waits while another process has it locked. One whose first record is damaged is moved out of the way.
     Where the outbox's folder can't be written, a new one in the temporary folder takes its place.
     """
     folder = _folder() / (name or uuid.uuid4().hex)

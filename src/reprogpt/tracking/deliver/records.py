@@ -164,7 +164,7 @@ def to_line(record: Record) -> bytes:
 
 
 def from_line(line: bytes) -> Record | Damaged:
-    """The record of a line; Damaged if it is none, or of a kind that this version does not know."""
+    """The record in a line; Damaged if there is none, or if this version does not know its kind."""
     try:
         values = json.loads(line)
         record = _READER.validate_python(values)

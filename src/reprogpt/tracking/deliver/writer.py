@@ -45,7 +45,7 @@ from reprogpt.tracking.store.uri import is_present_store, store_name
 from reprogpt.urls import redact
 
 MAX_METRICS = 1000  # MLflow's limit for one batch
-MAX_STARTS = 3  # times that a run is uploaded from its first record, before the store is not trusted
+MAX_STARTS = 3  # times that a run is uploaded from its first record before we give up
 # Answers that no retry changes: MLflow's error codes, and HTTP statuses of a proxy before it. 401, 403, 404 and 405 are
 # about the whole server, 408, 425 and 429 about the moment.
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
@@ -53,7 +53,7 @@ PERMANENT_STATUSES = (400, 406, 409, 410, 411, 412, 413, 414, 415, 422, 431, 451
 
 
 class _IncompleteError(Exception):
-    """The store lacks what it took: it has to be uploaded again from the first record."""
+    """The store lacks what it accepted: it has to be uploaded again from the first record."""
 
 
 def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
@@ -81,7 +81,7 @@ def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
         except _IncompleteError as error:
             reason = str(error)
             outbox.mark_nothing_uploaded()
-    raise TrackingError(f"the MLflow store {store_name()} does not keep what it takes: {reason}")
+    raise TrackingError(f"the MLflow store {store_name()} does not keep what it accepts: {reason}")
 
 
 def _upload_to_run(outbox: OutboxFile, first: FirstRecord, *, retry: bool) -> int:
@@ -167,7 +167,7 @@ def _write_batch(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: l
 
 
 def _refusal(error: MlflowException | OSError) -> str | None:
-    """Why the store will never take the record; None if it may take it later, or takes nothing at all."""
+    """Why the store will never accept the record; None if it may accept it later, or accepts nothing at all."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = re.search(r"failed with error code (\d+) !=", str(error))
     status = int(message[1]) if message else status
@@ -222,7 +222,7 @@ def _finalize_model(client: MlflowClient, run_id: str, outbox: OutboxFile, recor
 def _end_if_complete(client: MlflowClient, run_id: str, outbox: OutboxFile, record: End, missing: list[str]) -> None:
     """End the run as its stage ended; one that lacks records ends FAILED, and RecordError is raised.
 
-    missing: why records were set aside. Raises _IncompleteError if the store lacks records that it took.
+    missing: why records were set aside. Raises _IncompleteError if the store lacks records that it accepted.
     """
     run = client.get_run(run_id)
     if record.status == "FINISHED" and missing:
@@ -293,7 +293,7 @@ def _end(client: MlflowClient, run: Run, record: End) -> None:
 
 
 def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: OutboxFile, first: FirstRecord) -> str | None:
-    """The id of the run that an outbox is for, by its first record.
+    """The id of the run that the first record names.
 
     For a training: its run, created if it does not exist. For results: a run of the training that made the weights;
     of several, that of the present DVC experiment, else the newest; None if there is none.

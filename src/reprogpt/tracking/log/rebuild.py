@@ -1,4 +1,4 @@
-"""Rebuilds what MLflow has lost of the training that made data/model, from the files beside it."""
+"""Rebuilds what MLflow has lost of the training that made data/model, from the files under data/."""
 
 import csv
 import json

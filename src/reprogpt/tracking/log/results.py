@@ -1,4 +1,4 @@
-"""Adds the results of evaluate and plot to the MLflow run of the training that they belong to."""
+"""Adds the results of evaluate and plot to the MLflow run of their training."""
 
 import json
 import os
@@ -41,14 +41,14 @@ def open_results_outbox(run_key: str) -> OutboxFile:
 
 
 def _made_by_train() -> dict[str, str]:
-    """Tags of the run of the training that made the present files, as RunLogger.finish sets them."""
+    """Tags by which the run that made the present files is recognized; RunLogger.finish sets them."""
     weights = MODEL / "model.safetensors"
     tags = {WEIGHTS_SHA256: file_digest(weights)} if weights.exists() else {}
     return tags | ({md5_tag(HISTORY): dvc_md5(HISTORY)} if HISTORY.exists() else {})
 
 
 def record_evaluation(outbox: OutboxFile, params: Mapping[str, Any], step: int) -> None:
-    """Queue what evaluate wrote with these parameters, as of the training's last 0-based step."""
+    """Queue what evaluate wrote with these parameters. step: the training's last, 0-based."""
     values = json.loads(EVAL_RESULTS.read_text(encoding="utf-8"))
     sampling = dict(params)
     tags = git_tags() | experiment_tags()

@@ -49,7 +49,7 @@ class RunIdentity:
 
     @property
     def tags(self) -> dict[str, str]:
-        """The tags by which the run is found."""
+        """The tags that identify the run."""
         return {
             tags.RUN_KEY: self.run_key,
             tags.TRAINING_ID: self.training_id,
@@ -173,10 +173,10 @@ def _warn_of_fallback(path: str) -> None:
 
 
 def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
-    """What MLflow gets of a step, by metric.
+    """The metrics of a step that MLflow records.
 
-    best_val_loss: the lowest val_loss up to this step. It is a metric of every evaluated step, not of the last one:
-    MLflow's last value is then right of a run that fails, too.
+    best_val_loss: the lowest val_loss up to this step. It is logged at every evaluated step, so that MLflow's last value
+    is also right for a run that fails.
     """
     values = asdict(record)
     if record.val_loss is None:
@@ -186,7 +186,7 @@ def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
 
 
 def record_model(outbox: OutboxFile) -> None:
-    """Queue the training's MLflow model: data/model, which must be in place, and the files with which it is served."""
+    """Queue the training's MLflow model: data/model, which must be in place, and the files that serve it."""
     folder = outbox.folder / "model"
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed here
     first = outbox.first
@@ -272,7 +272,7 @@ def _queue_source_files(outbox: OutboxFile) -> None:
 
 
 def _queue_patch(outbox: OutboxFile) -> None:
-    """Queue what the stages' code has changed since the commit, and say so."""
+    """Queue the changes of the stages' code since the commit, and say so."""
     patch = code_patch()
     if patch is None and git_tags():
         print(f"{PATCH} is not recorded: git could not compare the code with the commit", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A client of the MLflow store: opening it, and reading runs from it."""
+"""Opens the MLflow store and reads runs from it."""
 
 import logging
 import os
@@ -53,16 +53,16 @@ def open_store() -> tuple[MlflowClient, str]:
 def _quiet_libraries() -> None:
     for noisy in ("alembic", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # They log each error, the first with its traceback and statement; the exception has what a person needs.
+    # They log each error with traceback and statement; the exception says what is needed.
     for noisy in ("mlflow.store.db.utils", "mlflow.utils.databricks_utils"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def _creation_lock() -> Iterator[None]:
-    """Two processes that create the tables of the same new SQLite file make each other crash.
+    """Two processes that create the tables of one new SQLite file would make each other crash.
 
-    Where no lock can be made, as on a disk that is read-only, the store is used without.
+    Where no lock file can be made, as on a read-only disk, the store is used without one.
     """
     lock = FileLock(state_dir() / "store.lock")
     with suppress(OSError):

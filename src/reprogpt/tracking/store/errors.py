@@ -1,4 +1,4 @@
-"""Errors of the MLflow store as messages for a person: what is wrong, and what to do."""
+"""Turns errors of the MLflow store into messages: what is wrong, and what to do."""
 
 import re
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ _VERSION_ADVICE = (
 
 
 class RecordError(PipelineError):
-    """A record can't be uploaded as it is, whenever it is tried: it is damaged, or the store refuses it."""
+    """A record can't be uploaded, and retrying won't help: it is damaged, or the store refuses it."""
 
 
 class SettingsError(TrackingError):
-    """The store can't be used before a person changes something here: retrying won't help."""
+    """The store can't be used with the present settings: retrying won't help."""
 
 
 class AuthenticationError(SettingsError):
@@ -43,7 +43,7 @@ class AuthenticationError(SettingsError):
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn errors of the store into a TrackingError with a message for a person."""
+    """Turn errors of the store into a TrackingError that says what is wrong and what to do."""
     try:
         yield
     # requests' errors and a full disk are OSErrors; a database's driver may not be installed.
@@ -77,7 +77,7 @@ def _uri_advice(error: Exception) -> str | None:
     is_in_memory = store_uri().startswith("sqlite") and sqlite_file() is None
     if is_in_memory or "unsupported URI" in text or "maintenance mode" in text or isinstance(error, ArgumentError):
         return (
-            "MLFLOW_TRACKING_URI is no address of a store. It is http:// or https:// and a server, or sqlite:///FILE,\n"
+            "MLFLOW_TRACKING_URI is not the address of a store. It is http:// or https:// and a server, or sqlite:///FILE,\n"
             "or a database's (postgresql://, mysql://, mssql://); without the variable, the store is mlflow.db here"
         )
     return None

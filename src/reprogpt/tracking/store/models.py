@@ -1,7 +1,7 @@
-"""A run's MLflow LoggedModel: uploaded, downloaded, registered.
+"""Uploads, downloads and registers a run's MLflow LoggedModel.
 
-A run has one model, found by its source run, however often an upload is interrupted. It is PENDING until all its
-files are uploaded, then READY and no longer written to.
+A run has one model, however often its upload is interrupted: it is looked up by its source run. It is PENDING until all
+its files are uploaded, then READY and no longer written to.
 """
 
 import json

@@ -25,5 +25,5 @@ class TrackedRun:
 
     @property
     def is_running(self) -> bool:
-        """Whether MLflow has not heard of its end."""
+        """Whether MLflow has no end of it on record."""
         return self.status in ("RUNNING", "SCHEDULED")

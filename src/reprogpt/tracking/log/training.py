@@ -175,8 +175,8 @@ def _warn_of_fallback(path: str) -> None:
 def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
     """The metrics of a step that MLflow records.
 
-    best_val_loss: the lowest val_loss up to this step. It is logged at every evaluated step, so that MLflow's last value
-    is also right for a run that fails.
+    best_val_loss: the lowest val_loss up to this step. It is logged at every evaluated step, so that MLflow's last
+    value is also right for a run that fails.
     """
     values = asdict(record)
     if record.val_loss is None:

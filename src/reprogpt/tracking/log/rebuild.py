@@ -20,7 +20,7 @@ from reprogpt.tracking.deliver.records import End, Points
 from reprogpt.tracking.deliver.writer import lacking_points, upload
 from reprogpt.tracking.log.results import open_results_outbox
 from reprogpt.tracking.log.training import RunIdentity, RunLogger, open_training_outbox, step_metrics
-from reprogpt.tracking.store.client import find_runs, open_store
+from reprogpt.tracking.store.client import open_store, search_runs
 from reprogpt.tracking.store.errors import store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
@@ -39,7 +39,7 @@ def rebuild_run() -> str | None:
     if not HISTORY.exists() or not is_up_to_date("train"):
         return None
     key = run_key()
-    runs = find_runs({tags.RUN_KEY: key, tags.md5_tag(HISTORY): dvc_md5(HISTORY)})
+    runs = search_runs({tags.RUN_KEY: key, tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
     if not runs:
         return _rebuild_whole(key)
     active = [run for run in runs if not run.is_deleted]

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -133,31 +134,24 @@ def _active_id(experiment: Experiment) -> str:
     return experiment_id
 
 
-def search_runs() -> list[TrackedRun]:
-    """Every run of the experiment, newest first; [] if there is no store, which is not created."""
+def search_runs(tags: Mapping[str, str] | None = None, *, with_deleted: bool = False) -> list[TrackedRun]:
+    """The experiment's runs, or those with these tags, newest first; [] if there is no store, which is not created."""
     path = sqlite_file()
     if path and not path.exists():
         return []
     client, experiment_id = open_store()
+    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in (tags or {}).items())
+    view = ViewType.ALL if with_deleted else ViewType.ACTIVE_ONLY
+    search = partial(client.search_runs, [experiment_id], query, view, order_by=["attributes.start_time DESC"])
     runs: list[Run] = []
     token: str | None = None
     with store_errors():
         while True:
-            page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
+            page = search(page_token=token)
             runs += page
             token = page.token
             if not token:
                 return [to_tracked_run(run) for run in runs]
-
-
-def find_runs(tags: Mapping[str, str]) -> list[TrackedRun]:
-    """The runs of the experiment with these tags, deleted ones too, newest first."""
-    client, experiment_id = open_store()
-    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-    newest = ["attributes.start_time DESC"]
-    with store_errors():
-        runs = client.search_runs([experiment_id], query, run_view_type=ViewType.ALL, order_by=newest)
-        return [to_tracked_run(run) for run in runs]
 
 
 def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:

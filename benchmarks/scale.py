@@ -23,6 +23,7 @@ from reprogpt.dvc.digest import dvc_md5
 from reprogpt.files import file_digest
 from reprogpt.params.loader import read_mapping
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import Points, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import metric_histories, open_store, search_runs
 from reprogpt.tracking.store.uri import store_name
@@ -75,10 +76,10 @@ def measure_runs(num_runs: int) -> dict[str, float]:
 def _upload_run(number: int, params: dict[str, object]) -> None:
     box = open_outbox(f"{number:032d}")
     tags = {"training_id": f"{number}", "run_key": f"{number:032d}"} | {f"tag{index}": "x" * 40 for index in range(30)}
-    box.append("training", name=f"run-{number}", tags=tags, params=params, datasets=[], store=store_name())
+    box.append(TrainingRun(name=f"run-{number}", tags=tags, params=params, datasets=[], store=store_name()))
     for step in range(STEPS):
         evaluated = {"train_loss": 1.0, "val_loss": 1.0, "tokens_seen": 1.0} if step % EVAL_FREQ == 0 else {}
-        box.append("metrics", step=step, values=VALUES | evaluated)
+        box.append(Points(step=step, values=VALUES | evaluated))
     upload(box)
     box.release()
 

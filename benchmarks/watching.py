@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.records import Points, TrainingRun
 from reprogpt.tracking.deliver.uploader import UPLOAD_INTERVAL, uploading
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.system_metrics import SystemMetrics
@@ -48,9 +49,9 @@ def _measure(store: str, step_seconds: float, seconds: float, many: int) -> list
     for earlier in (0, many):
         outbox = open_outbox(f"{earlier:032d}")
         tags = {"training_id": "0", "run_key": str(earlier)}
-        outbox.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+        outbox.append(TrainingRun(name="n", tags=tags, params={}, datasets=[], store=store_name()))
         for step in range(earlier):
-            outbox.append("metrics", step=step, values=_values(step))
+            outbox.append(Points(step=step, values=_values(step)))
         upload(outbox)
         rows.append({"store": store, "earlier": earlier, **_pace(outbox, earlier, step_seconds, seconds)})
     return rows
@@ -65,7 +66,7 @@ def _pace(outbox: OutboxFile, first: int, step_seconds: float, seconds: float) -
         for step in range(first, first + num_steps):
             started = time.perf_counter()
             measured = system_metrics.sample() if step % EVAL_FREQ == 0 else {}
-            outbox.append("metrics", step=step, values=_values(step) | measured)
+            outbox.append(Points(step=step, values=_values(step) | measured))
             waited += time.perf_counter() - started
             time.sleep(step_seconds)
         time.sleep(UPLOAD_INTERVAL + 1)  # the last steps are uploaded, too, before the clock is read

@@ -14,8 +14,7 @@ from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import EVALUATIONS, HISTORY, MODEL, TRAIN_SUMMARY, TRAIN_TOKENS, VAL_TOKENS
 from reprogpt.tracking.log.environment import environment_tags, resume_tags
-from reprogpt.tracking.log.run_logger import start_run
-from reprogpt.tracking.log.training import RunIdentity
+from reprogpt.tracking.log.training import RunIdentity, start_run
 from reprogpt.training.build import build_training
 from reprogpt.training.history import summary, write_history
 from reprogpt.training.resume import CheckpointedTraining, run_worker

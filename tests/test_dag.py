@@ -35,6 +35,8 @@ def allowed_imports() -> dict[str, set[str]]:
 
 
 ALLOWED = allowed_imports()
+# The same inside tracking/: what is recorded, how it reaches MLflow, the MLflow store.
+ALLOWED_IN_TRACKING: dict[str, set[str]] = {"log": {"deliver", "store"}, "deliver": {"store"}, "store": set()}
 # MLflow runs it, with copies of the files that it imports; nothing else imports it.
 SERVED = PACKAGE / "serving/text_generator.py"
 SOURCES = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "stages").glob("*.py")])
@@ -207,6 +209,13 @@ def test_imports_follow_the_allowed_directions(path: Path) -> None:
     assert reached <= allowed, f"{here or 'the base'} must not import {reached - allowed}"
 
 
+@pytest.mark.parametrize("path", sorted((PACKAGE / "tracking").glob("*/*.py")), ids=lambda path: path.stem)
+def test_imports_in_tracking_follow_the_allowed_directions(path: Path) -> None:
+    here = path.parent.name
+    siblings = {other.parent.name for other in own_files(path) if other.parent.parent == PACKAGE / "tracking"}
+    assert siblings - {here} <= ALLOWED_IN_TRACKING[here]
+
+
 def test_the_table_of_the_layout_has_every_folder() -> None:
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert set(ALLOWED) == folders | {"stages", ""}
@@ -233,8 +242,9 @@ def test_a_logged_model_has_the_code_and_the_list_of_libraries_that_it_needs() -
             {
                 "tracking/store/client.py",
                 "tracking/store/errors.py",
-                "tracking/deliver/writer.py",
                 "tracking/store/models.py",
+                "tracking/deliver/writer.py",
+                "tracking/log/system_metrics.py",
                 "serving/mlflow_model.py",
                 "serving/text_generator.py",
             },

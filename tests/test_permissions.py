@@ -10,6 +10,7 @@ import torch
 from reprogpt.files import write_text_atomic
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import File, TrainingRun
 from reprogpt.tracking.store.client import open_store
 from reprogpt.training import checkpoint_files
 from reprogpt.training.run_dir import lock_run_dir
@@ -30,8 +31,8 @@ def test_everything_that_is_made_follows_the_umask(umask: int, tmp_path: Path, m
     open_store()
     write_text_atomic(Path("params.yaml"), "seed: 1")
     outbox = open_outbox("1")
-    outbox.append("training", name="a")
-    outbox.append_file(Path("params.yaml"), "")
+    outbox.append(TrainingRun(name="a", tags={}, params={}, datasets=[], store="s"))
+    outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     outbox.mark_nothing_uploaded()
     save_model(Path("data/model"), tiny_model())
     inputs = {"cmd": "", "deps": {}, "params": {}}

@@ -19,6 +19,7 @@ from benchmarks.work import PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.uri import store_name
 from tools import workspace
@@ -88,7 +89,7 @@ def test_the_clock_is_read_after_the_last_step_is_uploaded(
     monkeypatch.chdir(tmp_path)
     outbox = open_outbox("0" * 32)
     tags = {"training_id": "0", "run_key": "k"}
-    outbox.append("training", name="n", tags=tags, params={}, datasets=[], store=store_name())
+    outbox.append(TrainingRun(name="n", tags=tags, params={}, datasets=[], store=store_name()))
     upload(outbox)
     waiting: list[int] = []
 

@@ -7,6 +7,7 @@ import pytest
 
 from reprogpt.cli.sync import sync as sync_command
 from reprogpt.tracking.deliver.outbox import abandoned_outboxes, open_outbox
+from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.uri import is_present_store, recorded_store
 
@@ -24,7 +25,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def training(store: str) -> None:
     outbox = open_outbox("a")
     tags = {"training_id": "a", "run_key": "k"}
-    outbox.append("training", name="a", tags=tags, params={}, datasets=[], store=store)
+    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store))
     outbox.release()
 
 
@@ -67,12 +68,13 @@ def test_records_for_the_default_store_belong_to_it_after_a_move(root: Path, mon
     assert [run.name for run in search_runs()] == ["a"] and not (root / "clone").exists()
 
 
-def test_records_for_another_store_wait_until_it_is_set(
+def test_records_for_another_store_are_counted_and_stay_until_it_is_the_present_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training("sqlite:///other.db")
-    assert sync() == 1 and num_waiting() == 1
-    assert "other records wait for sqlite:///other.db" in capsys.readouterr().out
+    assert sync() == 1
+    assert "not uploaded: 1 records are for the store sqlite:///other.db; set MLFLOW_T" in capsys.readouterr().out
+    assert search_runs() == [] and num_waiting() == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert sync() == 0 and num_waiting() == 0
     assert [run.name for run in search_runs()] == ["a"]

@@ -160,7 +160,7 @@ def test_what_is_recorded_is_printed(repository: Path, capsys: pytest.CaptureFix
     outbox = open_outbox("a")
     training_records._queue_patch(outbox)
     assert "uncommitted.patch records the uncommitted code: src/pkg/rate.py (1 in all)" in capsys.readouterr().err
-    assert [record["kind"] for record in outbox.records()] == ["file"]
+    assert [record.kind for record in outbox.records()] == ["file"]
 
 
 def test_a_patch_that_is_too_large_is_not_recorded_and_the_message_says_why(

@@ -14,6 +14,7 @@ from mlflow.pyfunc import PyFuncModel
 from reprogpt.data.tokens import write_tokenizer
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.client import open_store
@@ -38,7 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Pat
         open_store()
         outbox = open_outbox("1" * 32)
         tags = {"training_id": "1" * 32, "run_key": "k"}
-        outbox.append("training", name="n", tags=tags, params=TRAINED_WITH, datasets=[], store=store_name())
+        outbox.append(TrainingRun(name="n", tags=tags, params=TRAINED_WITH, datasets=[], store=store_name()))
         record_model(outbox)
         upload(outbox)
         outbox.release()

@@ -99,7 +99,7 @@ def test_every_form_gives_a_text_for_each_prompt(ask: Ask, form: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_no_text_is_refused_in_every_form(ask: Ask, form: str) -> None:
     """null above all, which MLflow makes the text None where the model asks for strings."""
-    wrong: dict[Any, str] = {None: "null", 7: "7, not a text", 1.5: "1.5, not a text", True: "True, not a text"}
+    wrong: dict[Any, str] = {None: "null", 7: "7, not text", 1.5: "1.5, not text", True: "True, not text"}
     for value, words in wrong.items():
         assert refusal(ask(FORMS[form]([value]))).startswith(f"prompt is {words}; give a text")
     assert refusal(ask(FORMS[form]([""]))) == "prompt is empty; give a text of at least one character"
@@ -107,11 +107,11 @@ def test_what_is_no_text_is_refused_in_every_form(ask: Ask, form: str) -> None:
     assert refusal(ask(FORMS[form]([None, "A"]))).startswith("prompt 1 of 2 is null; give a text")
     assert refusal(ask(FORMS[form](["A", ""]))).startswith("prompt 2 of 2 is empty; give a text")
     if form not in ("inputs", "instances"):  # where an object is a row
-        assert refusal(ask(FORMS[form]([{"a": "b"}]))).startswith("prompt is {'a': 'b'}, not a text")
+        assert refusal(ask(FORMS[form]([{"a": "b"}]))).startswith("prompt is {'a': 'b'}, not text")
     if form != "instances by row":  # where numpy makes them text, or a message of its own, before the model sees them
-        assert refusal(ask(FORMS[form](["A", 7]))).startswith("prompt 2 of 2 is 7, not a text")
-        assert refusal(ask(FORMS[form](["A", True]))).startswith("prompt 2 of 2 is True, not a text")
-        assert refusal(ask(FORMS[form](["A", ["B"]]))).startswith("prompt 2 of 2 is ['B'], not a text")
+        assert refusal(ask(FORMS[form](["A", 7]))).startswith("prompt 2 of 2 is 7, not text")
+        assert refusal(ask(FORMS[form](["A", True]))).startswith("prompt 2 of 2 is True, not text")
+        assert refusal(ask(FORMS[form](["A", ["B"]]))).startswith("prompt 2 of 2 is ['B'], not text")
 
 
 def test_a_single_prompt_by_its_name_is_answered_or_refused(ask: Ask) -> None:

@@ -3,8 +3,8 @@
 import click
 
 from reprogpt.cli.command import Command
-from reprogpt.tracking.deliver.reconcile import rebuild_run
 from reprogpt.tracking.deliver.uploader import upload_abandoned
+from reprogpt.tracking.log.rebuild import rebuild_run
 from reprogpt.tracking.store.uri import store_name
 
 
@@ -28,13 +28,11 @@ def sync() -> int:
     """
     uploads = upload_abandoned(retry=True)
     print(f"{uploads.num_uploaded or 'no'} records uploaded to {store_name()}")
-    for store in uploads.other_stores:
-        print(f"other records wait for {store}: to upload them, run this with MLFLOW_TRACKING_URI set to it")
-    for failure in uploads.failures:
-        print(f"not uploaded: {failure}")
-    for refused in uploads.set_aside:
-        print(f"refused: {refused}")
+    for reason in uploads.waiting:
+        print(f"not uploaded: {reason}")
+    for what in uploads.set_aside:
+        print(f"refused: {what}")
     rebuilt = rebuild_run()
     if rebuilt:
         print(rebuilt)
-    return 1 if uploads.other_stores or uploads.failures or uploads.set_aside else 0
+    return 1 if uploads.waiting or uploads.set_aside else 0

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from reprogpt.params.train import TrainParams
 from reprogpt.runs.compare import CODE
+from reprogpt.tags import TRAIN_CODE
 from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS, RARELY_RELEVANT
-from reprogpt.tracking.log.provenance import TRAIN_CODE
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 SEED = "seed"

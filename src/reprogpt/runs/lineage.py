@@ -12,7 +12,7 @@ from reprogpt.dvc.pipeline import out_paths
 from reprogpt.dvc.revisions import Commit, Workspace, resolve_commit
 from reprogpt.paths import EVAL_RESULTS, MODEL, TRAIN_SUMMARY
 from reprogpt.runs.find import MODEL_TAG, Subject, revision_holding
-from reprogpt.tracking.log.description import experiment_commands, repeat_commands
+from reprogpt.runs.restore import experiment_commands, repeat_commands
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 HOLDS = "holds"

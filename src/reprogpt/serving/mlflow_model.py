@@ -12,13 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import reprogpt.mlflow_settings
+
+# isort: split
 import mlflow.pyfunc
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType
 
-import reprogpt
 from reprogpt.errors import ParamsError
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import load_params
@@ -104,7 +106,7 @@ def _signature(params: Mapping[str, Any]) -> ModelSignature:
     ]
     # In a column of strings, MLflow's server converts all values: null becomes the text "None", 1 becomes "1".
     # text_generator.py refuses a value that is not text.
-    prompt = Schema([ColSpec(AnyType(), "prompt")])  # type: ignore[no-untyped-call]
+    prompt = Schema([ColSpec(AnyType(), "prompt")])
     text = Schema([ColSpec("string", "text")])
     return ModelSignature(prompt, text, ParamSchema(defaults))
 

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.records import File, Points, Start, TrainingRun
 from reprogpt.tracking.deliver.uploader import uploading
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
@@ -28,11 +29,11 @@ def log_training(outbox: OutboxFile) -> None:
     """A stage that ends well; whatever happens to the outbox, it must."""
     Path("params.yaml").write_text("seed: 1")
     tags = {"training_id": "1", "run_key": "k"}
-    outbox.append("training", name="a", tags=tags, params={"seed": 1}, datasets=[], store=store_name())
+    outbox.append(TrainingRun(name="a", tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
     with uploading(outbox):
-        outbox.append("metrics", step=0, values={"loss": 1.0})
+        outbox.append(Points(step=0, values={"loss": 1.0}))
         with outbox.note_losses("params.yaml"):
-            outbox.append_file(Path("params.yaml"), "")
+            outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
 
 
 def only_run(client: MlflowClient) -> Run:
@@ -108,10 +109,10 @@ def test_records_are_written_again_after_an_error_that_left_half_of_one(monkeypa
             file.truncate(size)
 
     monkeypatch.setattr(outbox, "_file", Failing())
-    outbox.append("first")
+    outbox.append(Start(name="first"))
     monkeypatch.setattr(outbox, "_file", file)
-    outbox.append("second")
-    assert [record["kind"] for record in outbox.records()] == ["first", "second"]
+    outbox.append(Start(name="second"))
+    assert [record.name for record in outbox.records() if isinstance(record, Start)] == ["first", "second"]
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,18 @@ from mlflow.entities import Run
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
+from reprogpt.tracking.deliver.records import (
+    End,
+    File,
+    Points,
+    Results,
+    ResultsOf,
+    Start,
+    Status,
+    Tags,
+    TokenFile,
+    TrainingRun,
+)
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.uri import store_name
 
@@ -32,39 +44,38 @@ def training_outbox(training_id: str = "1" * 32, **values: Any) -> OutboxFile:
     outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
     facts = {"name": "n", "tags": tags, "params": {"seed": 1}, "datasets": [], "store": store_name(), **values}
-    outbox.append("training", **facts)
-    outbox.append("start", name="n")
+    outbox.append(TrainingRun(**facts))
+    outbox.append(Start(name="n"))
     return outbox
 
 
 def finished_training(client: MlflowClient) -> Run:
     outbox = training_outbox()
-    outbox.append("end", status="FINISHED", adds=None)
+    outbox.append(End(status="FINISHED", adds=None))
     upload(outbox)
     outbox.release()
     return runs(client)[0]
 
 
-def results_outbox(*, status: str = "FINISHED", sampling: dict[str, Any] | None = None, **end: Any) -> OutboxFile:
+def results_outbox(*, status: Status = "FINISHED", sampling: dict[str, Any] | None = None, **end: Any) -> OutboxFile:
     """An outbox as evaluate leaves it; without sampling, as one of a stage that was stopped early."""
     outbox = open_outbox()
-    outbox.append("results of", run_key="k", experiment=None, store=store_name())
+    outbox.append(ResultsOf(run_key="k", experiment=None, store=store_name()))
     if sampling:
         samples = Path("samples.txt")
         samples.write_text("text")
         origin: Any = {"sampling": sampling, "tags": {"dvc.experiment": "warm", "commit": "c"}}
-        outbox.append("results", values={"final_val_loss": 6.5}, step=9, **origin)
-        outbox.append_file(samples, "samples", **origin)
-        outbox.append("description", **origin)
-    outbox.append("end", status=status, adds="final_val_loss", **end)
+        outbox.append(Results(values={"final_val_loss": 6.5}, step=9, **origin))
+        outbox.append(File(kept=outbox.keep_file(samples), folder="samples", **origin))
+    outbox.append(End(status=status, adds="final_val_loss", **end))
     return outbox
 
 
 def test_uploading_twice_leaves_one_of_each(client: MlflowClient) -> None:
-    outbox = training_outbox(datasets=[{"name": "t", "digest": "d", "path": "p", "context": "training"}])
+    outbox = training_outbox(datasets=[TokenFile(name="t", digest="d", path="p", context="training")])
     for step in range(3):
-        outbox.append("metrics", step=step, values={"loss": 5.0 - step, "lr": 0.1})
-    outbox.append("tags", values={"a": "b"})
+        outbox.append(Points(step=step, values={"loss": 5.0 - step, "lr": 0.1}))
+    outbox.append(Tags(values={"a": "b"}))
     assert upload(outbox) == 6
     (outbox.folder / "delivered").unlink()  # killed between uploading and noting it
     assert upload(outbox) == 6
@@ -79,7 +90,7 @@ def test_uploading_twice_leaves_one_of_each(client: MlflowClient) -> None:
 def test_more_points_than_mlflow_takes_at_once_are_sent_in_batches(client: MlflowClient) -> None:
     outbox = training_outbox()
     for step in range(700):
-        outbox.append("metrics", step=step, values={"loss": 1.0, "lr": 0.1, "grad_norm": 2.0})
+        outbox.append(Points(step=step, values={"loss": 1.0, "lr": 0.1, "grad_norm": 2.0}))
     upload(outbox)
     (run,) = runs(client)
     assert [point.step for point in client.get_metric_history(run.info.run_id, "lr")] == list(range(700))
@@ -97,8 +108,8 @@ def test_a_training_that_starts_again_continues_its_run(client: MlflowClient) ->
 def test_a_run_starts_when_it_was_started_and_ends_when_it_ended(client: MlflowClient) -> None:
     """Not when that was uploaded, which may be days later."""
     outbox = training_outbox()
-    outbox.append("end", status="FINISHED", adds=None)
-    times = [record["time"] for record in outbox.records()]
+    outbox.append(End(status="FINISHED", adds=None))
+    times = [record.time for record in outbox.records()]
     upload(outbox)
     (run,) = runs(client)
     assert (run.info.start_time, run.info.end_time, run.info.status) == (times[0], times[-1], "FINISHED")
@@ -128,54 +139,17 @@ def test_other_sampling_makes_one_child_run_named_after_its_experiment(client: M
     assert parent.data.params["top_k"] == "25"
 
 
-def description(client: MlflowClient, run: Run) -> str:
-    return str(client.get_run(run.info.run_id).data.tags.get("mlflow.note.content"))
-
-
-def test_a_description_gains_the_result_and_stays_the_same_when_uploaded_again(client: MlflowClient) -> None:
-    outbox = training_outbox()
-    outbox.append("description")
-    upload(outbox)
-    (run,) = runs(client)
-    assert f"reprogpt lineage {run.info.run_id}" in description(client, run)
-    upload(results_outbox(sampling=SAMPLING))
-    text = description(client, run)
-    assert "- **Result** final_val_loss 6.5\n" in text
-    (outbox.folder / "delivered").unlink()
-    upload(outbox)
-    assert description(client, run) == text
-
-
 @pytest.mark.parametrize("words", ["my words", ""])
 def test_a_description_that_a_person_edited_or_cleared_stays(client: MlflowClient, words: str) -> None:
-    outbox = training_outbox()
-    outbox.append("description")
+    outbox = training_outbox(tags={"training_id": "1" * 32, "run_key": "k", "mlflow.note.content": "ours"})
     upload(outbox)
     (run,) = runs(client)
+    assert run.data.tags["mlflow.note.content"] == "ours"
     client.set_tag(run.info.run_id, "mlflow.note.content", words)  # what MLflow's page does
     (outbox.folder / "delivered").unlink()
     upload(outbox)
     upload(results_outbox(sampling=SAMPLING))
-    assert description(client, run) == words
-
-
-def test_a_description_that_was_written_before_the_first_of_ours_stays(client: MlflowClient) -> None:
-    outbox = training_outbox()
-    upload(outbox)
-    (run,) = runs(client)
-    client.set_tag(run.info.run_id, "mlflow.note.content", "mine")
-    outbox.append("description")
-    upload(outbox)
-    assert description(client, run) == "mine"
-
-
-def test_an_evaluation_of_its_own_has_a_description_of_its_own(client: MlflowClient) -> None:
-    finished_training(client)
-    upload(results_outbox(sampling=SAMPLING))
-    upload(results_outbox(sampling={**SAMPLING, "top_k": 9}))
-    parent, child = runs(client)
-    assert f"**Evaluation** of the training `n`, run `{parent.info.run_id}`" in description(client, child)
-    assert "**Evaluation**" not in description(client, parent)
+    assert runs(client)[0].data.tags["mlflow.note.content"] == words
 
 
 @pytest.mark.parametrize(("evaluated", "status"), [(False, "KILLED"), (True, "FINISHED")])
@@ -205,7 +179,7 @@ def test_results_of_a_training_made_elsewhere_are_dropped_with_a_message(
     outbox = results_outbox(sampling=SAMPLING)
     upload(outbox)
     assert "No MLflow run has run_key k" in capsys.readouterr().out
-    outbox.append("end", status="FINISHED", adds="plots")
+    outbox.append(End(status="FINISHED", adds="plots"))
     upload(outbox)
     assert capsys.readouterr().out == ""  # once is enough
     assert outbox.pending() == [] and runs(client) == []
@@ -215,8 +189,8 @@ def test_a_refused_record_is_reported_and_the_rest_uploaded(
     client: MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outbox = training_outbox()
-    outbox.append("tags", values={"": "no name"})
-    outbox.append("metrics", step=0, values={"loss": 1.0})
+    outbox.append(Tags(values={"": "no name"}))
+    outbox.append(Points(step=0, values={"loss": 1.0}))
     upload(outbox)
     assert "MLflow refused a record of kind tags" in capsys.readouterr().err
     assert runs(client)[0].data.metrics == {"loss": 1.0}
@@ -246,20 +220,6 @@ def test_a_locked_database_loses_nothing(locked: sqlite3.Connection, client: Mlf
     locked.execute("ROLLBACK")
     upload(outbox)
     assert len(runs(client)) == 1
-
-
-def test_for_a_store_of_another_version_the_message_has_the_command(
-    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copy("mlflow.db", "old.db")
-    with sqlite3.connect("old.db") as database:
-        database.execute("UPDATE alembic_version SET version_num = '0584bdc529eb'")
-    database.close()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///old.db")
-    with pytest.raises(
-        TrackingError, match=r"written by an older version of MLflow; .*mlflow db upgrade sqlite:///.*old\.db"
-    ):
-        upload(training_outbox())
 
 
 @pytest.mark.parametrize("user_info", ["user:secret", "user:secret@with-an-at", "user:secret/with-a-slash"])
@@ -322,7 +282,7 @@ def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
         with uploader.uploading(outbox):
             started = time.monotonic()
             for step in range(200):
-                outbox.append("metrics", step=step, values={"loss": 1.0})
+                outbox.append(Points(step=step, values={"loss": 1.0}))
             assert time.monotonic() - started < 1
         assert time.monotonic() - started < 30
         server.shutdown()
@@ -331,3 +291,15 @@ def test_a_server_that_fails_costs_a_training_no_time_and_no_record(
     assert "The last 203 records of this run are not in MLflow" in printed
     (waiting,) = abandoned_outboxes()
     assert len(waiting.pending()) == 203
+
+
+def test_a_stage_says_once_that_records_wait_for_another_store(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training_outbox("2" * 32, store="http://elsewhere").release()
+    monkeypatch.setattr(uploader, "UPLOAD_INTERVAL", 0.05)
+    with uploader.uploading(training_outbox()):
+        time.sleep(0.5)
+    assert capsys.readouterr().err.count("2 records are for the store http://elsewhere; set MLFLOW_TRACKING_URI") == 1
+    (waiting,) = abandoned_outboxes()
+    assert len(waiting.pending()) == 2 and len(runs(client)) == 1

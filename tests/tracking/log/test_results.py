@@ -11,6 +11,7 @@ from reprogpt.dvc.digest import dvc_md5
 from reprogpt.files import file_digest
 from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
 from reprogpt.tracking.store.uri import store_name
@@ -37,12 +38,12 @@ def train(name: str, bits: str, *, finished: bool = True) -> None:
     files_of(bits)
     outbox = open_outbox(name)
     tags = {"training_id": name, "run_key": "k"}
-    outbox.append("training", name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name())
-    outbox.append("start", name=name)
+    outbox.append(TrainingRun(name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
+    outbox.append(Start(name=name))
     if finished:
         made = {"weights.sha256": file_digest(WEIGHTS), f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)}
-        outbox.append("tags", values=made)
-        outbox.append("end", status="FINISHED", adds=None)
+        outbox.append(Tags(values=made))
+        outbox.append(End(status="FINISHED", adds=None))
     upload(outbox)
     outbox.release()
 
@@ -64,11 +65,11 @@ def test_two_clones_with_the_same_inputs_and_other_bits(client: MlflowClient, b_
     files_of("a")
     evaluate()
     plot()
-    found = runs(client)
-    assert found["a"].data.metrics == {"final_val_loss": 1.0} and found["b"].data.metrics == {}
-    assert found["b"].info.status == ("FINISHED" if b_is_finished else "RUNNING")
+    by_name = runs(client)
+    assert by_name["a"].data.metrics == {"final_val_loss": 1.0} and by_name["b"].data.metrics == {}
+    assert by_name["b"].info.status == ("FINISHED" if b_is_finished else "RUNNING")
     for name, folders in (("a", ["plots", "samples"]), ("b", [])):
-        assert [item.path for item in client.list_artifacts(found[name].info.run_id)] == folders
+        assert [item.path for item in client.list_artifacts(by_name[name].info.run_id)] == folders
 
 
 def test_of_trainings_with_the_same_bits_the_newest_has_the_results(client: MlflowClient) -> None:
@@ -99,8 +100,8 @@ def test_an_evaluation_that_fails_on_damaged_weights_ends_the_run_of_their_histo
 def test_records_from_before_the_digests_go_to_the_newest_run(client: MlflowClient) -> None:
     train("a", "a")
     outbox = open_outbox()
-    outbox.append("results of", run_key="k", experiment=None, store=store_name())
-    outbox.append("results", values={"final_val_loss": 7.0}, step=9)
+    outbox.append(ResultsOf(run_key="k", experiment=None, store=store_name()))
+    outbox.append(Results(values={"final_val_loss": 7.0}, step=9))
     upload(outbox)
     assert runs(client)["a"].data.metrics == {"final_val_loss": 7.0}
 

@@ -10,6 +10,7 @@ from mlflow.artifacts import download_artifacts
 from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import File, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.client import open_store, search_runs
@@ -17,15 +18,15 @@ from reprogpt.tracking.store.models import download_checkpoint, register_model
 from reprogpt.tracking.store.uri import recorded_store
 from tests.tiny import PARAMS, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def log_training(training_id: str) -> str:
     """Upload a training with params.yaml and a model; returns the run's id."""
     outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append("training", name=training_id, tags=tags, params=PARAMS, datasets=[], store=recorded_store())
-    outbox.append_file(Path("params.yaml"), "")
+    outbox.append(TrainingRun(name=training_id, tags=tags, params=PARAMS, datasets=[], store=recorded_store()))
+    outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     record_model(outbox)
     upload(outbox)
     outbox.release()
@@ -71,8 +72,8 @@ def assert_at_home(folder: Path, database: str = "mlflow.db") -> None:
     assert register_model(first.id, "gpt") is not None
     second = log_training("second")
     client = MlflowClient(f"sqlite:///{folder / database}")
-    found = uris(client)
-    assert len(found) >= 6 and all(uri.startswith(present) for uri in found), found
+    recorded = uris(client)
+    assert len(recorded) >= 6 and all(uri.startswith(present) for uri in recorded), recorded
     assert [file.path for file in client.list_artifacts(second)] == ["params.yaml"]
     (version,) = client.search_model_versions()
     assert Path(download_artifacts(version.source)).joinpath("MLmodel").exists()

@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from mlflow.tracking._tracking_service.utils import _has_existing_mlruns_data
 
 from reprogpt.tracking.deliver.outbox import open_outbox
+from reprogpt.tracking.deliver.records import ResultsOf
 from reprogpt.tracking.deliver.uploader import uploading
 from reprogpt.tracking.store.file_store import file_store_warning
 from reprogpt.tracking.store.uri import recorded_store, store_uri
@@ -19,7 +20,7 @@ FOLDERS = "mlruns/0 mlruns/11"
 def said(capsys: pytest.CaptureFixture[str], adds: str | None) -> str:
     outbox = open_outbox()
     record: dict[str, Any] = {"run_key": "k", "experiment": None, "store": recorded_store(), "made": {}}
-    outbox.append("results of", **record)
+    outbox.append(ResultsOf(**record))
     with uploading(outbox, adds=adds):
         pass
     return capsys.readouterr().err

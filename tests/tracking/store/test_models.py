@@ -13,13 +13,14 @@ from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.records import ModelFile, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
 from reprogpt.tracking.store.uri import store_name
 from tests.tiny import PARAMS, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = {
     "MLmodel",
     "checkpoint/config.json",
@@ -59,7 +60,7 @@ def ended_training(training_id: str = "1" * 32) -> OutboxFile:
     """The outbox of a training that has recorded its model."""
     outbox = open_outbox(training_id)
     tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append("training", name="n", tags=tags, params=PARAMS, datasets=[], store=store_name())
+    outbox.append(TrainingRun(name="n", tags=tags, params=PARAMS, datasets=[], store=store_name()))
     record_model(outbox)
     return outbox
 
@@ -161,8 +162,8 @@ def test_a_training_that_ends_again_in_its_run_changes_nothing(client: MlflowCli
 def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, root: Path) -> None:
     for training_id in ("1" * 32, "2" * 32):
         upload(ended_training(training_id))
-    found = models(client)
-    assert len({str(model.source_run_id) for model in found}) == len(found) == 2
+    logged = models(client)
+    assert len({str(model.source_run_id) for model in logged}) == len(logged) == 2
 
 
 def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:
@@ -181,7 +182,11 @@ def test_a_model_that_lacks_a_file_is_never_complete(
     client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outbox = ended_training()
-    (lost,) = [record for record in outbox.records() if str(record.get("kept")).endswith("/model.safetensors")]
+    (lost,) = [
+        record.kept
+        for record in outbox.records()
+        if isinstance(record, ModelFile) and record.kept.endswith("/model.safetensors")
+    ]
     outbox.kept_file(lost).unlink()
     upload(outbox)
     assert "model.safetensors is missing: the MLflow run has no model" in capsys.readouterr().err
@@ -207,7 +212,7 @@ def test_a_model_is_registered_once_under_a_name(client: MlflowClient, root: Pat
     assert register_model(str(model.source_run_id), "gpt") == RegisteredModel("gpt", 1, new=False)
     assert register_model(str(model.source_run_id), "other") == RegisteredModel("other", 1, new=True)
     upload(ended_training("2" * 32))
-    second = next(found for found in models(client) if found.model_id != model.model_id)
+    second = next(other for other in models(client) if other.model_id != model.model_id)
     assert register_model(str(second.source_run_id), "gpt") == RegisteredModel("gpt", 2, new=True)
     assert len(client.search_model_versions("name = 'gpt'")) == 2
     listed = client.get_logged_model(model.model_id).tags["mlflow.modelVersions"]

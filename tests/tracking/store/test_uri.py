@@ -43,8 +43,8 @@ def test_a_store_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     version = register_model(run, "gpt")
     assert version is not None and version.new and register_model(run, "gpt") is not None
-    found = download_artifacts(run, "samples", tmp_path)
-    assert found is not None and (found / "weights").read_text() == "1"
+    downloaded = download_artifacts(run, "samples", tmp_path)
+    assert downloaded is not None and (downloaded / "weights").read_text() == "1"
     model = _find_or_create_model(client, run)
     assert list((root / "mlruns").rglob(f"{model.model_id}/artifacts/checkpoint/weights"))
     assert {path.name for path in tmp_path.iterdir()} == {JAPANESE, "samples"}

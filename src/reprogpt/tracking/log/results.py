@@ -1,4 +1,4 @@
-"""Adds the results of evaluate and plot to the MLflow run of the training that they belong to."""
+"""Adds the results of evaluate and plot to the MLflow run of their training."""
 
 import json
 import os
@@ -9,7 +9,9 @@ from typing import Any
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.files import file_digest
 from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
+from reprogpt.tags import WEIGHTS_SHA256, md5_tag
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
+from reprogpt.tracking.deliver.records import File, Results, ResultsOf
 from reprogpt.tracking.deliver.uploader import uploading
 from reprogpt.tracking.log.provenance import experiment_tags, git_tags
 from reprogpt.tracking.store.uri import recorded_store
@@ -19,8 +21,8 @@ from reprogpt.tracking.store.uri import recorded_store
 def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
     """An outbox for the MLflow run of the training with this key, uploaded while the block adds to it.
 
-    Of the runs with this key, it is one of a training that made the weights in data/model now, or, where they are not
-    those of any run, the history: other machines make other bits from the same inputs.
+    Other machines make other bits from the same inputs: of the runs with this key, it is one whose training made the
+    weights that are in data/model now or, if no run has those weights, the history.
     adds: the metric or artifact folder that tells whether the run already has this stage's results: then a repeated
     stage that is stopped leaves the run FINISHED.
     """
@@ -33,29 +35,30 @@ def open_results_outbox(run_key: str) -> OutboxFile:
     """A new outbox, locked, for the run that log_results names."""
     outbox = open_outbox()
     experiment = os.environ.get("DVC_EXP_NAME")
-    outbox.append("results of", run_key=run_key, experiment=experiment, store=recorded_store(), made=_made_by_train())
+    store = recorded_store()
+    outbox.append(ResultsOf(run_key=run_key, experiment=experiment, store=store, made=_made_by_train()))
     return outbox
 
 
 def _made_by_train() -> dict[str, str]:
-    """Tags of the run of the training that made the present files, as RunLogger.finish sets them."""
+    """Tags by which the run that made the present files is recognized; RunLogger.finish sets them."""
     weights = MODEL / "model.safetensors"
-    tags = {"weights.sha256": file_digest(weights)} if weights.exists() else {}
-    return tags | ({f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)} if HISTORY.exists() else {})
+    tags = {WEIGHTS_SHA256: file_digest(weights)} if weights.exists() else {}
+    return tags | ({md5_tag(HISTORY): dvc_md5(HISTORY)} if HISTORY.exists() else {})
 
 
 def record_evaluation(outbox: OutboxFile, params: Mapping[str, Any], step: int) -> None:
-    """Queue what evaluate wrote with these parameters, as of the training's last 0-based step."""
+    """Queue what evaluate wrote with these parameters. step: the training's last, 0-based."""
     values = json.loads(EVAL_RESULTS.read_text(encoding="utf-8"))
-    origin: dict[str, Any] = {"sampling": dict(params), "tags": git_tags() | experiment_tags()}
-    outbox.append("results", values=values, step=step, **origin)
+    sampling = dict(params)
+    tags = git_tags() | experiment_tags()
+    outbox.append(Results(values=values, step=step, sampling=sampling, tags=tags))
     with outbox.note_losses(SAMPLES.name):
-        outbox.append_file(SAMPLES, "samples", **origin)
-    outbox.append("description", **origin)
+        outbox.append(File(kept=outbox.keep_file(SAMPLES), folder="samples", sampling=sampling, tags=tags))
 
 
 def record_plots(outbox: OutboxFile) -> None:
     """Queue the figures that plot drew."""
     for path in sorted(PLOTS.glob("*.p[nd][gf]")):
         with outbox.note_losses(path.name):
-            outbox.append_file(path, "plots")
+            outbox.append(File(kept=outbox.keep_file(path), folder="plots"))

@@ -1,4 +1,4 @@
-"""Keeps the artifacts of an MLflow store that is a SQLite file beside the file, also once it is moved or copied.
+"""Keeps the artifacts of a SQLite MLflow store beside its file, also after the file was moved or copied.
 
 MLflow records the location of each artifact as an absolute path. After a move of the folder, the old paths would be
 created again, and a copy would write into the original. When the store is opened in another folder than its locations

@@ -1,4 +1,4 @@
-"""A client of the MLflow store: opening it, and reading runs from it."""
+"""Opens the MLflow store and reads runs from it."""
 
 import logging
 import os
@@ -6,10 +6,17 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import reprogpt.mlflow_settings  # noqa: F401
+
+# isort: split
 from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
+from mlflow.store.db import utils as mlflow_database
 
 from reprogpt.errors import TrackingError
 from reprogpt.files import atomic_path
@@ -19,24 +26,9 @@ from reprogpt.tracking.store.errors import REPLACED_ADVICE, store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 from reprogpt.tracking.store.uri import experiment_name, sqlite_file, sqlite_uri, store_name, store_uri
 
-# Set before mlflow is imported; a user's own choice stays.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the uploader retries, and says so
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")  # seconds without an answer
-os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds, of PostgreSQL's client; it would wait for minutes
-# A connection that is kept open would write on to a database file that was removed or replaced.
-os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
-os.environ.setdefault(
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"
-)  # it counts files, and one file is nearly all of the bytes
-
-from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
-from mlflow.store.db import utils as mlflow_database
-
 mlflow_database.MAX_RETRY_COUNT = 1  # of opening a database: ten attempts take 102 s, within one upload
 
-_SQLITE_MAGIC = b"SQLite format 3\0"  # a file's first bytes; an empty file is a new database
+_SQLITE_MAGIC = b"SQLite format 3\0"  # a file's first bytes
 
 
 def open_store() -> tuple[MlflowClient, str]:
@@ -62,16 +54,16 @@ def open_store() -> tuple[MlflowClient, str]:
 def _quiet_libraries() -> None:
     for noisy in ("alembic", "mlflow.tracking.fluent"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # They log each error, the first with its traceback and statement; the exception has what a person needs.
+    # They log each error with traceback and statement; the exception says what is needed.
     for noisy in ("mlflow.store.db.utils", "mlflow.utils.databricks_utils"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def _creation_lock() -> Iterator[None]:
-    """Two processes that create the tables of the same new SQLite file make each other crash.
+    """Two processes that create the tables of one new SQLite file would make each other crash.
 
-    Where no lock can be made, as on a disk that is read-only, the store is used without.
+    Where no lock file can be made, as on a read-only disk, the store is used without one.
     """
     lock = FileLock(state_dir() / "store.lock")
     with suppress(OSError):
@@ -83,18 +75,14 @@ def _creation_lock() -> Iterator[None]:
         lock.release()
 
 
-def is_sqlite(path: Path) -> bool:
-    """Whether a file begins as SQLite's do. Raises OSError if it can't be read."""
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
-
-
 def _require_database(path: Path) -> None:
-    """Raise OSError if the file can't be read, or is none of SQLite: SQLite's own words don't say why.
+    """Raise OSError if the file can't be read, TrackingError if it is no SQLite database: SQLite's messages don't say.
 
-    Read-only files pass: runs can be read from them.
+    An empty file is a new database. A read-only file passes: runs can be read from it.
     """
-    if path.stat().st_size and not is_sqlite(path):
+    with path.open("rb") as file:
+        magic = file.read(len(_SQLITE_MAGIC))
+    if magic not in (b"", _SQLITE_MAGIC):
         raise TrackingError(
             f"the MLflow store {store_name()} can't be used: {path} is not a SQLite database{REPLACED_ADVICE}"
         )
@@ -115,25 +103,18 @@ def _move_credentials_to_env() -> None:
 def _experiment(client: MlflowClient) -> str:
     """The experiment's id: MLFLOW_EXPERIMENT_ID, else that of experiment_name(), created if it does not exist."""
     chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    return _active_id(client.get_experiment(chosen)) if chosen else ensure_experiment(client, experiment_name())
-
-
-def ensure_experiment(client: MlflowClient, name: str) -> str:
-    """The id of the experiment with this name, created if it does not exist; call within store_errors.
-
-    Raises TrackingError if it was deleted.
-    """
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        path = sqlite_file()
-        # MLflow would resolve the default against the current folder and store that path.
-        location = artifact_folder(path).as_uri() if path else None
-        return str(client.create_experiment(name, artifact_location=location))
-    return _active_id(experiment)
+    name = experiment_name()
+    experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(name)
+    if experiment is not None:
+        return _active_id(experiment)
+    path = sqlite_file()
+    # MLflow would resolve the default against the current folder and store that path.
+    location = artifact_folder(path).as_uri() if path else None
+    return str(client.create_experiment(name, artifact_location=location))
 
 
 def _active_id(experiment: Experiment) -> str:
-    """Its id. Raises TrackingError if it was deleted, or is none: some gateways answer every request with {}."""
+    """Its id. Raises TrackingError if it was deleted, or has no id: some gateways answer every request with {}."""
     experiment_id = str(experiment.experiment_id)
     if not experiment_id:
         raise TrackingError(
@@ -153,31 +134,24 @@ def _active_id(experiment: Experiment) -> str:
     return experiment_id
 
 
-def search_runs() -> list[TrackedRun]:
-    """Every run of the experiment, newest first; [] if there is no store, which is not created."""
+def search_runs(tags: Mapping[str, str] | None = None, *, with_deleted: bool = False) -> list[TrackedRun]:
+    """The experiment's runs, or those with these tags, newest first; [] if there is no store, which is not created."""
     path = sqlite_file()
     if path and not path.exists():
         return []
     client, experiment_id = open_store()
-    found: list[Run] = []
+    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in (tags or {}).items())
+    view = ViewType.ALL if with_deleted else ViewType.ACTIVE_ONLY
+    search = partial(client.search_runs, [experiment_id], query, view, order_by=["attributes.start_time DESC"])
+    runs: list[Run] = []
     token: str | None = None
     with store_errors():
         while True:
-            page = client.search_runs([experiment_id], order_by=["attributes.start_time DESC"], page_token=token)
-            found += page
+            page = search(page_token=token)
+            runs += page
             token = page.token
             if not token:
-                return [to_tracked_run(run) for run in found]
-
-
-def find_runs(tags: Mapping[str, str]) -> list[TrackedRun]:
-    """The runs of the experiment with these tags, deleted ones too, newest first."""
-    client, experiment_id = open_store()
-    query = " and ".join(f"tags.`{tag}` = '{value}'" for tag, value in tags.items())
-    newest = ["attributes.start_time DESC"]
-    with store_errors():
-        runs = client.search_runs([experiment_id], query, run_view_type=ViewType.ALL, order_by=newest)
-        return [to_tracked_run(run) for run in runs]
+                return [to_tracked_run(run) for run in runs]
 
 
 def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, float]]:

@@ -1,17 +1,16 @@
-"""Errors of the MLflow store as messages for a person: what is wrong, and what to do."""
+"""Turns errors of the MLflow store into messages: what is wrong, and what to do."""
 
 import re
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 
-import mlflow
+import reprogpt.mlflow_settings  # noqa: F401
+
+# isort: split
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
-from reprogpt.errors import TrackingError
+from reprogpt.errors import PipelineError, TrackingError
 from reprogpt.tracking.store.uri import experiment_name, sqlite_file, store_name, store_uri
 from reprogpt.urls import redact
 
@@ -25,16 +24,17 @@ _DATABASE_ADVICE = {
     "malformed": REPLACED_ADVICE,
     "not a database": REPLACED_ADVICE,
 }
-# Of each database, module of a driver -> its name in a URI, after the +, and its package; SQLAlchemy's choice first.
-_DRIVERS = {
-    "postgresql": {"psycopg": ("psycopg", "psycopg[binary]"), "psycopg2": ("psycopg2", "psycopg2-binary")},
-    "mysql": {"MySQLdb": ("mysqldb", "mysqlclient"), "pymysql": ("pymysql", "PyMySQL")},
-    "mssql": {"pyodbc": ("pyodbc", "pyodbc"), "pymssql": ("pymssql", "pymssql")},
-}
+_VERSION_ADVICE = (
+    "If a newer MLflow wrote it, use that version, or another MLFLOW_TRACKING_URI: an upgrade can't be undone"
+)
+
+
+class RecordError(PipelineError):
+    """A record can't be uploaded, and retrying won't help: it is damaged, or the store refuses it."""
 
 
 class SettingsError(TrackingError):
-    """The store can't be used before a person changes something here: retrying won't help."""
+    """The store can't be used with the present settings: retrying won't help."""
 
 
 class AuthenticationError(SettingsError):
@@ -43,7 +43,7 @@ class AuthenticationError(SettingsError):
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Turn errors of the store into a TrackingError with a message for a person."""
+    """Turn errors of the store into a TrackingError that says what is wrong and what to do."""
     try:
         yield
     # requests' errors and a full disk are OSErrors; a database's driver may not be installed.
@@ -70,36 +70,23 @@ def _uri_advice(error: Exception) -> str | None:
     """What to do if the store's URI can't be used in this environment; None if that is not the reason."""
     text = str(error)
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return _missing_module(error.name.partition(".")[0])
-    if plugin := re.search(r"sqlalchemy\.dialects:(\w+)\.(\w+)", text):
-        database, driver = plugin.groups()
-        return f"no driver {driver} of {database} is known; leave +{driver} out of MLFLOW_TRACKING_URI for its default"
+        module = error.name.partition(".")[0]
+        return f"it needs the Python module {module}, which is not installed. Install it: pip install {module}"
+    if isinstance(error, NoSuchModuleError):
+        return f"{text}. Check what follows the + in MLFLOW_TRACKING_URI"
     is_in_memory = store_uri().startswith("sqlite") and sqlite_file() is None
     if is_in_memory or "unsupported URI" in text or "maintenance mode" in text or isinstance(error, ArgumentError):
         return (
-            "MLFLOW_TRACKING_URI is no address of a store. It is http:// or https:// and a server, or sqlite:///FILE,\n"
+            "MLFLOW_TRACKING_URI is not the address of a store. It is http:// or https:// and a server, or sqlite:///FILE,\n"
             "or a database's (postgresql://, mysql://, mssql://); without the variable, the store is mlflow.db here"
         )
     return None
 
 
-def _missing_module(module: str) -> str:
-    """What to do if MLflow needs a Python module that is not installed: a database's driver, or a bucket's client."""
-    scheme = store_uri().partition(":")[0].partition("+")[0]
-    drivers = _DRIVERS.get(scheme, {})
-    if module not in drivers:
-        return f"it needs the Python module {module}, which is not installed. Install it: pip install {module}"
-    _, package = drivers[module]
-    advice = f"its driver {module} is not installed. Install it: pip install {shlex.quote(package)}"
-    installed = [name for other, (name, _) in drivers.items() if other != module and find_spec(other)]
-    return advice + "".join(f"\nor name {name}, which is installed: {scheme}+{name}://..." for name in installed)
-
-
 def _reason(error: Exception) -> str:
     text = str(error)
-    revision = re.search(r"found version (\w+), but expected", text)
-    if revision or "mlflow db upgrade" in text:
-        return _version_advice(revision[1] if revision else "")
+    if "mlflow db upgrade" in text:
+        return f"{redact(text.splitlines()[0])}\n{_VERSION_ADVICE}"
     database = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
     if database:
         advice = next((advice for words, advice in _DATABASE_ADVICE.items() if words in database[1]), "")
@@ -111,17 +98,3 @@ def _reason(error: Exception) -> str:
         advice = ": make it readable and writable for this user" if "denied" in root[1] else ""
         return (f"{root[3]}: " if root[3] else "") + root[1] + advice
     return redact(text.splitlines()[0] if text else repr(error))
-
-
-def _version_advice(revision: str) -> str:
-    """What to do about a database with another schema than that of this MLflow, by the schema's revision."""
-    migrations = Path(mlflow.__file__).parent / "store/db_migrations/versions"
-    if any(migrations.glob(f"{revision}_*.py")):
-        store = shlex.quote(store_name())
-        return f"it was written by an older version of MLflow; copy it, then run: mlflow db upgrade {store}"
-    return (
-        f"a newer version of MLflow than the {mlflow.__version__} of this environment has opened it and changed its "
-        f"tables (revision {revision or 'unknown'}), which can't be undone. Read it with that version's `mlflow ui` "
-        "(`mlflow --version` in the other environment), and either go back to a copy from before, or set "
-        "MLFLOW_TRACKING_URI to another store, such as sqlite:///mlflow-here.db"
-    )

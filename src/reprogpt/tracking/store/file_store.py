@@ -1,4 +1,4 @@
-"""Runs that an older MLflow keeps in files, beside a store that is a SQLite file."""
+"""Warns of runs that an older MLflow keeps in files, beside a store that is a SQLite file."""
 
 import os
 
@@ -12,7 +12,7 @@ _WARNING = (
 
 
 def file_store_warning() -> str | None:
-    """What such runs in the repository do to plain `mlflow ui`, and the way out; None if there are none."""
+    """How such runs in the repository disturb plain `mlflow ui`, and what to do; None if there are none."""
     # As MLflow looks for them; our artifacts lie beside them, in folders that are named after runs.
     metadata = (repository_root() / "mlruns").glob("*/meta.yaml")
     names = sorted(path.parent.name for path in metadata if path.parent.name.isdigit())

@@ -1,7 +1,7 @@
-"""A run's MLflow LoggedModel: uploaded, downloaded, registered.
+"""Uploads, downloads and registers a run's MLflow LoggedModel.
 
-A run has one model, found by its source run, however often an upload is interrupted. It is PENDING until all its
-files are uploaded, then READY and no longer written to.
+A run has one model, however often its upload is interrupted: it is looked up by its source run. It is PENDING until all
+its files are uploaded, then READY and no longer written to.
 """
 
 import json
@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import reprogpt.mlflow_settings  # noqa: F401
+
+# isort: split
 from mlflow import MlflowClient, artifacts
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
@@ -20,9 +23,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from mlflow.utils.uri import append_to_uri_path
 
 from reprogpt.paths import CHECKPOINT_ARTIFACT
-from reprogpt.tracking.deliver.outbox import RecordError
 from reprogpt.tracking.store.client import download_artifacts, open_store
-from reprogpt.tracking.store.errors import store_errors
+from reprogpt.tracking.store.errors import RecordError, store_errors
 from reprogpt.tracking.store.uri import store_uri
 
 NAME = "gpt"
@@ -82,7 +84,7 @@ def download_checkpoint(run_id: str, folder: Path) -> Path | None:
     with store_errors():
         model = _complete_model(client, run_id)
         if model is not None:
-            uri = append_to_uri_path(model.artifact_location, CHECKPOINT_ARTIFACT)  # type: ignore[no-untyped-call]
+            uri = append_to_uri_path(model.artifact_location, CHECKPOINT_ARTIFACT)
             return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
     return download_artifacts(run_id, CHECKPOINT_ARTIFACT, folder)  # older runs have it as an artifact
 
@@ -123,15 +125,14 @@ def _list_version(client: MlflowClient, model_id: str, entry: Mapping[str, Any])
 def _find_or_create_model(client: MlflowClient, run_id: str) -> LoggedModel:
     """The run's model, created if it does not exist."""
     run = client.get_run(run_id)
-    found = _models(client, run)
-    if found:
-        return found[0]
+    for model in _models(client, run):
+        return model
     return client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
 
 
 def _complete_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
-    found = _models(client, client.get_run(run_id))
-    return next((model for model in found if model.status == LoggedModelStatus.READY), None)
+    models = _models(client, client.get_run(run_id))
+    return next((model for model in models if model.status == LoggedModelStatus.READY), None)
 
 
 def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-PARENT = "mlflow.parentRunId"  # tag of an evaluation with other parameters than the training's run has
+from reprogpt.tags import PARENT_RUN_ID
+
+PARENT = PARENT_RUN_ID
 
 
 @dataclass(frozen=True)
@@ -23,5 +25,5 @@ class TrackedRun:
 
     @property
     def is_running(self) -> bool:
-        """Whether MLflow has not heard of its end."""
+        """Whether MLflow has no end of it on record."""
         return self.status in ("RUNNING", "SCHEDULED")

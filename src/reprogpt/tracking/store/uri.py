@@ -15,14 +15,14 @@ _PREFIX = re.compile(r"sqlite(\+pysqlite)?:///")
 
 
 def sqlite_uri(path: Path) -> str:
-    """The URI of a SQLite file, or of a folder of them. What is no syntax of a URI stays legible."""
+    """The URI of a SQLite file, or of a folder of them. Other characters than `%` and `?` stay as they are."""
     quoted = str(path).replace("%", "%25").replace("?", "%3F")
     prefix = SQLITE if quoted == str(path) else _QUOTED_SQLITE
     return prefix + quoted
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file that a SQLite URI names, relative if it is so there; None for another URI."""
+    """The file that a SQLite URI names, relative if the URI has it so; None for another URI."""
     prefix = _PREFIX.match(uri)
     return Path(unquote(uri[prefix.end() :].partition("?")[0])) if prefix else None
 
@@ -58,7 +58,7 @@ def recorded_store() -> str:
 
 
 def is_present_store(recorded: str) -> bool:
-    """Whether a store that a record names is the present one, however its URI is spelled."""
+    """Whether the store that a record names is the present one; spellings of one URI count as equal."""
     return _canonical(recorded) == _canonical(store_name())
 
 

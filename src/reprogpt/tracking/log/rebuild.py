@@ -1,4 +1,4 @@
-"""Rebuilds what MLflow has lost of the training that made data/model, from the files beside it."""
+"""Rebuilds what MLflow has lost of the training that made data/model, from the files under data/."""
 
 import csv
 import json
@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from reprogpt import tags
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.dvc.pipeline import is_up_to_date, run_key
 from reprogpt.params.loader import load_params
@@ -14,29 +15,30 @@ from reprogpt.params.train import TrainParams
 from reprogpt.paths import HISTORY, TRAIN_SUMMARY
 from reprogpt.step_record import StepRecord
 from reprogpt.tracking.deliver.outbox import OutboxFile
-from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.deliver.records import End, Points
+from reprogpt.tracking.deliver.writer import lacking_points, upload
 from reprogpt.tracking.log.results import open_results_outbox
-from reprogpt.tracking.log.training import RunIdentity, TrainingRecords, open_training_outbox, step_metrics
-from reprogpt.tracking.store.client import find_runs, metric_histories
+from reprogpt.tracking.log.training import RunIdentity, RunLogger, open_training_outbox, step_metrics
+from reprogpt.tracking.store.client import open_store, search_runs
+from reprogpt.tracking.store.errors import store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
-REBUILT_FROM = "rebuilt_from"  # tag: the file that the points of a rebuilt run come from
-_PLAN = ("steps_per_epoch", "total_steps", "warmup_steps")  # of train.json, tags of a run
+_PLAN = (tags.STEPS_PER_EPOCH, tags.TOTAL_STEPS, tags.WARMUP_STEPS)  # keys of train.json, tags of a run
 
 
 def rebuild_run() -> str | None:
-    """Make the store whole again for the present training; returns what was done, None if nothing was to do.
+    """Upload what the store lacks of the present training; returns what was done, None if nothing is missing.
 
     A training without a run gets one: parameters, points, model, digests and present results, but neither the times,
     samples and environment of the training nor its system metrics, which no file holds. A run that lacks points gets
-    those. A run that was deleted in MLflow stays so.
-    Where dvc.lock does not record the present files as train's, nothing is known of them, and nothing is done.
+    those. A run that was deleted in MLflow stays deleted.
+    Nothing is done if dvc.lock does not record the present files as those that train wrote.
     Raises TrackingError if the store can't be used.
     """
     if not HISTORY.exists() or not is_up_to_date("train"):
         return None
     key = run_key()
-    runs = find_runs({"run_key": key, f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)})
+    runs = search_runs({tags.RUN_KEY: key, tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
     if not runs:
         return _rebuild_whole(key)
     active = [run for run in runs if not run.is_deleted]
@@ -48,43 +50,39 @@ def rebuild_run() -> str | None:
 def _rebuild_whole(key: str) -> str:
     facts = json.loads(TRAIN_SUMMARY.read_text("utf-8"))
     params = load_params(TrainParams).model_dump()
-    tags = {REBUILT_FROM: str(HISTORY)} | {name: str(facts[name]) for name in _PLAN}
-    outbox = open_training_outbox(RunIdentity(key, uuid.uuid4().hex, None), params, tags)
-    records = TrainingRecords(outbox)
-    for record in _history():
-        records.append(record)
+    more_tags = {tags.REBUILT_FROM: str(HISTORY)} | {name: str(facts[name]) for name in _PLAN}
+    outbox = open_training_outbox(RunIdentity(key, uuid.uuid4().hex, None), params, more_tags)
+    run_logger = RunLogger(outbox)
+    run_logger.resume(_history())
     (kept_step,) = facts["kept_step"]
-    records.finish(kept_step)
-    outbox.append("end", status="FINISHED", adds=None)
+    run_logger.finish(kept_step)
+    outbox.append(End(status="FINISHED", adds=None))
     _upload(outbox)
-    return f"MLflow had no run of data/model: it is rebuilt from {HISTORY}, with {records.last_step + 1} steps"
+    return f"MLflow had no run of data/model: it is rebuilt from {HISTORY}, with {run_logger.last_step + 1} steps"
 
 
 def _add_points(run: TrackedRun, key: str) -> str | None:
     """Upload the points of history.csv that the run lacks."""
-    expected: dict[int, dict[str, float]] = {}
+    points = []
     best_val_loss = math.inf
     for record in _history():
         if record.val_loss is not None:
             best_val_loss = min(best_val_loss, record.val_loss)
-        expected[record.step] = step_metrics(record, best_val_loss)
-    found = metric_histories(run.id, {name for values in expected.values() for name in values})
-    lacking: dict[int, dict[str, float]] = {}
-    for step, values in expected.items():
-        missing = {name: value for name, value in values.items() if step not in found[name]}
-        if missing:
-            lacking[step] = missing
+        points.append(Points(step=record.step, values=step_metrics(record, best_val_loss)))
+    client, _ = open_store()
+    with store_errors():
+        lacking = lacking_points(client, run.id, points)
     if not lacking:
         return None
     outbox = open_results_outbox(key)
-    for step, values_of_step in lacking.items():
-        outbox.append("metrics", step=step, values=values_of_step)
+    for lost in lacking:
+        outbox.append(lost)
     _upload(outbox)
     return f"run {run.id} lacked points of {len(lacking)} steps, which are uploaded from {HISTORY}"
 
 
 def _upload(outbox: OutboxFile) -> None:
-    """What can't be uploaded now waits in the outbox."""
+    """Upload the outbox; what can't be uploaded now waits in it."""
     try:
         upload(outbox)
     finally:

@@ -1,4 +1,4 @@
-"""What a training's run logger queues for MLflow."""
+"""What a training queues for MLflow."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,8 @@ import pytest
 from reprogpt.progress import TrainingProgress
 from reprogpt.step_record import StepRecord
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.log.run_logger import RunLogger
+from reprogpt.tracking.deliver.records import Points
+from reprogpt.tracking.log.training import RunLogger
 
 
 @pytest.fixture
@@ -38,15 +39,15 @@ def records_of(val_losses: Sequence[float | None]) -> list[StepRecord]:
 
 def log(outbox: OutboxFile, earlier: Sequence[StepRecord], later: Sequence[StepRecord]) -> None:
     """As a process does that resumes after the earlier steps."""
-    logger = RunLogger(outbox, TrainingProgress(99), str, total_steps=99)
+    logger = RunLogger(outbox, TrainingProgress(99))
     logger.resume(earlier)
     for record in later:
         logger.log_step(record, is_latest=True)
 
 
 def best_by_step(outbox: OutboxFile) -> dict[int, float]:
-    points = [record for record in outbox.records() if record["kind"] == "metrics"]
-    return {point["step"]: point["values"]["best_val_loss"] for point in points if "best_val_loss" in point["values"]}
+    points = [record for record in outbox.records() if isinstance(record, Points)]
+    return {point.step: point.values["best_val_loss"] for point in points if "best_val_loss" in point.values}
 
 
 def test_best_val_loss_is_the_lowest_so_far_at_each_evaluation(outbox: OutboxFile) -> None:
@@ -64,3 +65,19 @@ def test_a_resumed_training_remembers_the_lowest_val_loss_of_before(outbox: Outb
 def test_without_evaluations_there_is_no_best_val_loss(outbox: OutboxFile) -> None:
     log(outbox, [], records_of([None, None]))
     assert best_by_step(outbox) == {}
+
+
+def test_the_machine_is_measured_at_evaluations_only(outbox: OutboxFile) -> None:
+    log(outbox, [], records_of([4.0, None, 3.0]))
+    measured = [
+        record.step
+        for record in outbox.records()
+        if isinstance(record, Points) and "system/cpu_utilization_percentage" in record.values
+    ]
+    assert measured == [0, 2]
+
+
+def test_steps_from_before_a_resume_are_not_measured_again(outbox: OutboxFile) -> None:
+    log(outbox, records_of([4.0]), [])
+    (record,) = outbox.records()
+    assert isinstance(record, Points) and not any(name.startswith("system/") for name in record.values)

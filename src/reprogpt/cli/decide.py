@@ -298,9 +298,9 @@ def unit(metric: str) -> str:
 
 
 def number(value: float, *, signed: bool = False) -> str:
-    """Four decimals, or three significant digits where four decimals would hide the value."""
+    """Four decimals, or three significant digits where four decimals would hide the value; "-" for none."""
     if not math.isfinite(value):
-        return "-" if math.isnan(value) else f"{value:+g}"
+        return "-"
     digits = ".4f" if value == 0 or 1e-2 <= abs(value) < 1e5 else ".3g"
     return format(value, f"{'+' if signed else ''}{digits}")
 

@@ -21,7 +21,7 @@ POWER = 0.8
 MAX_PAIRS = 500  # more are not counted
 # The prior is high near 0 and 1, as pairs of one seed mostly agree. Simulated from 0.05 to 1: with 0.2, six pairs of
 # one sign decide at ALPHA, the least that any two-sided sign test allows (1 needs eight), and differences of half a
-# standard deviation take a fifth more pairs than with 1.
+# standard deviation take a quarter more pairs than with 1.
 _PRIOR = 0.2
 
 

@@ -77,9 +77,9 @@ def decides(num_pairs: int, alpha: float = ALPHA) -> np.ndarray:
 def ever_decided(differences: np.ndarray, alpha: float = ALPHA) -> tuple[np.ndarray, np.ndarray]:
     """For each row of differences, (rows, pairs): whether "better", and "worse", is ever decided."""
     needed = decides(differences.shape[1], alpha)
-    better = (differences < 0).cumsum(axis=1) >= needed
-    worse = (differences > 0).cumsum(axis=1) >= needed
-    return better.any(axis=1), worse.any(axis=1)
+    better: np.ndarray = np.any((differences < 0).cumsum(axis=1) >= needed, axis=1)
+    worse: np.ndarray = np.any((differences > 0).cumsum(axis=1) >= needed, axis=1)
+    return better, worse
 
 
 def wrong_verdicts(kind: Differences) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """Which runs are compared, what is concluded from them, and what is said."""
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +26,11 @@ from reprogpt.errors import NonFiniteError, PipelineError
 from reprogpt.evaluation.losses import require_finite
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
+from reprogpt.paths import EVAL_RESULTS
 from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
+ROOT = Path(__file__).resolve().parents[2]
 PRESENT = {
     "device": "auto",
     "matmul": "auto",
@@ -82,7 +86,7 @@ def test_a_difference_that_all_pairs_share_is_decided() -> None:
     assert verdicts(decision) == [
         "peak_lr=0.001 is better than 0.0005 for the typical seed, in 6 of 6 pairs, by 0.1950 nats (0.1900 to 0.2200), "
         "on this text",
-        "6 pairs can't exclude a failure or spike in up to 3 of 6 seeds (50%)",
+        "6 pairs can't exclude a failure or spike in up to 3 of 6 seeds (50 %)",
     ]
     (comparison,) = decision.comparisons
     assert comparison.interval == pytest.approx((-0.22, -0.19))
@@ -221,10 +225,12 @@ def test_watching_keys_don_t_matter(key: str) -> None:
 
 @pytest.mark.parametrize("key", sorted(PERIODIC_KEYS))
 def test_in_the_book_s_order_evaluations_move_the_stream_of_the_training(key: str) -> None:
-    runs = seeds(random_order="book", **{key: 5}) + seeds(random_order="book", peak_lr=0.001, **{key: 7})
+    one: dict[str, Any] = {key: 5}
+    other: dict[str, Any] = {key: 7}
+    runs = seeds(random_order="book", **one) + seeds(random_order="book", peak_lr=0.001, **other)
     with pytest.raises(PipelineError, match=f"differ in {key}"):
         decided(runs)
-    runs = seeds(random_order="book", **{key: 5}) + seeds(random_order="independent", **{key: 7})
+    runs = seeds(random_order="book", **one) + seeds(random_order="independent", **other)
     with pytest.raises(PipelineError, match=f"differ in {key}"):
         decided(runs, Question(("random_order",)))
 
@@ -269,6 +275,7 @@ def test_names_of_keys_and_tags_exist() -> None:
     assert set(RECORDED_AS_TAGS) <= set(TrainParams.model_fields)
     assert {tag for tags in RECORDED_AS_TAGS.values() for tag in tags} <= {*ENVIRONMENT_TAGS, "started_from_sha256"}
     assert set(EVALUATE_KEYS) <= set(EvaluateParams.model_fields) - set(TrainParams.model_fields)
+    assert set(json.loads((ROOT / EVAL_RESULTS).read_text("utf-8"))) == EVALUATE_METRICS  # of the default training
 
 
 def test_what_is_recorded_as_a_tag_doesn_t_part_the_values_of_its_key() -> None:
@@ -520,7 +527,7 @@ def test_where_the_mean_says_otherwise_than_the_pairs_it_says_so() -> None:
     runs += [run(seed, 5.9 + seed / 10 + spike[seed - 1], peak_lr=0.001) for seed in range(1, 9)]
     lines = verdicts(decided(runs))
     assert "undecided by the sign test: better in 7 of 8 pairs" in lines[0]
-    assert lines[1] == "peak_lr=0.001: the mean difference, +0.0875, has the other sign; without seed 8 it is -0.1000"
+    assert lines[1] == "peak_lr=0.001: the mean difference, +0.0875, points the other way: without seed 8 it is -0.1000"
     assert len(lines) == 3
 
 

@@ -84,7 +84,7 @@ def verdicts(decision: Decision) -> list[str]:
         )
     fewest = min((one.num_pairs for one in decision.comparisons if one.num_pairs), default=0)
     if fewest:
-        share = f"3 of {fewest} seeds ({min(1.0, 3 / fewest):.0%})" if fewest > 3 else "any share of the seeds"
+        share = f"3 of {fewest} seeds ({300 / fewest:.0f} %)" if fewest > 3 else "any share of the seeds"
         lines.append(f"{_pairs(fewest)} can't exclude a failure or spike in up to {share}")
     return lines
 
@@ -92,7 +92,7 @@ def verdicts(decision: Decision) -> list[str]:
 def _runs(decision: Decision) -> list[str]:
     question, group = decision.question, decision.group
     best = "higher" if question.higher_is_better else "lower"
-    lines = [f"{' and '.join(question.keys)} by {question.metric} ({best} is better), runs paired by {SEED}"]
+    lines = [f"{' and '.join(question.keys)} by {question.metric} ({best} is better), runs paired by {SEED}, sign test"]
     lines.append(f"{group.num_runs} runs with otherwise equal inputs")
     if decision.differs_from_present:
         differences = ", ".join(f"{key}={a} (there {b})" for key, (a, b) in decision.differs_from_present.items())
@@ -123,8 +123,10 @@ def _left_out(reason: str, runs: Sequence[TrackedRun], *, names: bool = False) -
 
 def _difference(other: Group, group: Group) -> str:
     differing = differing_inputs(other, group)
-    first = [f"--where {name}={'none' if theirs is None else theirs}" for name, (theirs, _) in differing.items()][:3]
-    return f"{' '.join(first)}{f' and {len(differing) - 3} differences more' if len(differing) > 3 else ''}"
+    inputs = [
+        f"without {name}" if value is None else f"--where {name}={value}" for name, (value, _) in differing.items()
+    ]
+    return f"{' '.join(inputs[:3])}{f' and {len(inputs) - 3} differences more' if len(inputs) > 3 else ''}"
 
 
 def _table(decision: Decision) -> list[str]:
@@ -214,10 +216,10 @@ def _mean_against_median(comparison: PairedComparison, decision: Decision) -> li
     """
     label, mean = decision.question.label(comparison.level), number(comparison.mean, signed=True)
     seed = comparison.decisive_seed
-    alone = "" if seed is None else f"without seed {seed} it is {number(comparison.mean_without(seed), signed=True)}"
+    alone = "" if seed is None else f": without seed {seed} it is {number(comparison.mean_without(seed), signed=True)}"
     if comparison.mean * comparison.median < 0:
-        return [f"{label}: the mean difference, {mean}, has the other sign{alone and f'; {alone}'}"]
-    return [f"{label}: one pair carries the mean difference, {mean}: {alone}"] if alone else []
+        return [f"{label}: the mean difference, {mean}, points the other way{alone}"]
+    return [f"{label}: one pair carries the mean difference, {mean}{alone}"] if alone else []
 
 
 def _pairs(count: int) -> str:

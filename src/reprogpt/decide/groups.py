@@ -155,11 +155,11 @@ def group_runs(
         for group in of_run:
             _add(group, run, keys, metric)
     inputs_of_queued = [(params, comparable(params)) for params in queued]
-    found = [group for alike in groups.values() for group in alike.values()]
-    for group in found:
+    all_groups = [group for alike in groups.values() for group in alike.values()]
+    for group in all_groups:
         of_group = [params for params, inputs in inputs_of_queued if matches(group, inputs)]
         _add_pending(group, [*(run.params for run in group.left_out.running), *of_group], keys)
-    return found
+    return all_groups
 
 
 def _add(group: Group, run: TrackedRun, keys: Sequence[str], metric: str) -> None:

@@ -1,4 +1,4 @@
-"""The sign test of paired differences that stays valid however often, and whenever, it is looked at.
+"""A sign test of paired differences that stays valid however often you check it.
 
 It asks which way the typical seed goes: whether more than half of all seeds have a difference of one sign. For k of n
 pairs of one sign,

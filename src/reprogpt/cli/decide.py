@@ -29,7 +29,7 @@ COLUMNS = (
     *("median diff.", "95 % interval", "better", "corr.", "saved"),
 )
 LEGEND = (
-    "mean, std: of a value's runs that are in pairs; baseline: its mean in the same pairs; median diff.: of the pairs.",
+    "mean, std: over a value's runs in pairs. baseline: the baseline's mean over the same seeds.",
     "corr.: correlation of the pairs. saved: how many times more seeds unpaired runs would need for the same mean.",
 )
 

@@ -14,7 +14,7 @@ from scipy import stats
 from reprogpt.decide.sign_test import ALPHA, min_pairs, needed_majority
 
 NUM_SEQUENCES = 2000  # simulated of each kind
-MAX_SEEDS = 20  # of a sequence, looked at after each seed
+MAX_SEEDS = 20  # of a sequence, checked after each seed
 EFFECTS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)  # mean differences in standard deviations
 MAX_PAIRS = 250
 T_TEST_PAIRS = {0.5: 37, 1.0: 12, 1.5: 7, 2.0: 6, 3.0: 5, 5.0: 5}  # of the sequential t-test of Wang and Ramdas (2023)
@@ -120,7 +120,7 @@ def _student(x: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    print(f"{NUM_SEQUENCES:,} sequences of each kind, looked at after each of 1 to {MAX_SEEDS} seeds\n")
+    print(f"{NUM_SEQUENCES:,} sequences of each kind, checked after each of 1 to {MAX_SEEDS} seeds\n")
     print("| differences of pairs | typical seed | any verdict | wrong verdict |\n|---|---|---|---|")
     for kind in DIFFERENCES:
         any_verdict, wrong = wrong_verdicts(kind)

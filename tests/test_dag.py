@@ -30,7 +30,7 @@ ALLOWED = {
     "stages": {"tracking", "plotting", "training", "evaluation", "distributed", "model", "data", "dvc", "process"}
     | BASE,
     "cli": {"runs", "decide", "plotting", "tracking", "model", "data", "dvc", "process"} | BASE,
-    "decide": {"runs", "tracking"} | BASE,
+    "decide": {"tracking"} | BASE,
     "runs": {"tracking", "dvc"} | BASE,
     "tracking": {"serving", "dvc"} | BASE,
     "serving": BASE,

@@ -82,7 +82,7 @@ def verdicts(decision: Decision) -> list[str]:
             f"{num_values} values make {math.comb(num_values, 2)} comparisons: verdicts, intervals and plateau hold "
             f"together at {100 * (1 - ALPHA):g} %"
         )
-    fewest = min((one.num_pairs for one in decision.comparisons if one.num_pairs), default=0)
+    fewest = min((one.num_pairs for one in decision.comparisons if one.pairs and not one.identical), default=0)
     if fewest:
         share = f"3 of {fewest} seeds ({300 / fewest:.0f} %)" if fewest > 3 else "any share of the seeds"
         lines.append(f"{_pairs(fewest)} can't exclude a failure or spike in up to {share}")

@@ -83,8 +83,8 @@ def verdicts(decision: Decision) -> list[str]:
             f"together at {100 * (1 - ALPHA):g} %"
         )
     fewest = min((one.num_pairs for one in decision.comparisons if one.pairs and not one.identical), default=0)
-    if fewest:
-        share = f"3 of {fewest} seeds ({300 / fewest:.0f} %)" if fewest > 3 else "any share of the seeds"
+    if fewest > 3:  # the rule of three
+        share = f"3 of {fewest} seeds ({300 / fewest:.0f} %)"
         lines.append(f"{_pairs(fewest)} can't exclude a failure or spike in up to {share}")
     return lines
 

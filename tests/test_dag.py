@@ -254,7 +254,7 @@ def test_a_logged_model_has_the_code_and_the_list_of_libraries_that_it_needs() -
             {"plotting/style.py", "plotting/training_figures.py", "plotting/decide_figures.py"},
         ),
         ("requests", {"data/download.py"}),
-        ("scipy", {"decide/sequential.py"}),
+        ("scipy", set()),
         ("zstandard", {"data/decompress.py"}),
         ("charset_normalizer", {"data/charset.py"}),
         ("pickle", set()),

@@ -1,5 +1,6 @@
-"""reprogpt decide on a real store: output, exit codes, figure, record, and many runs."""
+"""reprogpt decide on a real store: output, exit codes, figure, foreign runs, and many runs."""
 
+import math
 import shutil
 import sqlite3
 import time
@@ -37,12 +38,21 @@ def record_run(seed: int, value: float, status: str = "FINISHED", **changes: Any
     """A finished run of params.yaml's values but for the changes."""
     client, experiment = open_store()
     params = read_mapping(Path("params.yaml")) | changes | {"seed": seed}
-    tags = {"train_code": "c", "weights.sha256": f"{seed}{changes}"}
+    tags = {"run_key": f"{seed}{changes}", "train_code": "c", "weights.sha256": f"{seed}{changes}"}
     run_id: str = client.create_run(experiment, tags=tags).info.run_id
     names = [Param(key, str(params[key])) for key in ("peak_lr", "warmup_ratio", "n_epochs", "seed", "emb_dim")]
     client.log_batch(run_id, [Metric("final_val_loss", value, 0, 134)], names)
     client.set_terminated(run_id, status)
     return run_id
+
+
+def record_foreign_run(seed: object, value: float, **params: Any) -> None:
+    """As a notebook does that logs the same names."""
+    client, experiment = open_store()
+    run_id: str = client.create_run(experiment, run_name="notebook").info.run_id
+    names = [Param(key, str(param)) for key, param in ({"peak_lr": 0.0005, "seed": seed} | params).items()]
+    client.log_batch(run_id, [Metric("final_val_loss", value, 0, 134)], names)
+    client.set_terminated(run_id)
 
 
 def record_pairs(difference: float, noise: float, **changes: Any) -> list[str]:
@@ -65,13 +75,39 @@ def test_decided_undecided_and_errors_have_the_codes_0_1_and_2(
     record_pairs(-0.2, 0.01, peak_lr=0.001)
     code, printed = decide(capsys, monkeypatch, "peak_lr")
     assert code == 0
-    assert "peak_lr=0.001 is better than 0.0005 by 0.2" in printed
+    assert "peak_lr=0.001 is better than 0.0005 for the typical seed, in 6 of 6 pairs, by 0.2" in printed
     code, printed = decide(capsys, monkeypatch, "peak_lr", "--where", "n_epochs=15", "--needs", "0.01")
     assert code == 0 and "to see a difference of 0.01, about" in printed
     record_run(1, 9.0, warmup_ratio=0.3)
     code, printed = decide(capsys, monkeypatch, "warmup_ratio")
     assert code == 1
-    assert "dvc exp run --queue -S 'warmup_ratio=0.3' -S 'seed=2,3'" in printed
+    assert "dvc exp run --queue -S 'warmup_ratio=0.3' -S 'seed=range(2,7)'" in printed
+
+
+def test_runs_of_others_in_the_experiment_change_no_verdict(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_pairs(0.2, 0.01, peak_lr=0.001)
+    for seed in (*VALUES, "None", "42.5"):
+        record_foreign_run(seed, 6.0)
+        record_foreign_run(seed, 5.5, peak_lr=0.001)
+    code, printed = decide(capsys, monkeypatch, "peak_lr")
+    assert code == 0
+    assert "peak_lr=0.001 is worse than 0.0005 for the typical seed, in 6 of 6 pairs, by 0.2" in printed
+    assert "12 runs with otherwise equal inputs" in printed
+    assert "left out: 16 not trained by this pipeline" in printed
+
+
+def test_an_infinite_loss_comes_back_from_the_store_as_a_run_without_one(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed, value in VALUES.items():
+        record_run(seed, value)
+        record_run(seed, math.inf, peak_lr=0.1)
+    code, printed = decide(capsys, monkeypatch, "peak_lr")
+    assert code == 0
+    assert "peak_lr=0.1 is worse than 0.0005 for the typical seed, in 6 of 6 pairs, on this text" in printed
+    assert "e+308" not in printed
 
 
 def test_the_figure_has_the_same_bytes_from_the_same_runs(

@@ -1,26 +1,30 @@
 """Which value of a parameter is better, from the runs that there are. Values in, values out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import combinations
 
 from reprogpt.decide.groups import (
+    EVALUATE_KEYS,
     SEED,
+    WATCHING,
     Group,
-    Level,
-    as_number,
-    canonical,
+    Inputs,
     comparable,
     differing_inputs,
     group_runs,
     matches,
-    varying_params,
+    own_trainings,
 )
 from reprogpt.decide.paired import LevelSummary, PairedComparison, compare_levels, summarize
+from reprogpt.decide.sign_test import ALPHA
+from reprogpt.decide.stored_values import Level, as_number, canonical
 from reprogpt.errors import PipelineError
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
-from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 DEFAULT_METRIC = "final_val_loss"
 HIGHER_IS_BETTER = frozenset({"val_accuracy", "tokens_per_second"})
@@ -48,20 +52,26 @@ class Question:
 class Decision:
     """The answer. group: the runs compared; others: other groups with two levels or more, newest first.
 
+    foreign: runs that this pipeline did not train.
     differs_from_present: inputs of the group that params.yaml has otherwise: name -> (the group's, params.yaml's).
-    comparisons: of every level but the baseline with it. best: the level of the best mean, of those with the smallest
-    share of failed runs. plateau: the levels that the test can't tell from the best, and it.
+    baseline: without a question.against, the level of params.yaml, unless it shares no seed with another: then it is
+    skipped_baseline, and the level with the most pairs is the baseline.
+    comparisons: of every level but the baseline with it. plateau: the levels that no other is decided to be better
+    than; [] if each of them has a better one, as in a circle.
+    alpha: the error of each comparison of two levels. All verdicts, intervals and the plateau hold together at ALPHA.
     """
 
     question: Question
     group: Group
     others: list[Group]
+    foreign: list[TrackedRun]
     differs_from_present: dict[str, tuple[str, str]]
     summaries: list[LevelSummary]
     baseline: Level
+    skipped_baseline: Level | None
     comparisons: list[PairedComparison]
-    best: Level
     plateau: list[Level]
+    alpha: float
 
     @property
     def decided(self) -> bool:
@@ -81,8 +91,8 @@ def make_decision(
     a single value, a baseline or a --where that no run has.
     """
     _check_keys(question.keys)
-    trainings = [run for run in runs if PARENT not in run.tags]
-    _check_metric(question.metric, trainings, len(queued))
+    trainings, foreign = own_trainings(runs)
+    _check_metric(question.metric, trainings, len(queued), len(foreign))
     groups = group_runs(trainings, question.keys, question.metric, queued)
     groups = _chosen_by_where(groups, question)
     informative = [group for group in groups if len(group.levels) > 1]
@@ -90,27 +100,24 @@ def make_decision(
     if not informative:
         raise _one_value(question, groups, now)
     group = next((group for group in informative if matches(group, now)), informative[0])
-    baseline = _baseline(question, group, present)
-    others = [level for level in group.levels if level != baseline]
-    higher = question.higher_is_better
-    summaries = [summarize(level, group.observations[level]) for level in group.levels]
-    best = min(summaries, key=lambda summary: _badness(summary, higher)).level
-    against_best = compare_levels(
-        group.observations, [level for level in group.levels if level != best], best, higher_is_better=higher
-    )
-    told_apart = {comparison.level for comparison in against_best if comparison.decided}
+    levels = group.levels
+    present_level = tuple(canonical(key, present.get(key, "")) for key in question.keys)
+    baseline = _baseline(question, group, present_level)
+    alpha = ALPHA / math.comb(len(levels), 2)
     return Decision(
         question=question,
         group=group,
         others=[other for other in informative if other is not group],
+        foreign=foreign,
         differs_from_present={
             key: (value, now[key]) for key, value in group.inputs.items() if key in now and now[key] != value
         },
-        summaries=summaries,
+        summaries=[summarize(level, group.observations[level]) for level in levels],
         baseline=baseline,
-        comparisons=compare_levels(group.observations, others, baseline, higher_is_better=higher),
-        best=best,
-        plateau=[level for level in group.levels if level not in told_apart],
+        skipped_baseline=present_level if question.against is None and baseline != present_level in levels else None,
+        comparisons=[_compare(question, group, level, baseline, alpha) for level in levels if level != baseline],
+        plateau=_plateau(question, group, alpha),
+        alpha=alpha,
     )
 
 
@@ -119,21 +126,33 @@ def num_pairs(a: TrackedRun, b: TrackedRun, runs: Sequence[TrackedRun]) -> tuple
 
     None if they differ in more, or in nothing.
     """
-    keys = [key for key in varying_params([a, b]) if key in a.params and key in b.params]
-    if len(keys) != 1 or a.params.get(SEED) != b.params.get(SEED):
+    if a.params.get(SEED) != b.params.get(SEED):
         return None
-    trainings = [run for run in runs if PARENT not in run.tags]
+    known = [key for key in TrainParams.model_fields if key not in WATCHING and key in a.params and key in b.params]
+    keys = [key for key in known if canonical(key, a.params[key]) != canonical(key, b.params[key])]
+    if len(keys) != 1:
+        return None
+    trainings, _ = own_trainings(runs)
     for group in group_runs(trainings, keys, DEFAULT_METRIC):
-        seeds = [group.observations.get((canonical(run.params[keys[0]]),), {}) for run in (a, b)]
-        ids = {observation.run.id for by_seed in seeds for observation in by_seed.values()}
+        by_seed = [group.observations.get((canonical(keys[0], run.params[keys[0]]),), {}) for run in (a, b)]
+        ids = {observation.run.id for observations in by_seed for observation in observations.values()}
         if {a.id, b.id} <= ids:
-            return keys[0], len(seeds[0].keys() & seeds[1].keys())
+            return keys[0], len(by_seed[0].keys() & by_seed[1].keys())
     return None
 
 
-def _badness(summary: LevelSummary, higher_is_better: bool) -> tuple[float, float]:
-    mean = -summary.mean if higher_is_better else summary.mean
-    return summary.num_failed / summary.num_seeds, mean if summary.values else 0.0
+def _compare(question: Question, group: Group, level: Level, against: Level, alpha: float) -> PairedComparison:
+    higher = question.higher_is_better
+    return compare_levels(group.observations, level, against, higher_is_better=higher, alpha=alpha)
+
+
+def _plateau(question: Question, group: Group, alpha: float) -> list[Level]:
+    worse = set()
+    for level, other in combinations(group.levels, 2):
+        comparison = _compare(question, group, level, other, alpha)
+        if comparison.decided:
+            worse.add(other if comparison.is_better else level)
+    return [level for level in group.levels if level not in worse]
 
 
 def _check_keys(keys: Sequence[str]) -> None:
@@ -143,7 +162,8 @@ def _check_keys(keys: Sequence[str]) -> None:
         if key in TrainParams.model_fields:
             continue
         if key in EvaluateParams.model_fields:
-            raise PipelineError(f"{key} is read by evaluate's samples only: it changes no training and no loss")
+            what = "how much of the training text is evaluated" if key in EVALUATE_KEYS else "the samples of evaluate"
+            raise PipelineError(f"{key} changes no training: only {what}")
         near = get_close_matches(key, TrainParams.model_fields, n=1)
         raise PipelineError(
             f"{key} is not a parameter of train{f'; did you mean {near[0]}?' if near else ''} "
@@ -153,7 +173,7 @@ def _check_keys(keys: Sequence[str]) -> None:
         raise PipelineError(f"{keys[0]} is named twice")
 
 
-def _check_metric(metric: str, runs: Sequence[TrackedRun], num_queued: int) -> None:
+def _check_metric(metric: str, runs: Sequence[TrackedRun], num_queued: int, num_foreign: int) -> None:
     if any(metric in run.metrics for run in runs):
         return
     if all(run.is_running for run in runs) and len(runs) + num_queued:
@@ -162,9 +182,10 @@ def _check_metric(metric: str, runs: Sequence[TrackedRun], num_queued: int) -> N
             "Ask again when some are done"
         )
     if not runs:
+        others = f" ({num_foreign} others in the experiment are not this pipeline's)" if num_foreign else ""
         raise PipelineError(
-            "there are no runs yet. Queue some, for example:\n"
-            "dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,6)'\ndvc queue start"
+            f"there are no runs yet{others}. Queue some, for example:\n"
+            "dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,7)'\ndvc queue start"
         )
     known = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
     raise PipelineError(f"no run has the metric {metric}. They have: {', '.join(known) or 'none'}")
@@ -177,15 +198,14 @@ def _chosen_by_where(groups: list[Group], question: Question) -> list[Group]:
         values = sorted({group.inputs[name] for group in groups if name in group.inputs})
         if not values:
             raise PipelineError(f"--where {name}={value}: no run depends on a parameter, tag or file of that name")
-        groups = [
-            group for group in groups if name in group.inputs and canonical(group.inputs[name]) == canonical(value)
-        ]
+        wanted = canonical(name, value)
+        groups = [group for group in groups if group.inputs.get(name) == wanted]
         if not groups:
             raise PipelineError(f"--where {name}={value}: no run has this value. There are: {', '.join(values)}")
     return groups
 
 
-def _one_value(question: Question, groups: Sequence[Group], now: Mapping[str, str]) -> PipelineError:
+def _one_value(question: Question, groups: Sequence[Group], now: Inputs) -> PipelineError:
     """The error where no group has two levels."""
     keys = " ".join(question.keys)
     with_runs = [group for group in groups if group.levels]
@@ -216,16 +236,19 @@ def _nearest_pair(groups: Sequence[Group]) -> str:
     return ""
 
 
-def _baseline(question: Question, group: Group, present: Mapping[str, object]) -> Level:
+def _baseline(question: Question, group: Group, present_level: Level) -> Level:
     levels = group.levels
     if question.against is not None:
-        wanted = tuple(map(canonical, question.against))
+        wanted = tuple(canonical(key, value) for key, value in zip(question.keys, question.against, strict=False))
         if wanted not in levels:
             known = "; ".join(", ".join(level) for level in levels)
             raise PipelineError(f"--against {','.join(question.against)}: no run has this value. There are: {known}")
         return wanted
-    now = tuple(canonical(present.get(key, "")) for key in question.keys)
-    return now if now in levels else levels[0]
+    seeds = {level: group.observations[level].keys() for level in levels}
+    num_pairs = {level: sum(len(seeds[level] & seeds[other]) for other in levels if other != level) for level in levels}
+    if num_pairs.get(present_level) or not any(num_pairs.values()):
+        return present_level if present_level in levels else levels[0]
+    return max(levels, key=lambda level: num_pairs[level])
 
 
 def is_numeric(levels: Sequence[Level]) -> bool:

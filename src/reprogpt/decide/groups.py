@@ -1,17 +1,19 @@
-"""Sorts runs into groups whose trainings differ in nothing but the keys in question and the seed."""
+"""Sorts trainings into groups that differ in nothing but the keys in question and the seed."""
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from reprogpt.decide.stored_values import Level, as_seed, canonical, finite_metric, level_order
 from reprogpt.params.train import TrainParams
-from reprogpt.runs.compare import CODE
 from reprogpt.tags import TRAIN_CODE
 from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS, RARELY_RELEVANT
-from reprogpt.tracking.store.tracked_run import TrackedRun
+from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
 
 SEED = "seed"
+RUN_KEY_TAG = "run_key"  # every training of this pipeline has it from its start
+WEIGHTS_TAG = "weights.sha256"  # set when a training has ended well
+ERROR_TAG = "error"
+NON_FINITE = "not a finite number"  # what NonFiniteError says
 # They decide when and how a training is watched, saved and started, not what it computes.
 WATCHING = frozenset(
     {
@@ -37,21 +39,29 @@ RECORDED_AS_TAGS = {
 }
 # These say less than their tags, and some have the name of one: `auto` can be the same as `cpu`.
 ONLY_AS_TAGS = frozenset({"device", "matmul", "init_from", "init_from_sha256"})
-# Metrics of the evaluations during training, and the parameters that they depend on besides.
-EVALUATION_METRICS = frozenset({"best_val_loss", "train_loss", "val_loss"})
-EVALUATION_KEYS = frozenset({"eval_freq", "eval_iter"})
-CORPUS = ("corpus.sha256", "started_from_sha256")
+INPUT_TAGS = (
+    "corpus.sha256",
+    "started_from_sha256",
+    *(tag for tag in ENVIRONMENT_TAGS if tag not in RARELY_RELEVANT),
+)
+COMMIT_TAGS = ("commit", "dirty")  # the code of runs that are older than TRAIN_CODE
+# Metrics of the evaluations during training, and the parameters that say when and on what they are made.
+PERIODIC_METRICS = frozenset({"best_val_loss", "train_loss", "val_loss"})
+PERIODIC_KEYS = frozenset({"eval_freq", "eval_iter"})
+# Metrics of the evaluate stage, and its parameters that they depend on; the others that it alone reads are of samples.
+EVALUATE_METRICS = frozenset(
+    {"final_train_loss", "final_val_loss", "val_perplexity", "val_bits_per_byte", "val_accuracy"}
+)
+EVALUATE_KEYS = ("eval_max_tokens",)
 
-Level = tuple[str, ...]  # the values of the keys in question, in canonical form
+Inputs = dict[str, str]  # name of a parameter, tag or file -> value
 
 
 @dataclass(frozen=True)
 class Observation:
-    """The run of one level and seed. value: its metric; None where the training diverged or failed."""
+    """The run of one level and seed. value: its metric; None where the training diverged or died."""
 
     run: TrackedRun
-    level: Level
-    seed: int
     value: float | None
 
 
@@ -68,21 +78,21 @@ class LeftOut:
 
 @dataclass
 class Group:
-    """Runs with equal inputs. inputs: name -> value, of parameters, data, code and environment.
+    """Runs with equal inputs: of parameters, data, code and environment.
 
-    observations: level -> seed -> the newest run. pending: level -> seeds without a result yet, whose runs still train
-    or are queued. left_out: of this group.
+    observations: level -> seed -> the run that counts. pending: level -> seeds without a result yet, whose runs still
+    train or are queued. left_out: of this group.
     """
 
-    inputs: dict[str, str]
+    inputs: Inputs
     observations: dict[Level, dict[int, Observation]] = field(default_factory=dict)
     pending: dict[Level, set[int]] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def levels(self) -> list[Level]:
-        """The levels that have runs: numbers in ascending order, then texts."""
-        return sorted(self.observations, key=_order)
+        """The levels that have runs, in order."""
+        return sorted(self.observations, key=level_order)
 
     @property
     def num_runs(self) -> int:
@@ -90,112 +100,121 @@ class Group:
         return sum(map(len, self.observations.values()))
 
 
-def canonical(value: object) -> str:
-    """A parameter's value in the one form of it: 5e-4 and 0.0005, True and true, None and null are equal."""
-    text = str(value)
-    if text in ("True", "False"):
-        return text.lower()
-    if text in ("None", ""):
-        return "null" if text else '""'
-    number = as_number(text)
-    if number is None:
-        return text
-    return str(int(number)) if number.is_integer() and abs(number) < 1e15 else repr(number)
+def own_trainings(runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], list[TrackedRun]]:
+    """The runs of this pipeline's trainings; and the runs that are neither these nor evaluations of them.
+
+    Notebooks and autologging record into the same experiment, with the same names of parameters and metrics.
+    """
+    trainings = [run for run in runs if RUN_KEY_TAG in run.tags and PARENT not in run.tags]
+    ids = {run.id for run in trainings}
+    foreign = [run for run in runs if run.id not in ids and run.tags.get(PARENT) not in ids]
+    return trainings, foreign
 
 
-def as_number(text: str) -> float | None:
-    """The finite number that the text writes; None if it writes none."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and "_" not in text else None
-
-
-def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> dict[str, str]:
-    """What a training's bits and the metric depend on besides `keys` and the seed: parameters, data, code, machine."""
-    left_out = {SEED, *keys}
-    # The evaluations choose the weights of keep: best; where keep is in question, for one of its values.
-    chosen_by_evaluations = run.params.get("keep") == "best" or "keep" in keys
-    if metric not in EVALUATION_METRICS and not chosen_by_evaluations:
-        left_out |= EVALUATION_KEYS
-    left_out |= WATCHING - EVALUATION_KEYS
+def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> Inputs:
+    """What a training's bits and the metric depend on besides `keys`, the seed and the evaluate stage."""
+    left_out = {SEED, *keys} | WATCHING | ONLY_AS_TAGS
+    # Where keep or random_order is in question, all of its values must be in one group.
+    chooses_weights = run.params.get("keep") == "best" or "keep" in keys
+    # In the book's order, evaluations draw from the stream of the training.
+    draws_from_stream = run.params.get("random_order") == "book" or "random_order" in keys
+    if metric in PERIODIC_METRICS or chooses_weights or draws_from_stream:
+        left_out -= PERIODIC_KEYS - set(keys)
     tags_of_keys = {tag for key in keys for tag in RECORDED_AS_TAGS.get(key, ())}
-    left_out |= ONLY_AS_TAGS
-    params = {key: canonical(run.params[key]) for key in TrainParams.model_fields if key in run.params}
-    code = (TRAIN_CODE,) if TRAIN_CODE in run.tags else CODE
-    tags = [*CORPUS, *code, *(tag for tag in ENVIRONMENT_TAGS if tag not in RARELY_RELEVANT)]
+    tags = [*INPUT_TAGS, *((TRAIN_CODE,) if TRAIN_CODE in run.tags else COMMIT_TAGS)]
     return (
-        {key: value for key, value in params.items() if key not in left_out}
+        _of_params(run, [key for key in TrainParams.model_fields if key not in left_out])
         | {tag: run.tags[tag] for tag in tags if tag in run.tags and tag not in tags_of_keys}
         | run.datasets
     )
 
 
+def _of_params(run: TrackedRun, keys: Iterable[str]) -> Inputs:
+    return {key: canonical(key, run.params[key]) for key in keys if key in run.params}
+
+
 def group_runs(
     runs: Sequence[TrackedRun], keys: Sequence[str], metric: str, queued: Sequence[Mapping[str, object]] = ()
 ) -> list[Group]:
-    """The groups of trainings, that of the newest run first. runs: newest first, without evaluations of other runs.
+    """The groups of trainings, that of the newest evaluated run first. runs: own_trainings, newest first.
 
     queued: the parameters of trainings that have not started.
-    Of several runs of one level and seed, one that finished counts before one that failed, the newest first.
+    Of several runs of one level and seed, one with a value counts before one without, then the newest. A training that
+    was never evaluated, such as one that diverged, is in every group of its inputs, however the others were evaluated.
     """
-    groups: dict[tuple[tuple[str, str], ...], Group] = {}
-    for run in runs:
+    evaluate_keys = EVALUATE_KEYS if metric in EVALUATE_METRICS else ()
+    groups: dict[frozenset[tuple[str, str]], dict[frozenset[tuple[str, str]], Group]] = {}
+    measured = {run.id: _of_params(run, evaluate_keys) for run in runs}
+    for run in sorted(runs, key=lambda run: not measured[run.id]):
         inputs = training_inputs(run, keys, metric)
-        group = groups.setdefault(tuple(sorted(inputs.items())), Group(inputs))
-        _add(group, run, keys, metric)
+        alike = groups.setdefault(frozenset(inputs.items()), {})
+        if measured[run.id] or not alike:
+            of_run = [alike.setdefault(frozenset(measured[run.id].items()), Group(inputs | measured[run.id]))]
+        else:
+            of_run = list(alike.values())
+        for group in of_run:
+            _add(group, run, keys, metric)
     inputs_of_queued = [(params, comparable(params)) for params in queued]
-    for group in groups.values():
+    all_groups = [group for alike in groups.values() for group in alike.values()]
+    for group in all_groups:
         of_group = [params for params, inputs in inputs_of_queued if matches(group, inputs)]
         _add_pending(group, [*(run.params for run in group.left_out.running), *of_group], keys)
-    return list(groups.values())
+    return all_groups
 
 
 def _add(group: Group, run: TrackedRun, keys: Sequence[str], metric: str) -> None:
-    if any(key not in run.params for key in (*keys, SEED)):
+    seed = as_seed(run.params.get(SEED))
+    if seed is None or any(key not in run.params for key in keys):
         group.left_out.without_key.append(run)
         return
     if run.is_running:
         group.left_out.running.append(run)
         return
-    if run.status == "KILLED":
+    has_ended_well = _has_ended_well(run)
+    if run.status == "KILLED" and not has_ended_well:
         group.left_out.stopped.append(run)
         return
-    value = run.metrics.get(metric)
-    if run.status == "FINISHED" and value is None:
+    has_diverged = NON_FINITE in run.tags.get(ERROR_TAG, "")  # perhaps not before evaluate
+    if has_ended_well and metric not in run.metrics and not has_diverged:
         group.left_out.without_metric.append(run)
         return
-    if run.status == "FAILED" or value is None or not math.isfinite(value):
-        value = None
-    level = tuple(canonical(run.params[key]) for key in keys)
+    # The last metric of a training that diverged or died is one of the way there.
+    value = finite_metric(run.metrics.get(metric)) if has_ended_well else None
+    level = tuple(canonical(key, run.params[key]) for key in keys)
     by_seed = group.observations.setdefault(level, {})
-    seed = int(run.params[SEED])
-    other = by_seed.get(seed)
-    if other is None or (other.run.status == "FAILED" and run.status == "FINISHED"):
-        by_seed[seed] = Observation(run, level, seed, value)
-    if other is not None:
-        group.left_out.repeated.append(other.run if by_seed[seed] is not other else run)
+    counted = by_seed.setdefault(seed, Observation(run, value))
+    if counted.run is run:
+        return
+    if counted.value is None and value is not None:
+        by_seed[seed] = Observation(run, value)
+        group.left_out.repeated.append(counted.run)
+    else:
+        group.left_out.repeated.append(run)
+
+
+def _has_ended_well(run: TrackedRun) -> bool:
+    """Whether the training reached its last step. FAILED is also a run that the store lacks a record of."""
+    return run.status == "FINISHED" or WEIGHTS_TAG in run.tags or not EVALUATE_METRICS.isdisjoint(run.metrics)
 
 
 def _add_pending(group: Group, trainings: Sequence[Mapping[str, object]], keys: Sequence[str]) -> None:
     for params in trainings:
-        seed = as_number(str(params.get(SEED)))
+        seed = as_seed(params.get(SEED))
         if seed is None or not all(key in params for key in keys):
             continue
-        level = tuple(canonical(params[key]) for key in keys)
+        level = tuple(canonical(key, params[key]) for key in keys)
         if seed not in group.observations.get(level, {}):
-            group.pending.setdefault(level, set()).add(int(seed))
+            group.pending.setdefault(level, set()).add(seed)
 
 
-def comparable(params: Mapping[str, object]) -> dict[str, str]:
-    """Of params.yaml's values, those that a group's inputs have in the same words."""
-    return {key: canonical(value) for key, value in params.items() if key not in ONLY_AS_TAGS}
+def comparable(params: Mapping[str, object]) -> Inputs:
+    """Of params.yaml's values, those that a group's inputs have under the same name."""
+    return {key: canonical(key, value) for key, value in params.items() if key not in ONLY_AS_TAGS}
 
 
-def matches(group: Group, wanted: Mapping[str, str]) -> bool:
+def matches(group: Group, wanted: Inputs) -> bool:
     """Whether every wanted input that the group has is equal to it."""
-    return all(group.inputs[key] == canonical(value) for key, value in wanted.items() if key in group.inputs)
+    return all(group.inputs[key] == value for key, value in wanted.items() if key in group.inputs)
 
 
 def differing_inputs(group: Group, other: Group) -> dict[str, tuple[str | None, str | None]]:
@@ -203,20 +222,3 @@ def differing_inputs(group: Group, other: Group) -> dict[str, tuple[str | None, 
     names = [*group.inputs, *(name for name in other.inputs if name not in group.inputs)]
     pairs = {name: (group.inputs.get(name), other.inputs.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def varying_params(runs: Sequence[TrackedRun]) -> list[str]:
-    """Training parameters that have several values among the runs, those with the most values first."""
-    counts = Counter(
-        {
-            key: len({canonical(run.params[key]) for run in runs if key in run.params})
-            for key in TrainParams.model_fields
-            if key != SEED and key not in WATCHING
-        }
-    )
-    return [key for key, count in counts.most_common() if count > 1]
-
-
-def _order(level: Level) -> tuple[tuple[bool, float, str], ...]:
-    numbers = [as_number(value) for value in level]
-    return tuple((number is None, number or 0.0, value) for number, value in zip(numbers, level, strict=True))

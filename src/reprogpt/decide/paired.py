@@ -1,31 +1,29 @@
-"""Compares levels by their runs of the same seeds: differences, intervals, and whether they are decided."""
+"""Compares two levels by their runs of the same seeds: differences, their interval, and whether they are decided."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, median, stdev
 
 import numpy as np
 
-from reprogpt.decide.groups import Level, Observation
-from reprogpt.decide.sequential import (
-    ALPHA,
-    MAX_NEEDED,
-    MIN_PAIRS,
-    confidence_interval,
-    fixed_interval,
-    holm,
-    p_value,
-    pairs_needed,
-    sign_p_value,
-)
-from reprogpt.runs.compare import WEIGHTS
+from reprogpt.decide.groups import WEIGHTS_TAG, Observation
+from reprogpt.decide.sign_test import confidence_interval
+from reprogpt.decide.stored_values import Level
 
+MIN_FOR_CORRELATION = 3  # pairs
 BySeed = Mapping[int, Observation]
+
+
+def sample_deviation(values: Sequence[float]) -> float:
+    """Standard deviation with n - 1; NaN for fewer than two values."""
+    return stdev(values) if len(values) > 1 else math.nan
 
 
 @dataclass(frozen=True)
 class LevelSummary:
-    """The runs of one level. mean, deviation: of those with a value; NaN for too few. num_failed: without a value."""
+    """The runs of one level. values: by seed. num_failed: runs that diverged or died, which have none."""
 
     level: Level
     values: dict[int, float]
@@ -36,156 +34,150 @@ class LevelSummary:
         """Runs with and without a value."""
         return len(self.values) + self.num_failed
 
-    @property
-    def mean(self) -> float:
-        """Of the runs with a value."""
-        return float(np.mean(list(self.values.values()))) if self.values else math.nan
-
-    @property
-    def deviation(self) -> float:
-        """Sample standard deviation (n - 1)."""
-        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else math.nan
-
 
 @dataclass(frozen=True)
 class PairedComparison:
     """A level against another, by the seeds that both have.
 
-    differences: seed -> the level's value minus the other's, where both have one. num_better_alone, num_worse_alone:
-    pairs in which only the other, or only this level, diverged or failed. identical: all pairs have equal weights
-    and values. p: of the anytime-valid test, Holm-adjusted for all num_compared levels.
+    pairs: seed -> the metric of the level and of the other; None for a run that diverged or died, which counts as the
+    worst. identical: all pairs have the same weights and values. alpha: the error that this comparison may have.
     """
 
     level: Level
     against: Level
-    differences: dict[int, float]
-    num_better_alone: int
-    num_worse_alone: int
-    num_both_failed: int
-    correlation: float
-    variance_ratio: float
+    pairs: dict[int, tuple[float | None, float | None]]
     identical: bool
     higher_is_better: bool
-    num_compared: int
-    p: float
+    alpha: float
 
     @property
     def num_pairs(self) -> int:
         """Seeds that both levels have."""
-        return len(self.differences) + self.num_better_alone + self.num_worse_alone + self.num_both_failed
+        return len(self.pairs)
+
+    @cached_property
+    def values(self) -> dict[int, tuple[float, float]]:
+        """Of the pairs in which neither run failed."""
+        return {
+            seed: (one, other) for seed, (one, other) in self.pairs.items() if one is not None and other is not None
+        }
+
+    @cached_property
+    def differences(self) -> dict[int, float]:
+        """By seed, of self.values: the level's minus the other's."""
+        return {seed: one - other for seed, (one, other) in self.values.items()}
+
+    @cached_property
+    def _all_differences(self) -> list[float]:
+        """Of all pairs: infinite where one run failed, 0 where both did."""
+        worst = -math.inf if self.higher_is_better else math.inf
+        differences = list(self.differences.values())
+        for one, other in self.pairs.values():
+            if one is None and other is None:
+                differences.append(0.0)
+            elif one is None:
+                differences.append(worst)
+            elif other is None:
+                differences.append(-worst)
+        return differences
 
     @property
-    def by_signs(self) -> bool:
-        """Whether a run without a value leaves only the signs of the differences to be tested."""
-        return bool(self.num_better_alone or self.num_worse_alone)
+    def median(self) -> float:
+        """Of the differences of all pairs; NaN without any."""
+        return median(self._all_differences) if self.pairs else math.nan
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """Of the median, anytime-valid, at self.alpha."""
+        return confidence_interval(self._all_differences, self.alpha)
 
     @property
     def mean(self) -> float:
-        """Mean difference of the pairs with values, NaN without any."""
-        return float(np.mean(list(self.differences.values()))) if self.differences else math.nan
+        """Of self.differences, NaN without any."""
+        return fmean(self.differences.values()) if self.differences else math.nan
 
     @property
     def deviation(self) -> float:
-        """Sample standard deviation of the differences."""
-        return float(np.std(list(self.differences.values()), ddof=1)) if len(self.differences) > 1 else math.nan
+        """Sample standard deviation of self.differences."""
+        return sample_deviation(list(self.differences.values()))
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Anytime-valid 95 % interval of the mean difference, of this comparison alone."""
-        return confidence_interval(list(self.differences.values()))
-
-    @property
-    def fixed_interval(self) -> tuple[float, float]:
-        """Student's 95 % interval, for a number of pairs fixed beforehand."""
-        return fixed_interval(list(self.differences.values()))
-
-    @property
+    @cached_property
     def signs(self) -> tuple[int, int]:
         """Pairs in which this level is better, and worse."""
-        sign = 1 if self.higher_is_better else -1
-        num_better = sum(sign * value > 0 for value in self.differences.values()) + self.num_better_alone
-        num_worse = sum(sign * value < 0 for value in self.differences.values()) + self.num_worse_alone
-        return num_better, num_worse
+        num_above = sum(value > 0 for value in self._all_differences)
+        num_below = sum(value < 0 for value in self._all_differences)
+        return (num_above, num_below) if self.higher_is_better else (num_below, num_above)
 
     @property
     def decided(self) -> bool:
-        """Whether the test tells the levels apart."""
-        return self.num_pairs >= MIN_PAIRS and self.p <= ALPHA
+        """Whether one of the levels is better for the typical seed, by the sign test."""
+        low, high = self.interval
+        return low > 0 or high < 0
 
     @property
     def is_better(self) -> bool:
-        """Whether this level looks better, decided or not."""
+        """Whether this level is better in more pairs, decided or not."""
         num_better, num_worse = self.signs
-        if self.by_signs:
-            return num_better > num_worse
-        return (self.mean > 0) == self.higher_is_better
+        return num_better > num_worse
 
-    def more_pairs(self) -> int | None:
-        """About how many more pairs would decide a difference of the present size; None for too many to say."""
-        if self.by_signs:
-            return _more_signs(*self.signs, self.num_compared)
-        if not self.deviation > 0:  # too few to know it
-            return max(1, MIN_PAIRS - self.num_pairs)
-        needed = pairs_needed(self.mean / self.deviation, ALPHA / self.num_compared)
-        return None if needed is None else max(1, needed - len(self.differences))
+    @property
+    def is_equal(self) -> bool:
+        """Whether no pair has a difference, as with a coarse metric, or where all runs failed."""
+        return bool(self.pairs) and self.signs == (0, 0)
+
+    @property
+    def decisive_seed(self) -> int | None:
+        """The seed without which the mean difference has another sign; None if there is none."""
+        if len(self.differences) < 2:
+            return None
+        seed = max(self.differences, key=lambda seed: self.differences[seed] * math.copysign(1, self.mean))
+        return seed if self.mean_without(seed) * self.mean < 0 else None
+
+    def mean_without(self, seed: int) -> float:
+        """Mean difference of the other seeds."""
+        return fmean(value for other, value in self.differences.items() if other != seed)
+
+    @property
+    def correlation(self) -> float:
+        """Of the two levels over self.values; NaN for few, or if one never varies."""
+        one, other = self._columns()
+        if len(one) < MIN_FOR_CORRELATION or not (one.std() > 0 and other.std() > 0):
+            return math.nan
+        return float(np.corrcoef(one, other)[0, 1])
+
+    @property
+    def variance_ratio(self) -> float:
+        """How many times more seeds unpaired runs would need for the same variance of the mean difference.
+
+        NaN for few pairs, infinite if all differences are equal.
+        """
+        one, other = self._columns()
+        if len(one) < MIN_FOR_CORRELATION:
+            return math.nan
+        paired = (one - other).var(ddof=1)
+        return float((one.var(ddof=1) + other.var(ddof=1)) / paired) if paired > 0 else math.inf
+
+    def _columns(self) -> np.ndarray:
+        return np.array(list(self.values.values())).reshape(-1, 2).T
 
 
 def summarize(level: Level, by_seed: BySeed) -> LevelSummary:
-    """The mean and deviation of a level's runs."""
+    """A level's runs as values."""
     values = {seed: one.value for seed, one in sorted(by_seed.items()) if one.value is not None}
     return LevelSummary(level, values, len(by_seed) - len(values))
 
 
 def compare_levels(
-    observations: Mapping[Level, BySeed], levels: Sequence[Level], against: Level, *, higher_is_better: bool
-) -> list[PairedComparison]:
-    """Each of the levels against one other. The p-values are Holm-adjusted for the levels that have pairs with it."""
-    alone = [_compare(observations[level], observations[against], level, against, higher_is_better) for level in levels]
-    paired = [comparison for comparison in alone if comparison.num_pairs]
-    adjusted = dict(zip(map(id, paired), holm([comparison.p for comparison in paired]), strict=True))
-    return [replace(one, p=adjusted.get(id(one), 1.0), num_compared=max(1, len(paired))) for one in alone]
-
-
-def _compare(one: BySeed, other: BySeed, level: Level, against: Level, higher_is_better: bool) -> PairedComparison:
-    """The comparison of two levels by themselves."""
+    observations: Mapping[Level, BySeed], level: Level, against: Level, *, higher_is_better: bool, alpha: float
+) -> PairedComparison:
+    """The comparison of two levels, which may err with probability alpha."""
+    one, other = observations[level], observations[against]
     seeds = sorted(one.keys() & other.keys())
-    values = {seed: (one[seed].value, other[seed].value) for seed in seeds}
-    both = {seed: (a, b) for seed, (a, b) in values.items() if a is not None and b is not None}
-    correlation, variance_ratio = _gain(list(both.values()))
-    weights = [(one[seed].run.tags.get(WEIGHTS), other[seed].run.tags.get(WEIGHTS)) for seed in seeds]
-    comparison = PairedComparison(
-        level,
-        against,
-        differences={seed: a - b for seed, (a, b) in both.items()},
-        num_better_alone=sum(a is not None and b is None for a, b in values.values()),
-        num_worse_alone=sum(a is None and b is not None for a, b in values.values()),
-        num_both_failed=sum(a is None and b is None for a, b in values.values()),
-        correlation=correlation,
-        variance_ratio=variance_ratio,
-        identical=bool(both) and all(a == b for a, b in both.values()) and all(a and a == b for a, b in weights),
-        higher_is_better=higher_is_better,
-        num_compared=1,
-        p=p_value([a - b for a, b in both.values()]),
-    )
-    return replace(comparison, p=sign_p_value(*comparison.signs)) if comparison.by_signs else comparison
+    pairs = {seed: (one[seed].value, other[seed].value) for seed in seeds}
+    same_bits = [_same_bits(one[seed], other[seed]) for seed in seeds]
+    return PairedComparison(level, against, pairs, bool(seeds) and all(same_bits), higher_is_better, alpha)
 
 
-def _gain(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """The pairs' correlation, and the variance of an unpaired difference over that of the paired one; NaN for few."""
-    if len(pairs) < MIN_PAIRS:
-        return math.nan, math.nan
-    a, b = np.array(pairs).T
-    variances, paired = a.var(ddof=1) + b.var(ddof=1), (a - b).var(ddof=1)
-    both_vary = a.std() > 0 and b.std() > 0
-    correlation = float(np.corrcoef(a, b)[0, 1]) if both_vary else math.nan
-    return correlation, float(variances / paired) if paired > 0 else math.inf
-
-
-def _more_signs(num_better: int, num_worse: int, num_compared: int) -> int | None:
-    """Pairs in the present proportion of signs until the sign test decides."""
-    total = num_better + num_worse
-    for n in range(total + 1, MAX_NEEDED):
-        ahead = round(n * max(num_better, num_worse) / total)
-        if sign_p_value(ahead, n - ahead) <= ALPHA / num_compared:
-            return n - total
-    return None
+def _same_bits(one: Observation, other: Observation) -> bool:
+    weights = one.run.tags.get(WEIGHTS_TAG)
+    return weights is not None and weights == other.run.tags.get(WEIGHTS_TAG) and one.value == other.value

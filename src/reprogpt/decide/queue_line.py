@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from reprogpt.decide.groups import Level, as_number
+from reprogpt.decide.stored_values import Level, as_number
 
 MAX_SEEDS = 50  # more are not queued at a time
 

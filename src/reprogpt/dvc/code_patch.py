@@ -20,9 +20,11 @@ OBSERVERS = (
     "src/reprogpt/dvc/code_patch.py",
     "src/reprogpt/dvc/git.py",
     "src/reprogpt/messages.py",
+    "src/reprogpt/mlflow_settings.py",
     "src/reprogpt/process/streams.py",
     "src/reprogpt/progress.py",
     "src/reprogpt/serving",
+    "src/reprogpt/tags.py",
     "src/reprogpt/tracking",
 )
 # The form that `git apply` reads, whatever the user's configuration and attributes say.

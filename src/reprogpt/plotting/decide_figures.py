@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,44 +14,46 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLoca
 
 from reprogpt.plotting.style import BLACK, BLUE, GUIDE, SHADE, STYLE, VERMILLION, figure_style
 
-LOG_SPAN = 5  # ratio of the largest to the smallest value from which the axis is logarithmic
-SEED: dict[str, Any] = {"marker": "o", "color": GUIDE, "markersize": 3}
-MAX_TICK = 14  # characters of a value in a horizontal tick label
-CROWDED = 6  # more tick labels than these are rotated
+LOG_SPAN = 5  # largest over smallest value from which the axis is logarithmic
+SEED: dict[str, Any] = {"marker": "o", "color": GUIDE, "markersize": 3, "linewidth": 0.6}
+MAX_TICK = 14  # characters of a value below the axis
+CROWDED = 6  # more labels on one axis are turned
 
 
 @dataclass(frozen=True)
 class LevelPoints:
     """One value of the parameter. x: the value if it is a number, None for text. by_seed: the metric of each seed.
 
-    interval: of the mean. num_failed: runs that diverged or failed.
+    num_failed: runs that diverged or died, which have no metric.
     """
 
     label: str
     x: float | None
     by_seed: dict[int, float]
-    interval: tuple[float, float]
     num_failed: int
     is_baseline: bool = False
     on_plateau: bool = False
 
     @property
-    def mean(self) -> float:
-        """Mean over the seeds; NaN if there are none."""
-        return float(np.mean(list(self.by_seed.values()))) if self.by_seed else math.nan
+    def median(self) -> float:
+        """Of the seeds with a metric; NaN for none."""
+        return median(self.by_seed.values()) if self.by_seed else math.nan
 
 
 @dataclass(frozen=True)
 class PairPoints:
-    """Differences between two values by seed: second minus first. interval: of their mean."""
+    """The differences of two values by seed: second minus first.
+
+    median, interval: of all pairs. In differences are those of which both runs have a metric.
+    """
 
     differences: dict[int, float]
+    median: float
     interval: tuple[float, float]
-    interval_label: str
 
 
 def draw_pair(levels: Sequence[LevelPoints], pair: PairPoints, parameter: str, metric: str) -> Figure:
-    """Left: one line per seed from the first value to the second. Right: the differences, their mean and interval."""
+    """Left: a line per seed from the first value to the second. Right: the differences, their median and interval."""
     first, second = levels
     with figure_style():
         width, height = STYLE["figure.figsize"]
@@ -61,23 +64,23 @@ def draw_pair(levels: Sequence[LevelPoints], pair: PairPoints, parameter: str, m
         for position, level in enumerate(levels):
             alone = [value for seed, value in level.by_seed.items() if seed not in pair.differences]
             left.plot([position] * len(alone), alone, linestyle="", marker="x", color=GUIDE)
-            left.plot([position - 0.12, position + 0.12], [level.mean] * 2, color=VERMILLION, linewidth=2)
+            left.plot([position - 0.12, position + 0.12], [level.median] * 2, color=VERMILLION, linewidth=2)
         _value_ticks(left, range(2), levels, parameter)
         left.set_xlim(-0.35, 1.35)
         left.set_ylabel(metric)
         _differences(right, pair)
         right.set_xlabel(f"{_cut(second.label)} minus {_cut(first.label)}")
         entries = [
-            Line2D([], [], color=GUIDE, linewidth=0.9, marker="o", label="one seed"),
-            Line2D([], [], color=VERMILLION, linewidth=2, label="mean"),
-            Line2D([], [], color=BLUE, linewidth=1.6, marker="D", label=pair.interval_label),
+            Line2D([], [], color=GUIDE, linewidth=0.9, marker="o", label="a seed"),
+            Line2D([], [], color=VERMILLION, linewidth=2, label="median"),
+            Line2D([], [], color=BLUE, linewidth=1.6, marker="D", label="median, 95 % interval"),
         ]
         figure.legend(handles=entries, loc="outside upper center", ncols=3)
     return figure
 
 
-def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, interval_label: str) -> Figure:
-    """The metric over the values: a dot per seed, means with intervals, failed runs, the baseline, the plateau.
+def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str) -> Figure:
+    """The metric over the values: a line per seed, medians, failed runs, the baseline, the plateau.
 
     Numbers are on an axis, logarithmic from LOG_SPAN on; texts are side by side.
     """
@@ -91,23 +94,21 @@ def draw_levels(levels: Sequence[LevelPoints], parameter: str, metric: str, inte
         if is_numeric and min(x) > 0 and max(x) / min(x) >= LOG_SPAN:
             axes.set_xscale("log")
         _plateau(axes, levels, x, is_numeric=is_numeric)
-        for at, level in zip(x, levels, strict=True):
-            axes.plot([at] * len(level.by_seed), list(level.by_seed.values()), linestyle="", zorder=3, **SEED)
-            low, high = level.interval
-            if math.isfinite(low):
-                axes.plot([at, at], [low, high], color=BLUE, linewidth=1.6)
-        means = [(at, level.mean) for at, level in zip(x, levels, strict=True) if level.by_seed]
+        for seed in sorted({seed for level in levels for seed in level.by_seed}):
+            points = [(at, level.by_seed[seed]) for at, level in zip(x, levels, strict=True) if seed in level.by_seed]
+            axes.plot([at for at, _ in points], [value for _, value in points], zorder=1, **SEED)
+        medians = [(at, level.median) for at, level in zip(x, levels, strict=True) if level.by_seed]
         style: dict[str, Any] = {"marker": "D", "color": BLUE, "markerfacecolor": "white", "markersize": 7}
-        style |= {"linewidth": 1.0, "zorder": 2}
-        axes.plot([at for at, _ in means], [mean for _, mean in means], linestyle="-" if is_numeric else "", **style)
+        style |= {"linestyle": "", "zorder": 2}
+        axes.plot([at for at, _ in medians], [value for _, value in medians], **style)
         axes.set_ylabel(metric)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
         _value_ticks(axes, x, levels, parameter)
         _marks(axes, levels, x)
         entries = [
-            Line2D([], [], linestyle="", label="one seed", **SEED),
-            Line2D([], [], **style, label=interval_label),
-            Line2D([], [], color=SHADE, linewidth=7, label="not distinguishable from the best"),
+            Line2D([], [], label="a seed", **SEED),
+            Line2D([], [], **style, label="median"),
+            Line2D([], [], color=SHADE, linewidth=7, label="plateau: not decided to be worse"),
         ]
         figure.legend(handles=entries, loc="outside upper center", ncols=3, handlelength=2, columnspacing=1.2)
     return figure
@@ -119,10 +120,10 @@ def _differences(axes: Axes, pair: PairPoints) -> None:
     axes.axhline(0, color=BLACK, linewidth=0.8)
     axes.plot(offsets, values, linestyle="", marker="o", color=GUIDE)
     low, high = pair.interval
-    if math.isfinite(low):
+    if math.isfinite(low) and math.isfinite(high):
         axes.plot([0.45, 0.45], [low, high], color=BLUE, linewidth=1.6)
-    if values:
-        axes.plot([0.45], [float(np.mean(values))], marker="D", color=BLUE, markersize=5)
+    if math.isfinite(pair.median):
+        axes.plot([0.45], [pair.median], marker="D", color=BLUE, markersize=5)
     axes.set_xlim(-0.45, 0.65)
     axes.xaxis.set_major_locator(NullLocator())
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))

@@ -101,11 +101,11 @@ def test_what_is_no_text_is_refused_in_every_form(ask: Ask, form: str) -> None:
     """null above all, which MLflow makes the text None where the model asks for strings."""
     wrong: dict[Any, str] = {None: "null", 7: "7, not text", 1.5: "1.5, not text", True: "True, not text"}
     for value, words in wrong.items():
-        assert refusal(ask(FORMS[form]([value]))).startswith(f"prompt is {words}; give a quoted text for each prompt")
-    assert refusal(ask(FORMS[form]([""]))) == "prompt is empty; give a quoted text for each prompt of at least one character"
-    assert refusal(ask(FORMS[form](["A", None]))).startswith("prompt 2 of 2 is null; give a quoted text for each prompt")
-    assert refusal(ask(FORMS[form]([None, "A"]))).startswith("prompt 1 of 2 is null; give a quoted text for each prompt")
-    assert refusal(ask(FORMS[form](["A", ""]))).startswith("prompt 2 of 2 is empty; give a quoted text for each prompt")
+        assert refusal(ask(FORMS[form]([value]))).startswith(f"prompt is {words}; give a ")
+    assert refusal(ask(FORMS[form]([""]))) == "prompt is empty; give a text of at least one character"
+    assert refusal(ask(FORMS[form](["A", None]))).startswith("prompt 2 of 2 is null; give a text")
+    assert refusal(ask(FORMS[form]([None, "A"]))).startswith("prompt 1 of 2 is null; give a text")
+    assert refusal(ask(FORMS[form](["A", ""]))).startswith("prompt 2 of 2 is empty; give a text")
     if form not in ("inputs", "instances"):  # where an object is a row
         assert refusal(ask(FORMS[form]([{"a": "b"}]))).startswith("prompt is {'a': 'b'}, not text")
     if form != "instances by row":  # where numpy makes them text, or a message of its own, before the model sees them
@@ -167,7 +167,7 @@ def test_too_many_prompts_are_refused(ask: Ask) -> None:
 def test_a_prompt_of_a_million_letters_is_refused_within_seconds(ask: Ask, letter: str) -> None:
     begin = time.monotonic()
     message = refusal(ask({"inputs": [letter * 1_000_000]}, timeout=60))
-    assert message.startswith("prompt has 1000000 characters, but at most 100000 are allowed; give its end")
+    assert message.startswith("prompt has 1000000 characters, but at most 100000 are allowed; send its end")
     assert time.monotonic() - begin < 30
     assert len(texts(ask({"inputs": [letter * 100_000], "params": SHORT}, timeout=60))) == 1
 

@@ -111,8 +111,9 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    # CUDA graphs, if used, may reuse the gradients' memory.
-    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+    if training.params.compile:  # else torch's compiler would be imported, which takes seconds
+        # CUDA graphs, if used, may reuse the gradients' memory.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     num_micro_batches = training.params.accumulate
     micro_batch_size = len(inputs) // num_micro_batches
     losses = []

@@ -116,7 +116,7 @@ def conclusion(traced: Lineage) -> str:
 
 def stage_lines(stage: StageLinks) -> list[str]:
     """The outs with their digests; of the inputs, those that don't hold, and how many do."""
-    if not stage.outs:
+    if not stage.has_run:
         return ["  not in dvc.lock: it never ran"]
     kinds = Counter(link.what.partition(" ")[0] for link in stage.inputs if link.status == HOLDS)
     made_by = ["cmd"] if kinds.pop("cmd", 0) else []

@@ -6,6 +6,7 @@ own, in a file of its own: a new key of one stage reruns no other.
 
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -108,15 +109,36 @@ def peek(key: str) -> object:
         return None
 
 
-def known_keys() -> set[str]:
-    """Every key that some stage of dvc.yaml lists under `params:`."""
-    stages = read_mapping(DVC_FILE)["stages"].values()
-    return {key for stage in stages for key in stage.get("params", [])}
+def listed_keys(definition: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """The keys of params.yaml that a stage of dvc.yaml lists under `params:`, nested ones with dots.
+
+    An item is a key of params.yaml, or a file's name with its keys, or with none for all of the file.
+    values: of params.yaml.
+    """
+    keys: list[str] = []
+    for item in definition.get("params", []):
+        if isinstance(item, str):
+            keys.append(item)
+        elif PARAMS_FILE.name in item:
+            keys += item[PARAMS_FILE.name] or list(values)
+    return keys
+
+
+def known_keys(values: Mapping[str, Any]) -> set[str]:
+    """Every key that dvc.yaml reads from params.yaml: listed under a stage's `params:`, or in a template `${key}`.
+
+    values: of params.yaml.
+    """
+    pipeline = read_mapping(DVC_FILE)
+    definitions = [stage.get("do", stage) for stage in pipeline["stages"].values()]  # "do" of a foreach
+    listed = [key for definition in definitions for key in listed_keys(definition, values)]
+    templates = re.findall(r"\$\{\s*([\w-]+)", str(pipeline))
+    return {re.split(r"[.\[]", key)[0] for key in listed} | set(templates)
 
 
 def unknown_keys(values: dict[str, Any]) -> list[str]:
     """A problem for each key of `values` that no stage knows."""
-    known = known_keys()
+    known = known_keys(values)
     return [
         f"{shown(key) if isinstance(key, tuple) else shortened(str(key))}: unknown key; no stage in {DVC_FILE} reads it"
         for key in values

@@ -361,6 +361,17 @@ def test_a_file_that_is_not_utf8_is_refused(folder: Path) -> None:
     assert load_error().startswith("params.yaml is not readable YAML: ")
 
 
+def test_a_folder_of_the_files_name_is_refused(folder: Path) -> None:
+    PARAMS_FILE.unlink()
+    PARAMS_FILE.mkdir()
+    assert load_error() == "params.yaml can't be read: Is a directory"
+    PARAMS_FILE.rmdir()
+    PARAMS_FILE.write_text(TEXT, encoding="utf-8")
+    DVC_FILE.unlink()
+    DVC_FILE.mkdir()
+    assert load_error() == "dvc.yaml can't be read: Is a directory"
+
+
 def test_a_missing_file_names_the_folder_it_is_missing_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_error() == f"params.yaml is missing in {tmp_path}: run from the repository's root"

@@ -5,13 +5,10 @@ Paths are relative to the current folder: the repository's root, or a queued exp
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from reprogpt.errors import ParamsError
-from reprogpt.params.loader import PARAMS_FILE, read_mapping, unknown_keys
-
-LOCK_FILE = Path("dvc.lock")
+from reprogpt.params.loader import LOCK_FILE, PARAMS_FILE, read_mapping, unknown_keys
 
 
 def locked_stage(stage: str) -> dict[str, Any]:

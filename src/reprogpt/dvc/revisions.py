@@ -10,11 +10,11 @@ from typing import Any
 
 from reprogpt.dvc.digest import cached_files, content_md5, dvc_md5, folder_md5
 from reprogpt.dvc.git import git, git_bytes
-from reprogpt.dvc.lock import LOCK_FILE, from_root, recorded_inputs, recorded_outs
+from reprogpt.dvc.lock import from_root, recorded_inputs, recorded_outs
 from reprogpt.dvc.pipeline import run_key_of
 from reprogpt.errors import PipelineError
 from reprogpt.files import parse_json
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, parse_mapping
+from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE, parse_mapping
 from reprogpt.paths import TRAIN_SUMMARY
 
 

@@ -15,10 +15,11 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from reprogpt.errors import ParamsError
+from reprogpt.errors import MergeConflictError, ParamsError
 
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
+LOCK_FILE = Path("dvc.lock")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 # Raised by ruamel.yaml's constructors for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
 _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -65,11 +66,13 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping. Raises ParamsError if it is missing, or as parse_mapping does."""
+    """Read a YAML file that holds a mapping. Raises ParamsError if it can't be read, or as parse_mapping does."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
+    except OSError as error:
+        raise ParamsError(f"{path} can't be read: {error.strerror or error}") from None
     return parse_mapping(content, str(path))
 
 
@@ -77,8 +80,11 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
     """The mapping that a YAML file's content holds. name: the file, for messages.
 
     YAML 1.2, as DVC writes it: to a YAML 1.1 reader, DVC's `1e-05` is a string.
-    Raises ParamsError if it is not YAML, or is not a mapping.
+    Raises ParamsError if it is not YAML, or is not a mapping; MergeConflictError if git could not merge it.
     """
+    if conflict := re.search(rb"(?m)^<{7} ", content):
+        number = content.count(b"\n", 0, conflict.start()) + 1
+        raise MergeConflictError(f"{name} has a merge conflict, at line {number}. {_conflict_advice(name)}")
     try:
         values = YAML(typ="safe", pure=True).load(content)
     except RecursionError:
@@ -89,6 +95,17 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ParamsError(f"{name} must hold `key: value` lines, not {type(values).__name__}")
     return values
+
+
+def _conflict_advice(name: str) -> str:
+    if not name.startswith(LOCK_FILE.name):
+        return "Edit it to what is wanted, then `git add` it"
+    return (
+        "DVC writes this file, so take either side whole and let DVC\n"
+        "bring it up to date: settle params.yaml and data/metrics first if they conflict, then\n"
+        f"git checkout --ours {LOCK_FILE} && dvc repro && git add {LOCK_FILE}\n"
+        "What DVC has in its cache is restored; other stages run. `--theirs` takes the other branch's record"
+    )
 
 
 def _wide_colon(content: bytes) -> str:

@@ -205,7 +205,7 @@ def test_a_merge_conflict_in_dvc_lock_has_one_message_and_its_way_out_works(fold
     sh("git checkout -q main")
     train(0.3)
     sh("git merge -q other", code=1)
-    with pytest.raises(MergeConflictError, match="params.yaml of the workspace has a merge conflict, at line 1"):
+    with pytest.raises(MergeConflictError, match=r"params\.yaml of the workspace has a merge conflict, at line 1"):
         _ = Workspace().params
     (folder / "params.yaml").write_text("peak_lr: 0.2\n")
     conflict = (folder / "dvc.lock").read_bytes()

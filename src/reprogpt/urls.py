@@ -2,14 +2,17 @@
 
 import os
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 QUERY_VARIABLE = "REPROGPT_CORPUS_URL_QUERY"
 
 _IS_WEB = re.compile(r"(?i)https?://")
 # The user and password of a URL. The second form is a password with an unescaped slash: such a URL can't be used, but
 # the message that says so must not show the password either.
-_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
+_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d+[/?#])\S*?@)")
+# The same before a host, where it holds characters that have to be quoted. Digits before a slash are a port.
+_UNQUOTED_USER_INFO = re.compile(r"(?<=://)[^\[:/?#@\s]*:(?!\d+/)[^@\s]*(?=@)")
+_QUOTES = str.maketrans({character: quote(character, safe="") for character in "[]#?/"})
 _PARAMETER = re.compile(r"(?<=[?#&;])([^?#&;=\s]+)=([^?#&;\s]+)")
 # Of a parameter's name, in lower case: a word of it, or all of it without what separates words.
 _SECRET_WORDS = {
@@ -45,6 +48,11 @@ def with_secret_query(url: str) -> str:
         return url
     address, _, fragment = url.partition("#")
     return f"{address}{'&' if '?' in address else '?'}{query}" + (f"#{fragment}" if fragment else "")
+
+
+def quote_user_info(url: str) -> str:
+    """The URL with a password as a URL has to hold it: `[`, `]`, `#`, `?` and `/` quoted. `@` and `%` stay."""
+    return _UNQUOTED_USER_INFO.sub(lambda match: match[0].translate(_QUOTES), url)
 
 
 def redact(text: str) -> str:

@@ -43,11 +43,21 @@ def credentials_in(url: str) -> list[str]:
 
 def with_secret_query(url: str) -> str:
     """The URL to download from: a web URL with the environment's query, which is neither shown nor recorded."""
-    query = os.environ.get(QUERY_VARIABLE, "").lstrip("?&")
+    query = _secret_query()
     if not query or not is_web(url):
         return url
     address, _, fragment = url.partition("#")
     return f"{address}{'&' if '?' in address else '?'}{query}" + (f"#{fragment}" if fragment else "")
+
+
+def has_secret_query(url: str) -> bool:
+    """Whether with_secret_query made the URL."""
+    query = _secret_query()
+    return bool(query) and query in url
+
+
+def _secret_query() -> str:
+    return os.environ.get(QUERY_VARIABLE, "").lstrip("?&")
 
 
 def quote_user_info(url: str) -> str:
@@ -57,7 +67,7 @@ def quote_user_info(url: str) -> str:
 
 def redact(text: str) -> str:
     """`text`, a URL or a message with URLs in it, without `user:password@` and without values that are credentials."""
-    query = os.environ.get(QUERY_VARIABLE, "").lstrip("?&")
+    query = _secret_query()
     if query:
         text = text.replace(query, "…")
     return _PARAMETER.sub(lambda match: f"{match[1]}=…" if _is_secret(match[1]) else match[0], _USER_INFO.sub("", text))

@@ -536,7 +536,8 @@ def test_a_path_as_corpus_url_is_answered_with_its_url(
     monkeypatch.chdir(tmp_path)
     Path("私の本.txt").touch()
     own = {key: values[key] for key in FetchParams.model_fields}
-    for path in ("私の本.txt", str(tmp_path / "私の本.txt")):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("私の本.txt", str(tmp_path / "私の本.txt"), "~/私の本.txt"):
         (problem,) = problems_of(FetchParams, own | {"corpus_url": path})
         url = problem.rpartition(" ")[2]
         assert "is a path; write it as a URL: file:///" in problem
@@ -576,13 +577,24 @@ def test_check_has_no_traceback_for_a_hostile_file(folder: Path) -> None:
         *("password", "passwd", "pwd", "secret", "client_secret", "auth", "authkey", "jwt", "%73ig", "resourcekey"),
     ],
 )
-@pytest.mark.parametrize("before", ["?", "?raw=1&", "?raw=1;", "#", "?raw=1#a&"])
-def test_a_credential_in_a_urls_query_or_fragment_is_refused_and_not_printed(parameter: str, before: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "place", "advice"),
+    [
+        ("?", "query", "REPROGPT_CORPUS_URL_QUERY"),
+        ("?raw=1&", "query", "REPROGPT_CORPUS_URL_QUERY"),
+        ("?raw=1;", "query", "REPROGPT_CORPUS_URL_QUERY"),
+        ("#", "fragment", "never sent"),
+        ("?raw=1#a&", "fragment", "never sent"),
+    ],
+)
+def test_a_credential_in_a_urls_query_or_fragment_is_refused_and_not_printed(
+    parameter: str, before: str, place: str, advice: str
+) -> None:
     for scheme in ("https", "HTTP"):
         url = f"{scheme}://host/text.txt{before}{parameter}=hush&b=1"
         (problem,) = [line for line in problems_of(FetchParams, {"corpus_url": url}) if line.startswith("corpus_url")]
-        assert f"({parameter}), which dvc.lock would record" in problem
-        assert "REPROGPT_CORPUS_URL_QUERY" in problem
+        assert f"in its {place} ({parameter}), which dvc.lock would record" in problem
+        assert advice in problem
         assert "hush" not in problem
 
 

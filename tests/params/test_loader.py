@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from dvc.utils.serialize import modify_yaml
 
 from reprogpt.cli.check import STAGES
 from reprogpt.cli.check import check as check_command
@@ -375,6 +376,17 @@ def test_a_folder_of_the_files_name_is_refused(folder: Path) -> None:
 def test_a_missing_file_names_the_folder_it_is_missing_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_error() == f"params.yaml is missing in {tmp_path}: run from the repository's root"
+
+
+def test_dvc_writes_params_yaml_as_it_is_shipped(folder: Path) -> None:
+    """So that `-S` changes the line of its key, and no other but the long address's."""
+    shipped = (ROOT / PARAMS_FILE).read_text("utf-8")
+    PARAMS_FILE.write_text(shipped, "utf-8")
+    with modify_yaml(str(PARAMS_FILE)) as values:
+        values["seed"] = 5
+    written = PARAMS_FILE.read_text("utf-8").replace("corpus_url: \n  ", "corpus_url: ")
+    changed = [line for line in written.splitlines() if line not in shipped.splitlines()]
+    assert [line.split() for line in changed] == [["seed:", "5", *"# whole number, at least 0".split()]]
 
 
 @pytest.mark.parametrize("number", ["1e-05", "1.0e-05", "0.00001"])

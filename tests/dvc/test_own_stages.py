@@ -107,8 +107,10 @@ def test_a_stage_that_reads_all_of_params_yaml_knows_every_key(tmp_path: Path, m
 
 def test_a_file_that_dvc_records_without_a_digest_is_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("dvc.yaml").write_text("stages: {get: {cmd: x, deps: [https://host/a], outs: [a]}}", "utf-8")
+    Path("dvc.yaml").write_text("stages: {get: {cmd: 'x ${a}', deps: [https://host/a], outs: [a]}}", "utf-8")
+    Path("params.yaml").write_text("a: 1", "utf-8")
     Path("dvc.lock").write_text(
         "schema: '2.0'\nstages: {get: {cmd: x, deps: [{path: 'https://host/a', etag: e}], outs: [{path: a, md5: m}]}}"
     )
     assert Workspace().recorded_outs == {"a": "m"}
+    assert lines_of_stages() == {"get": ["not here a"]}

@@ -211,7 +211,7 @@ def test_a_merge_conflict_in_dvc_lock_has_one_message_and_its_way_out_works(fold
     conflict = (folder / "dvc.lock").read_bytes()
     with pytest.raises(MergeConflictError) as caught:
         _ = Workspace().lock
-    with pytest.raises(MergeConflictError, match=r"^dvc.lock has a merge conflict, at line \d+\. "):
+    with pytest.raises(MergeConflictError, match=r"^dvc.lock has a merge conflict, at line \d+\.\n"):
         restore_lock()
     assert (folder / "dvc.lock").read_bytes() == conflict
     (command,) = [line for line in str(caught.value).splitlines() if line.startswith("git checkout")]

@@ -84,7 +84,7 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
     """
     if conflict := re.search(rb"(?m)^<{7} ", content):
         number = content.count(b"\n", 0, conflict.start()) + 1
-        raise MergeConflictError(f"{name} has a merge conflict, at line {number}. {_conflict_advice(name)}")
+        raise MergeConflictError(f"{name} has a merge conflict, at line {number}.\n{_conflict_advice(name)}")
     try:
         values = YAML(typ="safe", pure=True).load(content)
     except RecursionError:
@@ -101,8 +101,8 @@ def _conflict_advice(name: str) -> str:
     if not name.startswith(LOCK_FILE.name):
         return "Edit it to what is wanted, then `git add` it"
     return (
-        "DVC writes this file, so take either side whole and let DVC\n"
-        "bring it up to date: settle params.yaml and data/metrics first if they conflict, then\n"
+        "DVC writes this file, so take either side whole and let DVC bring it up to date:\n"
+        "settle params.yaml and data/metrics first if they conflict, then\n"
         f"git checkout --ours {LOCK_FILE} && dvc repro && git add {LOCK_FILE}\n"
         "What DVC has in its cache is restored; other stages run. `--theirs` takes the other branch's record"
     )

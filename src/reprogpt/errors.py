@@ -9,6 +9,10 @@ class ParamsError(PipelineError):
     """A value in params.yaml, or the file itself, is not usable."""
 
 
+class MergeConflictError(ParamsError):
+    """A file has the marks of a merge that git left to a person."""
+
+
 class FetchError(PipelineError):
     """The corpus can't be fetched, or is not the expected one."""
 

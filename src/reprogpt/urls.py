@@ -2,14 +2,17 @@
 
 import os
 import re
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 QUERY_VARIABLE = "REPROGPT_CORPUS_URL_QUERY"
 
 _IS_WEB = re.compile(r"(?i)https?://")
 # The user and password of a URL. The second form is a password with an unescaped slash: such a URL can't be used, but
 # the message that says so must not show the password either.
-_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d*[/?#])\S*?@)")
+_USER_INFO = re.compile(r"(?<=://)(?:[^/?#\s]*@|[^/?#@\s]*:(?!\d+[/?#])\S*?@)")
+# The same before a host, where it holds characters that have to be quoted. Digits before a slash are a port.
+_UNQUOTED_USER_INFO = re.compile(r"(?<=://)[^\[:/?#@\s]*:(?!\d+/)[^@\s]*(?=@)")
+_QUOTES = str.maketrans({character: quote(character, safe="") for character in "[]#?/"})
 _PARAMETER = re.compile(r"(?<=[?#&;])([^?#&;=\s]+)=([^?#&;\s]+)")
 # Of a parameter's name, in lower case: a word of it, or all of it without what separates words.
 _SECRET_WORDS = {
@@ -40,16 +43,31 @@ def credentials_in(url: str) -> list[str]:
 
 def with_secret_query(url: str) -> str:
     """The URL to download from: a web URL with the environment's query, which is neither shown nor recorded."""
-    query = os.environ.get(QUERY_VARIABLE, "").lstrip("?&")
+    query = _secret_query()
     if not query or not is_web(url):
         return url
     address, _, fragment = url.partition("#")
     return f"{address}{'&' if '?' in address else '?'}{query}" + (f"#{fragment}" if fragment else "")
 
 
+def has_secret_query(url: str) -> bool:
+    """Whether with_secret_query made the URL."""
+    query = _secret_query()
+    return bool(query) and query in url
+
+
+def _secret_query() -> str:
+    return os.environ.get(QUERY_VARIABLE, "").lstrip("?&")
+
+
+def quote_user_info(url: str) -> str:
+    """The URL with a password as a URL has to hold it: `[`, `]`, `#`, `?` and `/` quoted. `@` and `%` stay."""
+    return _UNQUOTED_USER_INFO.sub(lambda match: match[0].translate(_QUOTES), url)
+
+
 def redact(text: str) -> str:
     """`text`, a URL or a message with URLs in it, without `user:password@` and without values that are credentials."""
-    query = os.environ.get(QUERY_VARIABLE, "").lstrip("?&")
+    query = _secret_query()
     if query:
         text = text.replace(query, "…")
     return _PARAMETER.sub(lambda match: f"{match[1]}=…" if _is_secret(match[1]) else match[0], _USER_INFO.sub("", text))

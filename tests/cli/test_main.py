@@ -11,8 +11,8 @@ import pytest
 
 from reprogpt.cli import main
 from reprogpt.cli.main import COMMANDS, run
-from reprogpt.cli.verify import STAGES
 from reprogpt.params.loader import read_mapping
+from reprogpt.runs.verify import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("mlflow", "torch", "numpy", "pandas", "matplotlib", "pydantic", "ruamel")

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from reprogpt.cli.verify import STAGES, conclusion, explanation, survived, table
+from reprogpt.cli.verify import conclusion, explanation, survived, table
 from reprogpt.params.loader import read_mapping
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import Link
-from reprogpt.runs.verify import RunEnvironments
+from reprogpt.runs.verify import STAGES, RunEnvironments
 
 TAGS = {"device": "cpu", "matmul": "onednn", "instruction_set": "AVX512", "torch": "2.9", "numpy": "2.0"} | {
     "threads": "2",

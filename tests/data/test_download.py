@@ -314,6 +314,18 @@ def test_the_environments_query_is_added_to_the_urls_own_and_to_no_redirect(
     obtain(Path("offline.txt").absolute().as_uri(), sha256="")  # a file has no query
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_names_the_environments_query_if_it_was_sent(
+    status: int, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "REPROGPT_CORPUS_URL_QUERY" not in fails(server.says(status), f"answered {status}")
+    monkeypatch.setenv("REPROGPT_CORPUS_URL_QUERY", f"sig={SECRET}")
+    server.says(status, path=f"/text?sig={SECRET}")
+    message = fails(server.url(), f"answered {status}")
+    assert "with the query of REPROGPT_CORPUS_URL_QUERY: check it; a signed link may have expired" in message
+    assert SECRET not in message
+
+
 def test_an_address_that_redirects_with_a_credential_does_not_show_it(server: Server) -> None:
     server.redirects(f"/other?X-Amz-Signature={SECRET}")
     server.says(404, path=f"/other?X-Amz-Signature={SECRET}")

@@ -275,6 +275,20 @@ def test_text_of_any_origin_has_lf_line_ends_and_no_mark_at_its_start(
     ]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"One\r\ntwo\n", "line ends CRLF or CR became LF (1)"),
+        (b"\xef\xbb\xbfOne\ntwo\n", "byte order marks were dropped (1)"),
+    ],
+)
+def test_only_what_was_changed_is_said(
+    content: bytes, words: str, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    obtain(server.gives(content), sha256=digest(content))
+    assert capsys.readouterr().err == f"fetch: {words}, as Python does when it reads a text file\n"
+
+
 def test_a_normalized_text_comes_from_the_download_cache_again(server: Server) -> None:
     first = obtain(server.gives(WINDOWS), sha256=digest(WINDOWS))
     server.stop()
@@ -356,7 +370,7 @@ def test_end_of_text_in_a_text_of_any_origin_is_counted_in_a_warning(
 ) -> None:
     obtain_from(origin, b"One.\n<|endoftext|>\nTwo. <|endoftext|> Three.\n", server)
     warning = capsys.readouterr().err
-    assert "has <|endoftext|> in its text, 2 times" in warning
+    assert "has <|endoftext|> in the text, 2 times" in warning
     assert "manifest" in warning and "docs/corpus.md" in warning
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -266,3 +267,15 @@ def test_a_manifest_may_be_saved_on_windows(end: str, mark: str) -> None:
 def test_the_offset_of_a_fault_is_that_in_the_document(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"line 2 of all\.manifest: .* 0xff at offset 6"):
         obtain(local_manifest({"a": TEXTS[1], "b": b"\xef\xbb\xbfa\r\n\xff"}), sha256="")
+
+
+def test_the_warning_of_end_of_text_names_the_document(capsys: pytest.CaptureFixture[str]) -> None:
+    files = {"a.txt": b"One.\n", "b.txt": b"Two <|endoftext|>\n", "c.txt": b"Three.<|endo", "d.txt": b"ftext|> four."}
+    obtain(local_manifest(files), sha256="")
+    path = Path("my corpus/texts").absolute()
+    assert f"line 2 of all.manifest: {path / 'b.txt'} has <|endoftext|> in the text, once" in capsys.readouterr().err
+    files["d.txt"] = b"<|endoftext|><|endoftext|>"
+    shutil.rmtree("my corpus")
+    obtain(local_manifest(files), sha256="")
+    said = capsys.readouterr().err
+    assert f"{path / 'b.txt'} and 1 more have <|endoftext|> in the text, 3 times" in said

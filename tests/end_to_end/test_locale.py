@@ -8,7 +8,7 @@ import pytest
 from tests.end_to_end.workspace import make_workspace
 from tests.locales import locale_env
 
-FOLDER = "山田's 研究　資料 (コピー)"
+FOLDER = "山田's 研究　資料 (コピー) pc%20t"  # %20 is three characters, not a space
 SENTENCES = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。\n"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from dvc.utils.serialize import modify_yaml
 
 from reprogpt.cli.check import STAGES
 from reprogpt.cli.check import check as check_command
@@ -134,7 +135,7 @@ def test_shipped_parameters_are_valid_for_every_stage(stage: type[Params]) -> No
 
 def test_shipped_keys_are_those_that_the_stages_list_and_the_classes_declare(values: Values) -> None:
     shipped = set(read_mapping(ROOT / PARAMS_FILE))
-    assert shipped == set(values) == known_keys() == {key for stage in STAGES for key in stage.model_fields}
+    assert shipped == set(values) == known_keys({}) == {key for stage in STAGES for key in stage.model_fields}
 
 
 def test_loaded_values_are_those_of_the_file(folder: Path) -> None:
@@ -361,9 +362,31 @@ def test_a_file_that_is_not_utf8_is_refused(folder: Path) -> None:
     assert load_error().startswith("params.yaml is not readable YAML: ")
 
 
+def test_a_folder_of_the_files_name_is_refused(folder: Path) -> None:
+    PARAMS_FILE.unlink()
+    PARAMS_FILE.mkdir()
+    assert load_error() == "params.yaml can't be read: Is a directory"
+    PARAMS_FILE.rmdir()
+    PARAMS_FILE.write_text(TEXT, encoding="utf-8")
+    DVC_FILE.unlink()
+    DVC_FILE.mkdir()
+    assert load_error() == "dvc.yaml can't be read: Is a directory"
+
+
 def test_a_missing_file_names_the_folder_it_is_missing_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_error() == f"params.yaml is missing in {tmp_path}: run from the repository's root"
+
+
+def test_dvc_writes_params_yaml_as_it_is_shipped(folder: Path) -> None:
+    """So that `-S` changes the line of its key, and no other but the long address's."""
+    shipped = (ROOT / PARAMS_FILE).read_text("utf-8")
+    PARAMS_FILE.write_text(shipped, "utf-8")
+    with modify_yaml(str(PARAMS_FILE)) as values:
+        values["seed"] = 5
+    written = PARAMS_FILE.read_text("utf-8").replace("corpus_url: \n  ", "corpus_url: ")
+    changed = [line for line in written.splitlines() if line not in shipped.splitlines()]
+    assert [line.split() for line in changed] == [["seed:", "5", "#", "whole", "number,", "at", "least", "0"]]
 
 
 @pytest.mark.parametrize("number", ["1e-05", "1.0e-05", "0.00001"])
@@ -525,7 +548,8 @@ def test_a_path_as_corpus_url_is_answered_with_its_url(
     monkeypatch.chdir(tmp_path)
     Path("私の本.txt").touch()
     own = {key: values[key] for key in FetchParams.model_fields}
-    for path in ("私の本.txt", str(tmp_path / "私の本.txt")):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("私の本.txt", str(tmp_path / "私の本.txt"), "~/私の本.txt"):
         (problem,) = problems_of(FetchParams, own | {"corpus_url": path})
         url = problem.rpartition(" ")[2]
         assert "is a path; write it as a URL: file:///" in problem
@@ -565,13 +589,24 @@ def test_check_has_no_traceback_for_a_hostile_file(folder: Path) -> None:
         *("password", "passwd", "pwd", "secret", "client_secret", "auth", "authkey", "jwt", "%73ig", "resourcekey"),
     ],
 )
-@pytest.mark.parametrize("before", ["?", "?raw=1&", "?raw=1;", "#", "?raw=1#a&"])
-def test_a_credential_in_a_urls_query_or_fragment_is_refused_and_not_printed(parameter: str, before: str) -> None:
+@pytest.mark.parametrize(
+    ("before", "place", "advice"),
+    [
+        ("?", "query", "REPROGPT_CORPUS_URL_QUERY"),
+        ("?raw=1&", "query", "REPROGPT_CORPUS_URL_QUERY"),
+        ("?raw=1;", "query", "REPROGPT_CORPUS_URL_QUERY"),
+        ("#", "fragment", "never sent"),
+        ("?raw=1#a&", "fragment", "never sent"),
+    ],
+)
+def test_a_credential_in_a_urls_query_or_fragment_is_refused_and_not_printed(
+    parameter: str, before: str, place: str, advice: str
+) -> None:
     for scheme in ("https", "HTTP"):
         url = f"{scheme}://host/text.txt{before}{parameter}=hush&b=1"
         (problem,) = [line for line in problems_of(FetchParams, {"corpus_url": url}) if line.startswith("corpus_url")]
-        assert f"({parameter}), which dvc.lock would record" in problem
-        assert "REPROGPT_CORPUS_URL_QUERY" in problem
+        assert f"in its {place} ({parameter}), which dvc.lock would record" in problem
+        assert advice in problem
         assert "hush" not in problem
 
 

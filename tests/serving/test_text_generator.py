@@ -178,7 +178,9 @@ def test_the_limits_are_recorded_with_the_model_and_allow_its_default(
         "max_seconds": 60,
     }
     monkeypatch.chdir(ROOT)
-    described = write_mlflow_model(tmp_path / "model", {**TRAINED_WITH, "max_new_tokens": 5000})
+    path = tmp_path / "pc%20t" / "model"  # %20 is three characters of the folder's name
+    path.parent.mkdir()
+    described = write_mlflow_model(path, {**TRAINED_WITH, "max_new_tokens": 5000})
     assert described["flavors"]["python_function"]["config"]["max_new_tokens"] == 5000
 
 

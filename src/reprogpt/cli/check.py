@@ -22,8 +22,9 @@ def check() -> None:
     """Check params.yaml for all stages at once: values out of range, wrong types, missing and unknown keys.
 
     No stage is run. The command also warns of settings that stop some of DVC's commands, and repairs two files that a
-    kill of DVC can cut in the middle and over which DVC would stop: dvc.lock is replaced by the committed one, and the
-    cut file is kept as dvc.lock.cut; .dvc/tmp/rwlock, DVC's record of its running processes, is removed.
+    kill of DVC can cut in the middle, over which DVC would stop or forget stages: dvc.lock is replaced by the
+    committed one, and the cut file is kept as dvc.lock.cut; .dvc/tmp/rwlock, DVC's record of its running processes,
+    is removed.
 
     \b
     Exit codes:

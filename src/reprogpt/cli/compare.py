@@ -7,6 +7,7 @@ import click
 from reprogpt.cli.command import RUN, Command
 from reprogpt.decide.decision import num_pairs
 from reprogpt.errors import PipelineError
+from reprogpt.messages import print_lines
 from reprogpt.runs.compare import Change, Comparison, Divergence, diff_runs
 from reprogpt.runs.find import format_runs, require_run, runs_named
 from reprogpt.step_record import STEP_METRICS
@@ -44,11 +45,12 @@ def compare(a: str, b: str) -> int:
         same_name = format_runs(runs_named(run_a.name, runs))
         raise PipelineError(f"{a} and {b} are the same run; runs of one name are told apart by id:{same_name}")
     for letter, (run, remark) in zip("AB", chosen, strict=True):
-        print(f"{letter}  {run.id}  {run.name}  {run.status}")
-        print(f"   {remark}\n" if remark else "", end="")
+        print_lines([f"{letter}  {run.id}  {run.name}  {run.status}"])
+        if remark:
+            print_lines(f"   {remark}".split("\n"))
     histories = [metric_histories(run.id, STEP_METRICS) for run in (run_a, run_b)]
     comparison = diff_runs(run_a, run_b, *histories)
-    print("\n".join([*report(comparison), *seeds_hint(run_a, run_b, runs)]))
+    print_lines([*report(comparison), *seeds_hint(run_a, run_b, runs)])
     return 0 if comparison.identical else 1
 
 

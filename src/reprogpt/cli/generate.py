@@ -15,7 +15,7 @@ from reprogpt.data.charset import conversion_advice
 from reprogpt.data.normalize import normalize_text
 from reprogpt.data.tokens import encode, load_encoding
 from reprogpt.errors import PipelineError
-from reprogpt.messages import print_message
+from reprogpt.messages import print_message, visible
 from reprogpt.model import generate as generation
 from reprogpt.model.gpt import GPTModel
 from reprogpt.model.gpt2_format import best_step, load_model, trained_on_documents
@@ -220,14 +220,14 @@ def _load_run_model(what: str) -> tuple[GPTModel, bool]:
     runs = search_runs()
     found, remark = require_run(what, runs)
     trained = parent_run(found, runs) or found
-    print_message(f"model of run {trained.id}  {trained.name}")
+    print_message(f"model of run {trained.id}  {visible(trained.name)}")
     if remark:
         print_message(remark)
     with tempfile.TemporaryDirectory(prefix="reprogpt-generate-") as folder:
         checkpoint = download_checkpoint(trained.id, Path(folder))
         if checkpoint is None:
             raise PipelineError(
-                f"run {trained.id} ({trained.name}, {trained.status}) has no model: it is uploaded when a\n"
+                f"run {trained.id} ({visible(trained.name)}, {trained.status}) has no model: it is uploaded when a\n"
                 "training ends. `reprogpt sync` uploads one that still waits;\n"
                 "`reprogpt lineage` names the runs of a result"
             )

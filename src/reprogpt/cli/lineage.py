@@ -7,6 +7,7 @@ import click
 
 from reprogpt.cli.command import RUN, Command
 from reprogpt.dvc.revisions import Revision, list_experiments, resolve_commit
+from reprogpt.messages import print_lines
 from reprogpt.paths import EVAL_RESULTS, MODEL
 from reprogpt.runs.find import MODEL_TAG, find_subject, runs_named
 from reprogpt.runs.lineage import DIFFERS, HOLDS, Lineage, Link, StageLinks, restore_commands, trace
@@ -44,7 +45,7 @@ def lineage(what: str | None) -> int:
     runs = search_runs()
     traced = trace(find_subject(what, runs), runs)
     subject = traced.subject
-    lines = [subject.remark, ""] if subject.remark else []
+    lines = [*subject.remark.split("\n"), ""] if subject.remark else []
     if subject.run:
         lines += [*run_lines(subject.run, subject.revision), *link_lines(traced.run_links)]
         lines += [""] if subject.revision else []
@@ -53,7 +54,7 @@ def lineage(what: str | None) -> int:
         lines += revision_lines(traced, subject.revision, has_name=has_name)
     if what is not None:
         lines += ["", "to restore it", *(f"  {line}" for line in restore_commands(traced))]
-    print("\n".join([*lines, "", conclusion(traced)]))
+    print_lines([*lines, "", conclusion(traced)])
     return 1 if traced.is_broken else 0
 
 
@@ -116,7 +117,7 @@ def conclusion(traced: Lineage) -> str:
 
 def stage_lines(stage: StageLinks) -> list[str]:
     """The outs with their digests; of the inputs, those that don't hold, and how many do."""
-    if not stage.outs:
+    if not stage.has_run:
         return ["  not in dvc.lock: it never ran"]
     kinds = Counter(link.what.partition(" ")[0] for link in stage.inputs if link.status == HOLDS)
     made_by = ["cmd"] if kinds.pop("cmd", 0) else []

@@ -8,7 +8,7 @@ import click
 from reprogpt.cli.command import RUN, Command
 from reprogpt.dvc.revisions import Workspace
 from reprogpt.errors import PipelineError
-from reprogpt.messages import print_message
+from reprogpt.messages import print_lines, print_message, visible
 from reprogpt.paths import MODEL
 from reprogpt.runs.find import MODEL_TAG, parent_run, require_run
 from reprogpt.tracking.store.client import search_runs
@@ -55,14 +55,19 @@ def register(name: str, run: str | None) -> int:
         made = register_model(training.id, name)
         if made:
             remark = "" if made.new else ", as before"
-            print(f"{made.name} version {made.version}{remark}: run {training.id}  {training.name}")
-            print(f"  models:/{made.name}/{made.version}")
-            print("to serve it:")
-            print(f"  mlflow models serve -m models:/{made.name}/{made.version} --env-manager local --port 5001")
+            uri = f"models:/{made.name}/{made.version}"
+            print_lines(
+                [
+                    f"{made.name} version {made.version}{remark}: run {training.id}  {training.name}",
+                    f"  {uri}",
+                    "to serve it:",
+                    f"  mlflow models serve -m {uri} --env-manager local --port 5001",
+                ]
+            )
             return 0
     training = chosen[0]
     raise PipelineError(
-        f"run {training.id} ({training.name}, {training.status}) has no model: it is uploaded when a\n"
+        f"run {training.id} ({visible(training.name)}, {training.status}) has no model: it is uploaded when a\n"
         "training ends. `reprogpt sync` uploads one that still waits; a run from before runs had models needs\n"
         "`dvc repro -f train` with its parameters, which gives the same weights"
     )

@@ -9,10 +9,9 @@ from reprogpt.cli.command import Command
 from reprogpt.paths import RAW_TEXT
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link
-from reprogpt.runs.verify import RunEnvironments, depended_on, rerun
+from reprogpt.runs.verify import STAGES, RunEnvironments, depended_on, rerun
 from reprogpt.tracking.log.environment import RARELY_RELEVANT
 
-STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")
 WIDTH = 80
 OUT_WIDTH = 28  # the longest path of an out
 STATUS_WORDS = {HOLDS: "same", DIFFERS: "DIFFERS", NOT_HERE: "missing"}

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 from urllib.request import url2pathname
 
 from reprogpt.errors import FetchError, UnreachableError
-from reprogpt.urls import path_of_url, redact
+from reprogpt.urls import QUERY_VARIABLE, has_secret_query, path_of_url, redact
 
 if TYPE_CHECKING:
     import requests
@@ -113,6 +113,8 @@ def _attempt(url: str, name: str, place: str, max_bytes: int) -> Iterator[bytes]
         answer = f"{name} answered {status} {status_phrases.get(status, '')}".rstrip()
         if status == 429 or status >= 500:
             raise _TransientError(FetchError(f"{answer}; try again later"))
+        if status in (401, 403) and has_secret_query(url):
+            raise FetchError(f"{answer}, with the query of {QUERY_VARIABLE}: check it; a signed link may have expired")
         if status != 200:
             raise FetchError(f"{answer}; open it in a browser, and correct the address in {place}")
         yield from _body(response, name, max_bytes)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from reprogpt.data.decompress import is_compressed
@@ -40,6 +41,7 @@ class Source:
     documents: number of documents in a manifest; None for a single text.
     ends: byte offsets at which one document ends and the next begins.
     how: how it was obtained this time, for the log only.
+    names: of a manifest's documents, for messages.
     """
 
     url: str | None
@@ -51,6 +53,7 @@ class Source:
     ends: list[int] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
     how: str = field(default="", compare=False)
+    names: list[str] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         assert (self.url is None) != (self.path is None)
@@ -169,8 +172,9 @@ def _fetch_documents(
     changes = Changes()
     ends, num_characters = join_documents(documents, to, max_bytes=max_bytes, changes=changes, advance=advance)
     num_bytes, how = to.stat().st_size, f"{len(documents)} documents"
+    names = [document.name for document in documents]
     return Source(
-        redact(corpus_url), None, actual_sha256, num_bytes, num_characters, len(documents), ends, changes, how
+        redact(corpus_url), None, actual_sha256, num_bytes, num_characters, len(documents), ends, changes, how, names
     )
 
 
@@ -204,20 +208,33 @@ def _text(
 
 def _reported(source: Source, raw: Path) -> Source:
     """The source, after reporting what the user of this text may not expect."""
-    changes = source.changes
-    if changes.record():
+    counts = {
+        "line ends CRLF or CR became LF": source.changes.line_ends,
+        "byte order marks were dropped": source.changes.byte_order_marks,
+    }
+    words = [f"{what} ({count})" for what, count in counts.items() if count]
+    if words:
+        print_message(f"fetch: {', '.join(words)}, as Python does when it reads a text file")
+    ends = _ends_of_text(source, raw)
+    if ends:
+        others = f" and {len(ends) - 1} more have" if len(ends) > 1 else " has"
+        total = sum(ends.values())
+        times = "once" if total == 1 else f"{total} times"
         print_message(
-            f"fetch: line ends CRLF or CR became LF ({changes.line_ends}), byte order marks were dropped "
-            f"({changes.byte_order_marks}), as Python does when it reads a text file"
-        )
-    if num_ends := count_end_of_text(raw):
-        print_message(
-            f"warning: {source.url or source.path} has <|endoftext|> in its text, {num_ends} times. Each becomes "
-            "seven plain tokens, not the end-of-text token.\n"
+            f"warning: {next(iter(ends))}{others} <|endoftext|> in the text, {times}. Each becomes seven "
+            "plain tokens, not the end-of-text token.\n"
             "To train on documents, split the text there and write a manifest of the parts: "
             'docs/corpus.md has the commands ("Documents in one file")'
         )
     return source
+
+
+def _ends_of_text(source: Source, raw: Path) -> dict[str, int]:
+    """The text, or a manifest's documents, with <|endoftext|> in it -> how often."""
+    names = source.names or [str(source.url or source.path)]
+    bounds = pairwise([0, *source.ends, source.bytes])
+    counts = {name: count_end_of_text(raw, start, end) for name, (start, end) in zip(names, bounds, strict=True)}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _digest_error(url: str, expected: str, actual: str, num_bytes: int) -> FetchError:

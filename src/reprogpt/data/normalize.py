@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reprogpt.data.decompress import decompress
-from reprogpt.data.text import require_utf8
+from reprogpt.data.text import read_bytes, require_utf8
 
 MARK = b"\xef\xbb\xbf"
 END_OF_TEXT = b"<|endoftext|>"
@@ -77,14 +77,13 @@ def is_normal(path: Path) -> bool:
     return True
 
 
-def count_end_of_text(path: Path) -> int:
-    """How often a file contains the text <|endoftext|>."""
+def count_end_of_text(path: Path, start: int = 0, end: int | None = None) -> int:
+    """How often a file contains the text <|endoftext|> in its bytes from start to end (None: to the last)."""
     count, before = 0, b""
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            content = before + piece
-            count += content.count(END_OF_TEXT)
-            before = content[-len(END_OF_TEXT) + 1 :]
+    for piece in read_bytes(path, start, end):
+        content = before + piece
+        count += content.count(END_OF_TEXT)
+        before = content[-len(END_OF_TEXT) + 1 :]
     return count
 
 

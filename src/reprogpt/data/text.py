@@ -23,7 +23,8 @@ def read_pieces(
     """The text of a file's bytes from `start` to `end` (None: the file's end), in pieces; newlines are not changed.
 
     name: of the file in messages, its path if None. advance: called with the number of bytes of each piece read.
-    Raises DataError if the file can't be read, and at the first byte that is not UTF-8, with its offset from start.
+    Raises DataError if the file can't be read, and at the first byte that is NUL or not UTF-8, with its offset from
+    start.
     """
     for content, piece in _decoded(read_bytes(path, start, end), name or str(path)):
         advance(len(content))
@@ -61,6 +62,12 @@ def _decoded(contents: Iterable[bytes], name: str) -> Iterator[tuple[bytes, str]
                 f"{name} is not UTF-8 text: byte 0x{error.object[error.start]:02x} at offset {place}; "
                 f"{conversion_advice(first if error.start < len(first) else error.object)}"
             ) from None
+        nul = content.find(0)
+        if nul >= 0:
+            raise DataError(
+                f"{name} has a NUL byte at offset {offset + nul}, which no text has: it is damaged, as by a full disk; "
+                "get a whole copy, or drop such bytes:\ntr -d '\\000' < FILE > FILE.clean.txt"
+            )
         offset += len(content)
         yield content, piece
 

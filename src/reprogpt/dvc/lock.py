@@ -3,14 +3,12 @@
 Paths are relative to the current folder: the repository's root, or a queued experiment's copy of it.
 """
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from reprogpt.errors import ParamsError
-from reprogpt.params.loader import PARAMS_FILE, read_mapping, unknown_keys
-
-LOCK_FILE = Path("dvc.lock")
+from reprogpt.params.loader import LOCK_FILE, PARAMS_FILE, read_mapping, unknown_keys
 
 
 def locked_stage(stage: str) -> dict[str, Any]:
@@ -21,18 +19,37 @@ def locked_stage(stage: str) -> dict[str, Any]:
     return entry
 
 
+def from_root(entry: Mapping[str, Any], wdir: str) -> dict[str, Any]:
+    """A stage's entry with the paths of its files relative to the repository's root, not to the stage's wdir.
+
+    Where a template in wdir hides the folder, the files are left out.
+    """
+    moved: dict[str, Any] = {"cmd": entry["cmd"]}
+    if "${" in wdir:
+        return moved
+    for kind in ("deps", "outs"):
+        moved[kind] = [file | {"path": os.path.normpath(f"{wdir}/{file['path']}")} for file in entry.get(kind, [])]
+    moved["params"] = {os.path.normpath(f"{wdir}/{file}"): values for file, values in entry.get("params", {}).items()}
+    return moved
+
+
 def recorded_inputs(entry: Mapping[str, Any]) -> dict[str, Any]:
     """The inputs that a stage's dvc.lock entry records, in the form of pipeline.stage_inputs."""
     return {
         "cmd": entry["cmd"],
-        "deps": {dep["path"]: dep["md5"] for dep in entry.get("deps", [])},
+        "deps": _digests(entry.get("deps", [])),
         "params": entry.get("params", {}).get(PARAMS_FILE.name, {}),
     }
 
 
 def recorded_outs(entry: Mapping[str, Any]) -> dict[str, str]:
     """The outs that a stage's dvc.lock entry records: path -> digest."""
-    return {out["path"]: out["md5"] for out in entry.get("outs", [])}
+    return _digests(entry.get("outs", []))
+
+
+def _digests(files: list[dict[str, Any]]) -> dict[str, str]:
+    """Path -> digest. DVC records files outside the repository by other marks, which can't be checked here."""
+    return {file["path"]: file["md5"] for file in files if "md5" in file}
 
 
 def differs_from_last_result(stage: str) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from reprogpt.dvc.digest import cached_md5, dvc_md5
 from reprogpt.dvc.lock import locked_stage, recorded_inputs, recorded_outs
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, read_mapping
+from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, listed_keys, read_mapping
 
 
 def stage_definition(stage: str) -> dict[str, Any]:
@@ -26,6 +26,11 @@ def out_paths(definition: dict[str, Any]) -> list[str]:
     return [out if isinstance(out, str) else next(iter(out)) for out in listed]
 
 
+def is_filled_in(definition: Mapping[str, Any]) -> bool:
+    """Whether dvc.lock has other names, paths or values than the stage's entry in dvc.yaml: loop, template or wdir."""
+    return not definition.keys().isdisjoint(("foreach", "matrix", "wdir")) or "${" in str(definition)
+
+
 def stage_inputs(stage: str) -> dict[str, Any]:
     """A stage's cmd, deps (path -> digest) and params as dvc.lock would record them now."""
     definition = stage_definition(stage)
@@ -33,7 +38,7 @@ def stage_inputs(stage: str) -> dict[str, Any]:
     return {
         "cmd": definition["cmd"],
         "deps": {dep: cached_md5(Path(dep)) for dep in definition.get("deps", [])},
-        "params": {key: values.get(key) for key in definition.get("params", [])},
+        "params": {key: values.get(key) for key in listed_keys(definition, values)},
     }
 
 

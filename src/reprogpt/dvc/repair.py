@@ -5,11 +5,10 @@ from pathlib import Path
 
 from reprogpt.dvc.digest import cached_files
 from reprogpt.dvc.git import git, git_bytes
-from reprogpt.dvc.lock import LOCK_FILE
 from reprogpt.dvc.rwlock import RWLOCK, read_rwlock
-from reprogpt.errors import ParamsError, PipelineError
+from reprogpt.errors import MergeConflictError, ParamsError, PipelineError
 from reprogpt.files import write_bytes_atomic
-from reprogpt.params.loader import read_mapping
+from reprogpt.params.loader import DVC_FILE, LOCK_FILE, parse_mapping, read_mapping
 
 NO_REPOSITORY = (
     "DVC works in a git repository only. In a folder from an archive, make one:\n"
@@ -48,14 +47,15 @@ def require_repository() -> None:
 def restore_lock() -> str | None:
     """Put the committed dvc.lock back if a kill of DVC has cut the file; returns what was done, None if it is whole.
 
-    DVC reads the file before any stage starts, and stops. What was cut is kept beside it; results that it alone
-    recorded are in DVC's run cache, so that no stage runs again for them.
+    DVC stops over such a file before any stage starts, or, where the cut left valid YAML, has forgotten stages. What
+    was cut is kept beside it; results that it alone recorded are in DVC's run cache, so that no stage runs again for
+    them. Raises MergeConflictError.
     """
-    if not LOCK_FILE.exists() or _is_valid_lock(LOCK_FILE):
-        return None
-    if b"<<<<<<< " in LOCK_FILE.read_bytes():  # a merge that a person has to end
+    if not LOCK_FILE.is_file():
         return None
     committed = git_bytes("show", f"HEAD:./{LOCK_FILE}")
+    if not _is_cut(LOCK_FILE.read_bytes(), committed):
+        return None
     kept = LOCK_FILE.with_name("dvc.lock.cut")
     LOCK_FILE.replace(kept)
     if committed is None:
@@ -79,16 +79,22 @@ def remove_cut_rwlock() -> str | None:
     return None
 
 
-def _is_valid_lock(path: Path) -> bool:
-    """By DVC's own schema."""
+def _is_cut(content: bytes, committed: bytes | None) -> bool:
+    """Whether dvc.lock ends early: in a line, against DVC's own schema, or before a stage of the committed one."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 
     try:
-        COMPILED_LOCKFILE_SCHEMA(read_mapping(path))
+        lock = COMPILED_LOCKFILE_SCHEMA(parse_mapping(content, str(LOCK_FILE)))
+    except MergeConflictError:
+        raise
     except (ParamsError, Invalid):
-        return False
-    return True
+        return True
+    if not content.endswith(b"\n"):
+        return True
+    recorded = parse_mapping(committed, f"{LOCK_FILE} of HEAD").get("stages", {}) if committed else {}
+    still_defined = recorded.keys() & read_mapping(DVC_FILE)["stages"].keys()
+    return not still_defined <= lock.get("stages", {}).keys()
 
 
 def warnings() -> list[str]:

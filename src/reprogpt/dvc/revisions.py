@@ -10,11 +10,11 @@ from typing import Any
 
 from reprogpt.dvc.digest import cached_files, content_md5, dvc_md5, folder_md5
 from reprogpt.dvc.git import git, git_bytes
-from reprogpt.dvc.lock import LOCK_FILE, recorded_inputs, recorded_outs
+from reprogpt.dvc.lock import from_root, recorded_inputs, recorded_outs
 from reprogpt.dvc.pipeline import run_key_of
 from reprogpt.errors import PipelineError
 from reprogpt.files import parse_json
-from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, parse_mapping
+from reprogpt.params.loader import DVC_FILE, LOCK_FILE, PARAMS_FILE, parse_mapping
 from reprogpt.paths import TRAIN_SUMMARY
 
 
@@ -37,10 +37,19 @@ class Revision(ABC):
 
     @cached_property
     def lock(self) -> dict[str, Any]:
-        """The stages that dvc.lock records; {} without a dvc.lock."""
+        """The stages that dvc.lock records, with paths from the repository's root; {} without a dvc.lock.
+
+        A foreach or matrix stage of dvc.yaml has an entry `stage@item` for each of its items.
+        """
         if self.read(str(LOCK_FILE)) is None:
             return {}
-        return dict(self._mapping(LOCK_FILE).get("stages", {}))
+        entries = dict(self._mapping(LOCK_FILE).get("stages", {}))
+        definitions = self.stages if self.read(str(DVC_FILE)) is not None else {}
+        for name in entries:
+            definition = definitions.get(name.partition("@")[0], {})
+            if wdir := definition.get("do", definition).get("wdir"):
+                entries[name] = from_root(entries[name], wdir)
+        return entries
 
     @cached_property
     def stages(self) -> dict[str, Any]:

@@ -30,15 +30,31 @@ class FetchParams(Params):
                 "holds a user name or password (something before an @), which dvc.lock would record; "
                 "put it into ~/.netrc, and write an @ that belongs to the path as %40",
             )
-        if names := credentials_in(url):
+        if names := credentials_in(url.partition("#")[0]):
             raise PydanticCustomError(
                 "secret",
                 "holds a credential in its query ({names}), which dvc.lock would record; leave out what follows the ? "
                 f"and set the environment variable {QUERY_VARIABLE} to it: fetch sends it and records it nowhere",
                 {"names": ", ".join(dict.fromkeys(names))},
             )
-        if "://" not in url and Path(url).is_file():
-            raise ValueError(f"is a path; write it as a URL: {Path(url).absolute().as_uri()}")
+        if names := credentials_in(url):
+            raise PydanticCustomError(
+                "secret",
+                "holds a credential in its fragment ({names}), which dvc.lock would record; leave out what follows the "
+                "#, which is never sent",
+                {"names": ", ".join(dict.fromkeys(names))},
+            )
+        if "://" not in url and (path := _existing_file(url)):
+            raise ValueError(f"is a path; write it as a URL: {path.as_uri()}")
         if not re.match(r"(?i:https?|file)://.", url):
             raise ValueError("is not allowed; allowed: an https, http or file URL")
         return url
+
+
+def _existing_file(name: str) -> Path | None:
+    """The file of this name, absolute, where `~` stands for a home folder; None if there is none."""
+    try:
+        path = Path(name).expanduser().absolute()
+    except RuntimeError:  # no such home folder
+        return None
+    return path if path.is_file() else None

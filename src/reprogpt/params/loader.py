@@ -6,6 +6,7 @@ file, so that a new key of one stage reruns no other.
 
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -14,10 +15,11 @@ from pydantic.fields import FieldInfo
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from reprogpt.errors import ParamsError
+from reprogpt.errors import MergeConflictError, ParamsError
 
 PARAMS_FILE = Path("params.yaml")
 DVC_FILE = Path("dvc.yaml")
+LOCK_FILE = Path("dvc.lock")
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 # ruamel.yaml's constructors raise these for `!!bool x`, `2001-99-99`, a number of 5000 digits and the like.
 _CONSTRUCTOR_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -64,11 +66,13 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping. Raises ParamsError if it is missing, or as parse_mapping does."""
+    """Read a YAML file that holds a mapping. Raises ParamsError if it can't be read, or as parse_mapping does."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing in {Path.cwd()}: run from the repository's root") from None
+    except OSError as error:
+        raise ParamsError(f"{path} can't be read: {error.strerror or error}") from None
     return parse_mapping(content, str(path))
 
 
@@ -76,8 +80,11 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
     """The mapping that a YAML file's content holds. name: the file, for messages.
 
     YAML 1.2, as DVC writes it: to a YAML 1.1 reader, DVC's `1e-05` is a string.
-    Raises ParamsError if it is not YAML, or is not a mapping.
+    Raises ParamsError if it is not YAML, or is not a mapping; MergeConflictError if git could not merge it.
     """
+    if conflict := re.search(rb"(?m)^<{7} ", content):
+        number = content.count(b"\n", 0, conflict.start()) + 1
+        raise MergeConflictError(f"{name} has a merge conflict, at line {number}.\n{_conflict_advice(name)}")
     try:
         values = YAML(typ="safe", pure=True).load(content)
     except RecursionError:
@@ -88,6 +95,17 @@ def parse_mapping(content: bytes, name: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ParamsError(f"{name} must hold `key: value` lines, not {type(values).__name__}")
     return values
+
+
+def _conflict_advice(name: str) -> str:
+    if not name.startswith(LOCK_FILE.name):
+        return "Edit it to what is wanted, then `git add` it"
+    return (
+        "DVC writes this file, so take either side whole and let DVC bring it up to date:\n"
+        "settle params.yaml and data/metrics first if they conflict, then\n"
+        f"git checkout --ours {LOCK_FILE} && dvc repro && git add {LOCK_FILE}\n"
+        "What DVC has in its cache is restored; other stages run. `--theirs` takes the other branch's record"
+    )
 
 
 def _wide_colon(content: bytes) -> str:
@@ -108,15 +126,36 @@ def peek(key: str) -> object:
         return None
 
 
-def known_keys() -> set[str]:
-    """Every key that a stage of dvc.yaml lists under `params:`."""
-    stages = read_mapping(DVC_FILE)["stages"].values()
-    return {key for stage in stages for key in stage.get("params", [])}
+def listed_keys(definition: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """The keys of params.yaml that a stage of dvc.yaml lists under `params:`, nested ones with dots.
+
+    An item is a key of params.yaml, or a file's name with its keys, or with none for all of the file.
+    values: of params.yaml.
+    """
+    keys: list[str] = []
+    for item in definition.get("params", []):
+        if isinstance(item, str):
+            keys.append(item)
+        elif PARAMS_FILE.name in item:
+            keys += item[PARAMS_FILE.name] or list(values)
+    return keys
+
+
+def known_keys(values: Mapping[str, Any]) -> set[str]:
+    """Every key that dvc.yaml reads from params.yaml: listed under a stage's `params:`, or in a template `${key}`.
+
+    values: of params.yaml.
+    """
+    pipeline = read_mapping(DVC_FILE)
+    definitions = [stage.get("do", stage) for stage in pipeline["stages"].values()]  # "do" of a foreach
+    listed = [key for definition in definitions for key in listed_keys(definition, values)]
+    templates = re.findall(r"\$\{\s*([\w-]+)", str(pipeline))
+    return {re.split(r"[.\[]", key)[0] for key in listed} | set(templates)
 
 
 def unknown_keys(values: dict[str, Any]) -> list[str]:
     """A problem for each key of `values` that no stage knows."""
-    known = known_keys()
+    known = known_keys(values)
     return [
         f"{shown(key) if isinstance(key, tuple) else shortened(str(key))}: unknown key; no stage in {DVC_FILE} reads it"
         for key in values

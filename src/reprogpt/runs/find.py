@@ -16,6 +16,7 @@ from reprogpt.dvc.revisions import (
     resolve_commit,
 )
 from reprogpt.errors import PipelineError
+from reprogpt.messages import visible
 from reprogpt.paths import MODEL
 from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
 
@@ -37,7 +38,7 @@ def find_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | 
     trained = run_that_trained(experiment, runs) if experiment else None
     if trained is None:
         return None
-    return trained, f"the DVC experiment {what} has the result of run {trained.id}, {trained.name}"
+    return trained, f"the DVC experiment {what} has the result of run {trained.id}, {visible(trained.name)}"
 
 
 def find_run_of_name(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | None:
@@ -174,5 +175,5 @@ def format_runs(runs: Sequence[TrackedRun]) -> str:
     """A line per run, with the start of its id and its name, at most MAX_LISTED; to follow a colon."""
     if not runs:
         return " none; `dvc repro` makes one"
-    words = "".join(f"\n  {run.id[:8]}  {run.name}" for run in runs[:MAX_LISTED])
+    words = "".join(f"\n  {run.id[:8]}  {visible(run.name)}" for run in runs[:MAX_LISTED])
     return words + (f"\n  … and {len(runs) - MAX_LISTED} older" if len(runs) > MAX_LISTED else "")

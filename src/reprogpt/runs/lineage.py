@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 from reprogpt.dvc.lock import recorded_inputs, recorded_outs
-from reprogpt.dvc.pipeline import out_paths
+from reprogpt.dvc.pipeline import is_filled_in, out_paths
 from reprogpt.dvc.revisions import Commit, Workspace, resolve_commit
+from reprogpt.params.loader import PARAMS_FILE, listed_keys
 from reprogpt.paths import EVAL_RESULTS, MODEL, TRAIN_SUMMARY
 from reprogpt.runs.find import MODEL_TAG, Subject, revision_holding
 from reprogpt.runs.restore import experiment_commands, repeat_commands
@@ -41,11 +42,15 @@ class Link:
 
 @dataclass(frozen=True)
 class StageLinks:
-    """A stage's links to its inputs (cmd, deps, params) and its outs; none if it never ran."""
+    """A stage's links to its inputs (cmd, deps, params) and its outs; none if it never ran.
+
+    stage: the name in dvc.lock, `stage@item` for an item of a foreach or matrix stage.
+    """
 
     stage: str
     inputs: list[Link]
     outs: list[Link]
+    has_run: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ def check_links(
     """Every stage of dvc.yaml, in its order, with its links.
 
     lock, stages: the `stages` of dvc.lock and dvc.yaml. digest: path -> digest of the file, or None.
-    A missing dep that another stage makes is checked against that stage's record of it.
+    A missing dep that another stage makes is checked against that stage's record of it. Where DVC fills in a
+    stage's definition (foreach, matrix, templates, wdir), only the recorded files are checked.
     """
     made = {path: md5 for entry in lock.values() for path, md5 in recorded_outs(entry).items()}
 
@@ -117,10 +123,20 @@ def check_links(
 
     chain = []
     for stage, definition in stages.items():
-        entry = lock.get(stage)
-        inputs = _input_links(entry, definition, params, present) if entry else []
-        chain.append(StageLinks(stage, inputs, _out_links(entry, definition, digest) if entry else []))
+        entries = {name: entry for name, entry in lock.items() if name.partition("@")[0] == stage}
+        if not entries:
+            chain.append(StageLinks(stage, [], [], has_run=False))
+        for name, entry in entries.items():
+            known = _recorded_definition(entry) if is_filled_in(definition) else definition
+            inputs = _input_links(entry, known, params, present)
+            chain.append(StageLinks(name, inputs, _out_links(entry, known, digest)))
     return chain
+
+
+def _recorded_definition(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage of dvc.yaml would list for a dvc.lock entry, without the command."""
+    inputs = recorded_inputs(entry)
+    return {"deps": list(inputs["deps"]), "params": list(inputs["params"]), "outs": list(recorded_outs(entry))}
 
 
 def _input_links(
@@ -131,14 +147,26 @@ def _input_links(
 ) -> list[Link]:
     recorded = recorded_inputs(entry)
     deps = {path: present(path) for path in definition.get("deps", [])}
-    links = [Link("cmd", recorded["cmd"], definition["cmd"])]
+    links = [Link("cmd", str(recorded["cmd"]), str(definition["cmd"]))] if "cmd" in definition else []
     for path in {**recorded["deps"], **deps}:
         links.append(Link(f"dep {path}", recorded["deps"].get(path), deps.get(path, UNLISTED)))
     then = {key: json.dumps(value, ensure_ascii=False) for key, value in recorded["params"].items()}
-    now = {key: json.dumps(params.get(key), ensure_ascii=False) for key in definition.get("params", [])}
+    keys = listed_keys(definition, params)
+    now = {key: json.dumps(_value_at(params, key), ensure_ascii=False) for key in keys}
     for key in {**then, **now}:
         links.append(Link(f"param {key}", then.get(key), now.get(key, UNLISTED)))
+    for file, values in entry.get("params", {}).items():
+        if file != PARAMS_FILE.name:
+            links += [Link(f"param {file}:{key}", json.dumps(value), None) for key, value in values.items()]
     return links
+
+
+def _value_at(params: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, nested ones with dots; None if there is none."""
+    value: Any = params
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _out_links(entry: Mapping[str, Any], definition: dict[str, Any], digest: Callable[[str], str | None]) -> list[Link]:

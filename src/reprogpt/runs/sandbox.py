@@ -64,14 +64,13 @@ def sandbox_store_uri(clone: Path) -> str:
     return sqlite_uri(clone / "mlflow.db")
 
 
-def rerun_stages(clone: Path, stages: Sequence[str], *, single: bool) -> None:
-    """Run these stages in the clone: all of dvc.yaml, or a single one. Their output goes to standard error.
+def rerun_stages(clone: Path, stages: Sequence[str]) -> None:
+    """Run these stages of dvc.yaml in the clone, and no others. Their output goes to standard error.
 
     On Ctrl-C or any other exception, all its processes are killed at once: there is nothing to save.
     Raises PipelineError if it fails.
     """
-    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache"]
-    command += ["--single-item", *stages] if single else []
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--no-run-cache", "--single-item", *stages]
     print_message(f"rerunning {', '.join(stages)} in {clone}, removed afterwards\n")
     # In its own process group, since DVC does not wait for its stage when a signal ends it.
     process = subprocess.Popen(

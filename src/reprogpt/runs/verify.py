@@ -27,6 +27,7 @@ from reprogpt.tracking.log.environment import CPU_TAGS, ENVIRONMENT_TAGS, STAGE_
 from reprogpt.tracking.store.client import search_runs
 
 PINS = Path("requirements.lock")
+STAGES = ("fetch", "split", "tokenize", "train", "evaluate", "plot")  # a project may add others, of any kind
 START_FILES = ("config.json", "model.safetensors")
 NUM_COPIES = 3  # of each out: in place, in the clone's DVC cache, and the checkpoint in its MLflow store
 
@@ -84,7 +85,7 @@ def depended_on(stages: Iterable[str]) -> list[str]:
 
 
 def rerun(stage: str | None) -> Rerun:
-    """Rerun the recorded stage, or all stages for None, in a temporary clone. Their output goes to standard error.
+    """Rerun the recorded stage, or all of STAGES for None, in a temporary clone. Their output goes to standard error.
 
     Raises PipelineError if it can't be tried: the workspace is not what was recorded, there is no room, or a stage
     fails.
@@ -92,13 +93,13 @@ def rerun(stage: str | None) -> Rerun:
     workspace = Workspace()
     if not workspace.lock:
         raise PipelineError("the workspace has no dvc.lock, so no run is recorded here; `dvc repro` makes one")
-    stages = [stage] if stage else list(workspace.stages)
+    stages = [stage] if stage else [name for name in STAGES if name in workspace.stages]
     _require_recorded_state(workspace, stages)
     recorded = _tags_of_newest({"run_key": workspace.lock_key, MODEL_TAG: workspace.recorded_outs.get(str(MODEL))})
     reuses_text = str(RAW_TEXT) in _outs(workspace, stages) and _is_recorded_text(workspace)
     files = _files_to_copy(workspace, stages) + ([str(RAW_TEXT)] if reuses_text else [])
     with sandbox_clone(files, needed_bytes=_needed_bytes(workspace, stages)) as clone:
-        rerun_stages(clone, stages, single=stage is not None)
+        rerun_stages(clone, stages)
         outs = {name: _out_links(clone, workspace.lock[name]) for name in stages}
         environments = RunEnvironments(
             recorded,

@@ -23,7 +23,7 @@ from mlflow.types.schema import AnyType
 
 from reprogpt.errors import ParamsError
 from reprogpt.params.evaluate import EvaluateParams
-from reprogpt.params.loader import load_params
+from reprogpt.params.loader import load_params, read_mapping
 from reprogpt.params.sampling_limits import DEFAULT_LIMITS
 from reprogpt.paths import CHECKPOINT_ARTIFACT
 
@@ -85,7 +85,8 @@ def write_mlflow_model(folder: Path, params: Mapping[str, Any]) -> dict[str, Any
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in LIBRARIES],
         )
     shutil.rmtree(code.parent)
-    model = Model.load(folder)
+    # Not Model.load: it takes a path for a URI, and would look in another folder where the path has a %20.
+    model = Model.from_dict(read_mapping(folder / "MLmodel"))
     flavor = model.flavors["python_function"]
     flavor["model_code_path"] = SERVING_SCRIPT.name  # not its path on this machine
     flavor["artifacts"] = {CHECKPOINT_ARTIFACT: {"path": CHECKPOINT_ARTIFACT, "uri": CHECKPOINT_ARTIFACT}}

@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from sqlalchemy import make_url
 
+from reprogpt.errors import TrackingError
 from reprogpt.tracking.store.client import download_artifacts, open_store
 from reprogpt.tracking.store.models import _find_or_create_model, finalize_model, register_model, upload_model_file
-from reprogpt.tracking.store.uri import is_present_store, recorded_store, sqlite_path, sqlite_uri, store_uri
+from reprogpt.tracking.store.uri import is_present_store, recorded_store, sqlite_path, sqlite_uri, store_name, store_uri
 
 JAPANESE = "山田's 研究　資料 (コピー)"
 FOLDERS = ["plain", "pc%20t", "100%", "a?b", "a#b;c&d", JAPANESE]
@@ -59,6 +61,33 @@ def test_a_relative_uri_of_the_users_own_keeps_its_query(tmp_path: Path, monkeyp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///own.db?timeout=20")
     url = make_url(store_uri())
     assert (url.database, dict(url.query)) == (str(tmp_path / "a?b/own.db"), {"timeout": "20"})
+
+
+@pytest.mark.parametrize("password", ["pa[ss", "pa]ss", "pa#ss", "pa?ss", "pa/ss", "12#x", "#x", "[", "pa:ss", "p%40s"])
+@pytest.mark.parametrize("host", ["127.0.0.1:9", "[::1]:9"])
+def test_a_password_may_hold_what_divides_a_uri(
+    password: str, host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{password}@{host}")
+    for name in ("USERNAME", "PASSWORD"):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", "")
+    assert store_name() == recorded_store() == f"http://{host}"
+    with pytest.raises(TrackingError, match="refused") as caught:
+        open_store()
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == unquote(password)
+    assert os.environ["MLFLOW_TRACKING_URI"] == f"http://{host}"
+    assert "me:" not in str(caught.value)
+    database = f"postgresql://me:{password}@{host}/db?sslmode=require"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    assert make_url(store_uri()).password == unquote(password)
+    assert store_name() == f"postgresql://{host}/db?sslmode=require"
+
+
+@pytest.mark.parametrize("uri", ["http://host:5000/path@x", "http://[::1]:5000/a@b", "postgresql://host/db?user=a:b@c"])
+def test_an_at_sign_behind_the_host_is_part_of_the_uri(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert store_uri() == uri
 
 
 def test_the_command_that_a_message_gives_has_its_folder_quoted(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _require_database(path: Path) -> None:
 def _move_credentials_to_env() -> None:
     """Move http://user:password@host into MLflow's own variables: MLflow prints the URI with a run's address."""
     try:
-        uri = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+        uri = urlsplit(store_uri())
     except ValueError:  # MLflow reports it
         return
     if uri.scheme in ("http", "https") and uri.username and uri.password:

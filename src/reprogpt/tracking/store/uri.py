@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from reprogpt.paths import repository_root
-from reprogpt.urls import redact
+from reprogpt.urls import quote_user_info, redact
 
 SQLITE = "sqlite:///"
 # MLflow makes the folder of what follows sqlite:/// and does not unquote it. With the driver's name it makes none.
@@ -39,7 +39,7 @@ def store_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     path = sqlite_path(uri)
     query = "".join(uri.partition("?")[1:])
-    return uri if path is None else sqlite_uri(repository_root() / path) + query
+    return quote_user_info(uri) if path is None else sqlite_uri(repository_root() / path) + query
 
 
 def store_name() -> str:

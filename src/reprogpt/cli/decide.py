@@ -110,8 +110,8 @@ def decide(
     pairs. The command prints a table, a verdict for each value against the baseline, and the commands that queue
     missing runs, and draws a figure into decisions/ (ignored by git). Nothing is trained.
 
-    You can check the verdict after every new seed: the test is valid at any time, at the 5 % level. Fewer than three
-    pairs never decide. All runs train on the same text, so the verdict holds for this text.
+    You can check the verdict after every new seed: the sign test is valid at any time, at the 5 % level. Fewer than six
+    pairs never decide. The verdict is about the typical seed and this text: seeds don't vary the text.
 
     \b
     Exit codes:

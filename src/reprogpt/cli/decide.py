@@ -28,8 +28,17 @@ from reprogpt.tracking.store.tracked_run import TrackedRun
 FOLDER = Path("decisions")  # git ignores it
 MAX_LISTED = 5
 COLUMNS = (
-    *("seeds", "failed", "pairs", "mean", "std", "baseline"),
-    *("median diff.", "95 % interval", "better", "corr.", "saved"),
+    "seeds",
+    "failed",
+    "pairs",
+    "mean",
+    "std",
+    "baseline",
+    "median diff.",
+    "95 % interval",
+    "better",
+    "corr.",
+    "saved",
 )
 LEGEND = (
     "mean, std: over a value's runs in pairs. baseline: the baseline's mean over the same seeds.",
@@ -74,26 +83,26 @@ def _positive(context: click.Context, parameter: click.Parameter, value: float |
 @click.option(
     "--against",
     metavar="VALUE",
-    help="The baseline; of two keys, VALUE,VALUE. Default: the present value in params.yaml.",
+    help="The baseline; for two keys, VALUE,VALUE. Default: the current value in params.yaml.",
 )
 @click.option(
     "--where",
     metavar="NAME=VALUE",
     multiple=True,
     callback=_names_and_values,
-    help="Take only runs with this parameter, tag or file digest. May be repeated.",
+    help="Compare only runs with this parameter, tag or file digest. May be repeated.",
 )
 @click.option(
     "--needs",
     metavar="D",
     type=float,
     callback=_positive,
-    help="Say how many pairs are needed to see a difference of D, a number above 0.",
+    help="Also say how many pairs it takes to detect a difference of D, a number above 0.",
 )
 @click.option(
     "--higher-is-better",
     is_flag=True,
-    help="Higher values of the metric are better. This is known of val_accuracy and tokens_per_second.",
+    help="Higher values of the metric are better. Always on for val_accuracy and tokens_per_second.",
 )
 def decide(
     keys: Sequence[str],
@@ -136,14 +145,17 @@ def decide(
 
 
 def _queued_params() -> Iterator[dict[str, Any]]:
-    """params.yaml of each experiment in DVC's queue, but for those in which it is none: they can't train."""
+    """params.yaml of each experiment in DVC's queue. Invalid ones are skipped: such an experiment can't train."""
     for experiment in queued_experiments():
         with suppress(PipelineError):
             yield experiment.params
 
 
 def report(decision: Decision, needs: float | None = None) -> list[str]:
-    """Runs, table, verdicts and what to do next. needs: a difference whose number of pairs is asked for."""
+    """Lines of the report: runs, table, verdicts, and commands for the missing runs.
+
+    needs: also say how many pairs it takes to detect this difference of the metric; None: don't.
+    """
     lines = [*_runs(decision), "", *_table(decision), "", *verdicts(decision)]
     if needs is not None:
         lines += [_needs(comparison, needs, decision) for comparison in decision.comparisons]
@@ -151,7 +163,7 @@ def report(decision: Decision, needs: float | None = None) -> list[str]:
 
 
 def verdicts(decision: Decision) -> list[str]:
-    """A sentence for each value against the baseline, what it can't say, and the plateau of three values or more."""
+    """Each value's verdict against the baseline, the plateau if there are three values or more, and the limits."""
     lines = [line for comparison in decision.comparisons for line in _verdict(comparison, decision)]
     num_values = len(decision.summaries)
     if num_values > 2:
@@ -161,7 +173,7 @@ def verdicts(decision: Decision) -> list[str]:
             f"together at {100 * (1 - ALPHA):g} %"
         )
     fewest = min((one.num_pairs for one in decision.comparisons if one.pairs and not one.identical), default=0)
-    if fewest > 3:  # the rule of three
+    if fewest > 3:  # the rule of three: after n pairs without a failure, up to 3 / n of all seeds may fail (at 95 %)
         share = f"3 of {fewest} seeds ({300 / fewest:.0f} %)"
         lines.append(f"{_pairs(fewest)} can't exclude a failure or spike in up to {share}")
     return lines
@@ -190,13 +202,19 @@ def _runs(decision: Decision) -> list[str]:
     for other in decision.others[:MAX_LISTED]:
         lines.append(f"another group: {other.num_runs} runs, {_difference(other, group)}")
     if len(decision.others) > MAX_LISTED:
-        lines.append(f"and {len(decision.others) - MAX_LISTED} groups more; --where NAME=VALUE chooses one")
+        lines.append(f"and {len(decision.others) - MAX_LISTED} more groups; choose one with --where NAME=VALUE")
     return lines
 
 
 def _left_out(reason: str, runs: Sequence[TrackedRun], *, names: bool = False) -> list[str]:
-    listed = ", ".join(run.name for run in runs[:MAX_LISTED]) + (", ..." if len(runs) > MAX_LISTED else "")
-    return [f"left out: {len(runs)} {reason}{f' ({listed})' if names else ''}"] if runs else []
+    if not runs:
+        return []
+    line = f"left out: {len(runs)} {reason}"
+    if not names:
+        return [line]
+    listed = ", ".join(run.name for run in runs[:MAX_LISTED])
+    more = ", ..." if len(runs) > MAX_LISTED else ""
+    return [f"{line} ({listed}{more})"]
 
 
 def _difference(other: Group, group: Group) -> str:
@@ -204,11 +222,12 @@ def _difference(other: Group, group: Group) -> str:
     inputs = [
         f"without {name}" if value is None else f"--where {name}={value}" for name, (value, _) in differing.items()
     ]
-    return f"{' '.join(inputs[:3])}{f' and {len(inputs) - 3} differences more' if len(inputs) > 3 else ''}"
+    more = f" and {len(inputs) - 3} more differences" if len(inputs) > 3 else ""
+    return " ".join(inputs[:3]) + more
 
 
 def _table(decision: Decision) -> list[str]:
-    """Columns: a row for each level, the baseline's without a comparison."""
+    """Aligned columns, one row per level, then the legend. The baseline's row has no comparison."""
     by_level = {comparison.level: comparison for comparison in decision.comparisons}
     rows = [[*decision.question.keys, *COLUMNS]]
     for summary in decision.summaries:
@@ -245,7 +264,7 @@ def _comparison_cells(comparison: PairedComparison) -> list[str]:
 
 
 def _interval(comparison: PairedComparison) -> str:
-    """Without a bound where too few pairs, or failed runs, give none."""
+    """The interval in words. Too few pairs, or failed runs, leave one or both ends open."""
     low, high = comparison.interval
     if math.isinf(low) and math.isinf(high):
         return "-"
@@ -279,7 +298,7 @@ def _verdict(comparison: PairedComparison, decision: Decision) -> list[str]:
 
 
 def _size(comparison: PairedComparison, decision: Decision) -> str:
-    """By how much, as far as the interval has a bound."""
+    """By how much the value is better or worse, as far as the interval is bounded."""
     near, far = sorted(abs(end) for end in comparison.interval)
     name = unit(decision.question.metric)
     if math.isfinite(far):
@@ -288,9 +307,9 @@ def _size(comparison: PairedComparison, decision: Decision) -> str:
 
 
 def _mean_against_median(comparison: PairedComparison, decision: Decision) -> list[str]:
-    """A line where the mean has another sign than the typical seed, or has its sign from a single seed.
+    """A line if the mean points the other way than the median, or owes its sign to a single seed.
 
-    No verdict is about the mean.
+    Verdicts are about the typical seed, so the reader is told when the mean says something else.
     """
     label, mean = decision.question.label(comparison.level), number(comparison.mean, signed=True)
     seed = comparison.decisive_seed
@@ -315,8 +334,9 @@ def _more(comparison: PairedComparison) -> str:
 
 
 def _plateau(decision: Decision) -> str:
-    """The values than which no other is decided to be better; of numbers, from where to where."""
-    keys, values = " and ".join(decision.question.keys), [", ".join(level) for level in decision.plateau]
+    """The plateau: the values that no other is decided to be better than. Adjacent numbers are given as a range."""
+    keys = " and ".join(decision.question.keys)
+    values = [", ".join(level) for level in decision.plateau]
     if not values:
         return f"plateau: none, as each {keys} is decided to be worse than another"
     if len(values) == 1:
@@ -334,20 +354,20 @@ def _needs(comparison: PairedComparison, difference: float, decision: Decision) 
     label = f"{decision.question.label(comparison.level)}: to see a difference of {difference:g}"
     deviation = comparison.deviation
     if not deviation > 0:
-        return f"{label}: not known; two pairs that differ are needed to know the deviation"
+        return f"{label}: unknown: it takes pairs with unequal differences to estimate their deviation"
     num_failed = comparison.num_pairs - len(comparison.differences)
     share = (1 - num_failed / comparison.num_pairs) * NormalDist().cdf(difference / deviation)
     needed = pairs_needed(share, comparison.alpha)
     pairs = f"more than {MAX_PAIRS} pairs" if needed is None else f"about {needed} pairs"
     failed = f"; {num_failed} in which a run failed count against it" if num_failed else ""
     return (
-        f"{label}, {pairs}, there are {comparison.num_pairs} (normal differences with the standard deviation "
-        f"{number(deviation)}, in {100 * POWER:g} % of cases{failed})"
+        f"{label}, {pairs}, there are {comparison.num_pairs} (enough in {100 * POWER:g} % of cases if differences are "
+        f"normal with standard deviation {number(deviation)}{failed})"
     )
 
 
 def _next_runs(decision: Decision) -> list[str]:
-    """The commands that queue the runs which undecided comparisons lack, but for those that train or are queued."""
+    """Commands that queue the runs undecided comparisons still need, except those that are training or queued."""
     settled = [one for one in decision.comparisons if one.decided or one.identical or one.is_equal]
     wanted = {one.level: _wanted(one) for one in decision.comparisons if one not in settled}
     num_pairs = {level: count for level, count in wanted.items() if count is not None and count <= MAX_SEEDS}
@@ -364,7 +384,7 @@ def _next_runs(decision: Decision) -> list[str]:
 
 
 def _wanted(comparison: PairedComparison) -> int | None:
-    """Pairs that may decide; None for too many to say."""
+    """Number of pairs, those present included, that may decide; None: more than MAX_PAIRS."""
     fewest = min_pairs(comparison.alpha)
     if comparison.num_pairs < fewest:
         return fewest

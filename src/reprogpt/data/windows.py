@@ -12,11 +12,13 @@ from reprogpt.errors import DataError
 class Windows:
     """Rows of a token stream, (w, T) int64, each created when it is indexed: rows[index] is a numpy array.
 
-    vocab_size: indexing a row with an id that is not below it raises DataError; None: any id is allowed.
+    vocab_size: rows are checked when indexed, and an id that is not below it raises DataError; None: no check.
     """
 
     def __init__(self, view: np.ndarray, vocab_size: int | None) -> None:
-        self._view, self._vocab_size = view, vocab_size
+        self._view = view
+        self._vocab_size = vocab_size
+        # As of the array that indexing everything would return: callers take either.
         self.shape: tuple[int, ...] = view.shape
         self.size = view.size
         self.dtype = np.dtype(np.int64)
@@ -26,7 +28,7 @@ class Windows:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         rows: np.ndarray = self._view[index].astype(np.int64)
-        release_memory(self._view)
+        release_memory(self._view)  # a pass over a memory-mapped corpus would otherwise end with all of it in memory
         if self._vocab_size is not None:
             require_known(rows, self._vocab_size, "a row of the tokens")
         return rows
@@ -37,9 +39,9 @@ def windows(
 ) -> tuple[Windows, Windows]:
     """Cut a token stream into (input, target) rows, a row every `stride` tokens.
 
-    ids: (n,) token ids, n > context_length; of a mapped file no row stays in memory.
+    ids: (n,) token ids, n > context_length; may be memory-mapped, then no row stays in memory once it is copied.
     stride: 1 to context_length. vocab_size: as for Windows.
-    Returns two (w, T) int64 rows, T = context_length, w = ceil((n - T) / stride); target[i, j] is the token after
+    Returns two Windows, (w, T) each, T = context_length, w = ceil((n - T) / stride); target[i, j] is the token after
     input[i, j]. All rows are complete: tokens after the last one are dropped.
     Raises DataError if the stream is too short for one row.
     """

@@ -10,7 +10,7 @@ from reprogpt.evaluation.losses import IdRows, LossSums, require_finite, sum_los
 from reprogpt.model.gpt import GPTModel
 from reprogpt.numerics.device import Numerics
 
-BATCHES_PER_REDUCTION = 256  # per process; their sums are exchanged together
+BATCHES_PER_REDUCTION = 256  # per process, between two exchanges of their sums
 
 
 def final_metrics(
@@ -24,12 +24,12 @@ def final_metrics(
     max_train_tokens: int = 0,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """The metrics of eval.json: losses over both complete splits, in rows without overlap, and validation metrics.
+    """Evaluate the model on both splits, cut into rows without overlap; returns the metrics by name.
 
-    max_train_tokens: evaluate at most so many tokens of the training split, selected by chosen_rows; 0: all.
+    max_train_tokens: evaluate at most this many tokens of the training split, in the rows of chosen_rows; 0: all.
     group: processes that share the batches; each returns the same bits, for any number of processes.
-    Bits per byte count the bytes of the predicted tokens only. Raises DataError if a split is shorter than a row,
-    NonFiniteError if a metric is not finite.
+    val_bits_per_byte counts only the bytes of the predicted tokens.
+    Raises DataError if a split is shorter than a row, NonFiniteError if a metric is not finite.
     """
     length = model.config.context_length
     vocab_size = model.config.vocab_size
@@ -37,8 +37,8 @@ def final_metrics(
     val_rows = windows(val_ids, context_length=length, stride=length, vocab_size=vocab_size)
     chosen = chosen_rows(len(train_rows[0]), length, max_train_tokens)
     train = _sum_losses_together(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
-    every = np.arange(len(val_rows[0]))
-    val = _sum_losses_together(model, *val_rows, every, batch_size=batch_size, numerics=numerics, group=group)
+    all_rows = np.arange(len(val_rows[0]))
+    val = _sum_losses_together(model, *val_rows, all_rows, batch_size=batch_size, numerics=numerics, group=group)
     predicted_ids = val_ids[1 : 1 + val.num_tokens]  # rows without overlap: the predicted tokens are contiguous
     results = {
         "final_train_loss": train.loss,
@@ -52,9 +52,9 @@ def final_metrics(
 
 
 def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarray:
-    """Indices of rows spread evenly over num_rows, with at most max_tokens tokens in all: int64.
+    """Indices of rows spread evenly over num_rows that hold at most max_tokens tokens in all: int64.
 
-    At least one row; all of them if max_tokens is 0 or large enough.
+    At least one row, even if it is longer; all rows if max_tokens is 0 or large enough.
     """
     num_chosen = max(1, max_tokens // context_length)
     if max_tokens == 0 or num_chosen >= num_rows:

@@ -20,13 +20,14 @@ def generate(
     generator: torch.Generator | None = None,
     stop_token: int | None = None,
 ) -> Iterator[int]:
-    """Yield max_new_tokens token ids that continue prompt; the model's mode is restored afterwards.
+    """Yield the token ids that continue prompt: max_new_tokens of them, or fewer if stop_token ends the text.
 
     prompt: at least one id; the model sees the last context_length tokens of prompt and continuation.
-    temperature: 0 is greedy and draws nothing; above 0 samples from softmax(logits / temperature), among the top_k
-    largest logits where top_k is given.
-    generator: a CPU generator, needed when temperature is above 0.
-    stop_token: an id that ends the text early and is not yielded; None: the text has its full length.
+    temperature: 0 is greedy and draws nothing; above 0 samples from softmax(logits / temperature), restricted to the
+    top_k largest logits if top_k is given.
+    generator: a CPU generator; needed when temperature is above 0, else torch's global generator would be used.
+    stop_token: an id that ends the text and is not yielded itself; None: never stop early.
+    The model is in eval mode meanwhile; its mode is restored afterwards.
     """
     steps = generate_batch(
         model,
@@ -37,7 +38,7 @@ def generate(
         generators=[generator],
         stop_token=stop_token,
     )
-    with closing(steps):
+    with closing(steps):  # restores the model's mode at once if the caller stops early
         for tokens in steps:
             yield tokens[0]
 
@@ -52,12 +53,12 @@ def generate_batch(
     generators: Sequence[torch.Generator | None],
     stop_token: int | None = None,
 ) -> Generator[dict[int, int]]:
-    """Continue several prompts at once, each as generate would; yield the tokens of each step by row.
+    """Continue several prompts at once, each as generate would; yield each step's tokens as {row: token id}.
 
-    prompts: of any lengths; a row is an index into them. Steps after a row's text has ended do not contain the row.
+    prompts: of any lengths; a row is an index into them. Once a row's text has ended, later steps do not contain it.
     generators: one per row, so that a row's draws do not depend on the others.
-    Other arguments are as in generate. A row's logits may differ in rounding from those it has alone, because matrix
-    products with more rows add in another order.
+    Other arguments are as in generate. A row's logits may differ in rounding from those it would have alone, because
+    matrix products of more rows sum in another order.
     """
     was_training = model.training
     model.eval()
@@ -68,7 +69,8 @@ def generate_batch(
             tokens = {}
             for row, logits in decoder.last_logits(texts).items():
                 tokens[row] = _next_token(logits, temperature, top_k, generators[row])
-            for row in [row for row, token in tokens.items() if token == stop_token]:
+            stopped = [row for row, token in tokens.items() if token == stop_token]
+            for row in stopped:
                 del tokens[row], texts[row]
             if not texts:
                 return
@@ -80,16 +82,17 @@ def generate_batch(
 
 
 class _CachedDecoder:
-    """Decodes texts with one KV cache while they fit into context_length.
+    """Decodes texts with KV caches as long as they fit into context_length.
 
-    Each prompt is read separately, then all rows advance together. The window of a text longer than context_length
-    moves with every token, which changes each token's position: such a text is read again, separately.
+    Each prompt is read separately, then all rows advance together. Once a text is longer than context_length, its
+    window moves with every token. This changes the positions of all tokens, so cached keys and values are useless: the
+    window is read again for each new token, separately from the other rows.
     """
 
     def __init__(self, model: GPTModel) -> None:
         self._model = model
         self._kv_caches: list[KVCache] = []
-        self._rows: list[int] = []  # in the caches, in their order
+        self._rows: list[int] = []  # those in the caches, in the order of the caches
 
     @torch.no_grad()
     def last_logits(self, texts: Mapping[int, list[int]]) -> dict[int, Tensor]:
@@ -102,7 +105,7 @@ class _CachedDecoder:
         if self._rows:
             hidden = self._hidden_states([texts[row][-1:] for row in self._rows], self._kv_caches)
             logits.update(zip(self._rows, self._logits(hidden), strict=True))
-        read: dict[int, list[KVCache]] = {}
+        new_caches: dict[int, list[KVCache]] = {}
         for row, ids in texts.items():
             if row in logits:
                 continue
@@ -110,10 +113,10 @@ class _CachedDecoder:
             hidden = self._hidden_states([ids[-self._model.config.context_length :]], kv_caches)
             logits[row] = self._logits(hidden)[0]
             if self._fits(ids):
-                read[row] = kv_caches
-        if read:  # in the first call only: later, texts that are not cached no longer fit
-            self._rows = list(read)
-            self._kv_caches = [KVCache.stack(of_block) for of_block in zip(*read.values(), strict=True)]
+                new_caches[row] = kv_caches
+        if new_caches:  # in the first call only: later, a text without a cache is one that no longer fits
+            self._rows = list(new_caches)
+            self._kv_caches = [KVCache.stack(of_block) for of_block in zip(*new_caches.values(), strict=True)]
         return {row: logits[row] for row in texts}
 
     def _fits(self, ids: list[int]) -> bool:
@@ -132,7 +135,7 @@ class _CachedDecoder:
         return self._model.hidden_states(torch.tensor(ids, device=self._model.tok_emb.weight.device), kv_caches)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        """(R, T, D) -> (R, V), of the last position."""
+        """(R, T, D) -> (R, V): logits of each row's last position, float32 on the CPU."""
         last = hidden[:, -1]
         # One row goes through the head as a vector: as a matrix of one row, its logits would be rounded differently.
         logits: Tensor = self._model.out_head(last[0])[None] if len(last) == 1 else self._model.out_head(last)

@@ -33,6 +33,7 @@ def train(training: Training) -> Iterator[StepRecord]:
         pending.append(_run_step(training))
         training.step += 1
         is_last = training.step == plan.total_steps
+        # As in the book: evaluate after steps 0, eval_freq, 2 * eval_freq, ...; sample at the end of an epoch.
         is_evaluated = bool(params.eval_freq) and step % params.eval_freq == 0
         is_sampled = bool(params.sample_freq) and training.step % (params.sample_freq * plan.steps_per_epoch) == 0
         if not (is_evaluated or is_sampled or is_last or len(pending) == training.log_interval):
@@ -59,6 +60,7 @@ class _PendingStep:
 
 
 def _run_step(training: Training) -> _PendingStep:
+    """Run one optimizer step and leave its metrics on the device; the caller advances training.step."""
     params = training.params
     plan = training.plan
     step = training.step
@@ -82,7 +84,10 @@ def _run_step(training: Training) -> _PendingStep:
 
 
 def _fetch_records(training: Training, pending: list[_PendingStep]) -> list[StepRecord]:
-    """The pending steps' records, copied from the device at once: a copy per step would wait for the GPU each time."""
+    """Records of the pending steps. Raises NonFiniteError at the first step with a metric that is not finite.
+
+    All metrics are copied at once: a copy per step would wait for the GPU each time.
+    """
     tokens_per_step = training.params.batch_size * training.params.context_length
     metrics = torch.stack([item.metrics for item in pending]).tolist()
     records = []
@@ -111,8 +116,8 @@ def accumulate_gradients(training: Training, inputs: Tensor, targets: Tensor) ->
     """
     training.model.train()
     training.optimizer.zero_grad(set_to_none=True)
-    if training.params.compile:  # else torch's compiler would be imported, which takes seconds
-        # CUDA graphs, if used, may reuse the gradients' memory.
+    if training.params.compile:  # the call imports torch's compiler, which takes seconds
+        # A new iteration begins: CUDA graphs, if used, may reuse the memory of the previous gradients.
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     num_micro_batches = training.params.accumulate
     micro_batch_size = len(inputs) // num_micro_batches
@@ -134,16 +139,19 @@ def batch_loss(training: Training, inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def optimizer_step(training: Training, lr: float, divisor: Tensor | None) -> None:
-    """One AdamW step with learning rate lr on gradients divided by divisor (None: unchanged)."""
+    """One AdamW step with learning rate lr on gradients divided by divisor (None: unchanged), which clips them."""
     for param_group in training.optimizer.param_groups:
         param_group["lr"] = lr
-    # torch's GradScaler uses this attribute, too: the fused kernel divides each gradient as it reads it.
+    # The fused kernel divides each gradient by grad_scale as it reads it; torch's GradScaler uses the same attribute.
     training.optimizer.grad_scale = divisor  # type: ignore[attr-defined]
     training.optimizer.step()
 
 
 def _evaluation_losses(training: Training, step: int) -> tuple[float, float]:
-    """train_loss and val_loss: means over the first eval_iter batches of each split."""
+    """train_loss and val_loss: means over the first eval_iter batches of each split.
+
+    With random_order book, the training rows are shuffled anew for each evaluation, as in the book.
+    """
     params = training.params
     num_rows = params.eval_iter * params.batch_size
     order = training.randomness.evaluation_rows(len(training.train_rows.inputs))
@@ -159,7 +167,8 @@ def _sum_losses_together(training: Training, rows: Batch) -> LossSums:
     batch_size = training.params.rows_per_forward
     own = rows.take(group.shard)
     result = sum_losses(training.model, own.inputs, own.targets, batch_size=batch_size, numerics=training.numerics)
-    # With FSDP each forward pass is a collective: a process whose shard has fewer batches adds one.
+    # With FSDP each forward pass is a collective, so all processes need the same number of passes: one whose shard has
+    # fewer batches than the largest makes an extra pass and drops its result. -(-a // b) is a / b rounded up.
     largest_shard = -(-len(rows.inputs) // group.size)
     if -(-len(own.inputs) // batch_size) < -(-largest_shard // batch_size):
         sum_losses(training.model, rows.inputs[:1], rows.targets[:1], batch_size=1, numerics=training.numerics)

@@ -5,7 +5,7 @@ from functools import partial
 from reprogpt.data.tokens import contains, decode, load_encoding, read_tokens, write_tokenizer
 from reprogpt.distributed.launcher import launcher_process, run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
-from reprogpt.dvc.pipeline import run_key_of, stage_inputs
+from reprogpt.dvc.pipeline import announce_recorded_outs, run_key_of, stage_inputs
 from reprogpt.files import require_writable, write_json_atomic
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.numerics.allocator import retain_freed_memory
@@ -43,7 +43,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
         run_worker(training, launcher_process())
         return
     environment = environment_tags(numerics) | group.tags() | training.initial_weights_tags
-    with lock_run(inputs, resume_tags(environment, numerics)) as run_lock:
+    with lock_run(inputs, resume_tags(environment)) as run_lock:
         checkpointed = CheckpointedTraining(training, run_lock)
         identity = RunIdentity(run_key_of(inputs), run_lock.training_id, run_lock.run_dir)
         encoding = load_encoding(params.encoding)
@@ -64,6 +64,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
             write_json_atomic(TRAIN_SUMMARY, summary(checkpointed.records, training.plan, params.max_norm, others))
             run_logger.finish(checkpointed.kept_step)
         mark_complete(run_lock)
+    announce_recorded_outs("train", inputs)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from reprogpt.params.train import TrainParams
 from reprogpt.runs.compare import CODE
-from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS, RARELY_RELEVANT
+from reprogpt.tracking.log.environment import CPU_TAGS, ENVIRONMENT_TAGS, RARELY_RELEVANT, depends_on_cpu
 from reprogpt.tracking.log.provenance import TRAIN_CODE
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
@@ -36,7 +36,7 @@ RECORDED_AS_TAGS = {
     "init_from_sha256": ("started_from_sha256",),
 }
 # These say less than their tags, and some have the name of one: `auto` can be the same as `cpu`.
-ONLY_AS_TAGS = frozenset({"device", "matmul", "init_from", "init_from_sha256"})
+ONLY_AS_TAGS = frozenset({"device", "matmul", "numerics", "init_from", "init_from_sha256"})
 # Metrics of the evaluations during training, and the parameters that they depend on besides.
 EVALUATION_METRICS = frozenset({"best_val_loss", "train_loss", "val_loss"})
 EVALUATION_KEYS = frozenset({"eval_freq", "eval_iter"})
@@ -124,7 +124,8 @@ def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> dict[s
     left_out |= ONLY_AS_TAGS
     params = {key: canonical(run.params[key]) for key in TrainParams.model_fields if key in run.params}
     code = (TRAIN_CODE,) if TRAIN_CODE in run.tags else CODE
-    tags = [*CORPUS, *code, *(tag for tag in ENVIRONMENT_TAGS if tag not in RARELY_RELEVANT)]
+    irrelevant = RARELY_RELEVANT if depends_on_cpu(run.tags) else (*RARELY_RELEVANT, *CPU_TAGS)
+    tags = [*CORPUS, *code, *(tag for tag in ENVIRONMENT_TAGS if tag not in irrelevant)]
     return (
         {key: value for key, value in params.items() if key not in left_out}
         | {tag: run.tags[tag] for tag in tags if tag in run.tags and tag not in tags_of_keys}

@@ -3,10 +3,11 @@
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -167,6 +168,13 @@ def set_up_numerics(
         return Numerics(torch.device("cpu"), precision, "portable", choice)
     chosen = _choose_device(device)
     return Numerics(chosen, precision, _choose_matmul(matmul, chosen, precision), choice)
+
+
+def chooses_portable(arithmetic: Mapping[str, Any]) -> bool:
+    """Whether a stage on this machine computes in portable numerics. arithmetic: set_up_numerics' keywords."""
+    if arithmetic["numerics"] == "native" or obstacle_to_portable(arithmetic):
+        return False
+    return arithmetic["numerics"] == "portable" or _choose_device(arithmetic["device"]).type == "cpu"
 
 
 def _obstacle_in_process(device: str) -> str | None:

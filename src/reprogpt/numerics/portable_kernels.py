@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reprogpt.numerics.portable_matmul import Library
-from reprogpt.numerics.thread_pool import run_tasks
+from reprogpt.numerics.thread_pool import for_each
 
 # Entries of one part of an elementwise operation.
 PART = 1 << 16
@@ -47,7 +47,6 @@ def install_kernels(products: Library) -> None:
         "mm": mm,
         "bmm": mm,
         "addmm": addmm,
-        "baddbmm": addmm,
         "gelu": _gelu,
         "gelu_backward": _gelu_backward,
         "native_layer_norm_backward": _layer_norm_backward(),
@@ -100,14 +99,14 @@ def _elementwise(kernel: Callable[..., None], *tensors: Tensor) -> Tensor:
             kernel(*last, last_out)
             out[part][num_whole:] = last_out[:num_left]
 
-    run_tasks([lambda part=part: compute(part) for part in _parts(len(out), PART)])
+    for_each(compute, _parts(len(out), PART))
     return out.view(tensors[0].shape)
 
 
 def _layer_norm_backward() -> Callable[..., tuple[Tensor | None, Tensor | None, Tensor | None]]:
     """torch's kernel on NORM_ROWS rows at a time, whose gradients of weight and bias are added in order."""
     # Fetched before it is replaced: unlike the others, it has no variant that calls the original kernel.
-    original = torch.library.get_kernel("aten::native_layer_norm_backward", "CPU")  # type: ignore[attr-defined]
+    original = torch.library.get_kernel("aten::native_layer_norm_backward", "CPU")
     key = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
     def backward(
@@ -137,7 +136,7 @@ def _layer_norm_backward() -> Callable[..., tuple[Tensor | None, Tensor | None, 
                 grad_values[part] = grad_part
             partial_sums[index] = tuple(sums)
 
-        run_tasks([lambda index=index: compute(index) for index in range(len(parts))])
+        for_each(compute, range(len(parts)))
         grad_weight, grad_bias = (
             _add_in_order(list(sums)) if is_wanted else None
             for is_wanted, sums in zip(output_mask[1:], zip(*partial_sums, strict=True), strict=True)
@@ -165,7 +164,7 @@ def _softmax_backward(grad: Tensor, output: Tensor, dim: int, input_dtype: torch
     def compute(part: slice) -> None:
         _aten._softmax_backward_data.out(grad_rows[part], rows[part], -1, input_dtype, grad_input=out[part])
 
-    run_tasks([lambda part=part: compute(part) for part in _parts(len(rows), max(1, PART // length))])
+    for_each(compute, _parts(len(rows), max(1, PART // length)))
     return out.view(output.shape)
 
 
@@ -179,7 +178,7 @@ def _sum(
         def compute(part: slice) -> None:
             _aten.sum.IntList_out(values[:, part], [0], out=out[part])
 
-        run_tasks([lambda part=part: compute(part) for part in _parts(len(out), SUM_COLUMNS)])
+        for_each(compute, _parts(len(out), SUM_COLUMNS))
         return out[None] if keepdim else out
     if dtype is None:
         dtype = values.dtype if values.dtype.is_floating_point else torch.int64

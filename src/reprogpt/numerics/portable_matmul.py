@@ -7,13 +7,14 @@ order, each addition rounded to fp32. Batches are the same for each matrix.
 MKL and oneDNN keep it, if they are called as here. keeps_definition() checks that at every start.
 """
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reprogpt.numerics.thread_pool import run_tasks
+from reprogpt.numerics.thread_pool import for_each
 
 BLOCK = 192
 # Narrower products go through other kernels in MKL, which add in another order.
@@ -55,15 +56,20 @@ class Library:
         has_term = term is not None
         if self.num_strips == 1:
             self._accumulate(out, left, right, has_term)
-        elif out.dim() == 3:
-            strips = split_evenly(len(out), self.num_strips)
-            run_tasks([lambda s=s: self._accumulate(out[s], left[s], right[s], has_term) for s in strips])
-        elif out.shape[0] >= out.shape[1]:
-            strips = split_evenly(out.shape[0], self.num_strips, MIN_SIDE)
-            run_tasks([lambda s=s: self._accumulate(out[s], left[s], right, has_term) for s in strips])
+        elif out.dim() == 3 or out.shape[0] >= out.shape[1]:
+
+            def compute_rows(strip: slice) -> None:  # or matrices of the batch
+                right_strip = right[strip] if out.dim() == 3 else right
+                self._accumulate(out[strip], left[strip], right_strip, has_term)
+
+            least = 1 if out.dim() == 3 else MIN_SIDE
+            for_each(compute_rows, split_evenly(len(out), self.num_strips, least))
         else:
-            strips = split_evenly(out.shape[1], self.num_strips, MIN_SIDE)
-            run_tasks([lambda s=s: self._accumulate(out[:, s], left, right[:, s], has_term) for s in strips])
+
+            def compute_columns(strip: slice) -> None:
+                self._accumulate(out[:, strip], left, right[:, strip], has_term)
+
+            for_each(compute_columns, split_evenly(out.shape[1], self.num_strips, MIN_SIDE))
         if out.shape[-2:] == (num_rows, num_columns):
             return out
         return out[..., :num_rows, :num_columns].contiguous()
@@ -86,7 +92,7 @@ def split_evenly(length: int, num_parts: int, least: int = 1) -> list[slice]:
     """At most num_parts slices of about equal length, none shorter than `least` unless length is."""
     num_parts = max(1, min(num_parts, length // least))
     bounds = [length * part // num_parts for part in range(num_parts + 1)]
-    return [slice(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [slice(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def _widen(matrix: Tensor, axis: int) -> Tensor:

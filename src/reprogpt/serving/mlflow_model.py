@@ -44,7 +44,9 @@ CODE = (
     "numerics/device.py",
     "numerics/env_vars.py",
     "numerics/portable.py",
+    "numerics/portable_kernels.py",
     "numerics/portable_matmul.py",
+    "numerics/thread_pool.py",
     "params/__init__.py",
     "params/sampling_limits.py",
     "paths.py",
@@ -56,7 +58,6 @@ LIBRARIES = (
     "platformdirs",
     "psutil",
     "safetensors",
-    "threadpoolctl",
     "tiktoken",
     "torch",
 )

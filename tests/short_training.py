@@ -74,7 +74,7 @@ def digest_of_text(value: object) -> str:
 
 
 def run(shape: dict[str, Any], numerics_value: str) -> dict[str, str]:
-    """Digests of the weights before and after, of every recorded number, of an evaluation and a sample."""
+    """Digests of the weights before and after, of every recorded number, an evaluation, a sample, and logarithms."""
     numerics = set_up_numerics(device="cpu", precision="fp32", matmul="auto", numerics=numerics_value)
     lengths = {"stride": shape["context_length"], "eval_freq": 2, "warmup_ratio": 0.3, "sample_freq": 1}
     params = TrainParams(**PARAMS | lengths | {"matmul": "auto", "numerics": numerics_value} | shape)
@@ -91,7 +91,9 @@ def run(shape: dict[str, Any], numerics_value: str) -> dict[str, str]:
     evaluated = evaluate(training.model, rows.inputs, rows.targets, batch_size=2, numerics=numerics)
     generator = torch.Generator().manual_seed(3)
     sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=generator))
-    digests |= {"weights": weights(), "records": digest_of_text(records)}
+    # The losses take too few logarithms to show one that is rounded in another way.
+    logarithms = (torch.arange(1, 10_001) / 10_000).log()
+    digests |= {"weights": weights(), "records": digest_of_text(records), "log": digest_of(logarithms.numpy())}
     return digests | {"evaluation": digest_of_text(evaluated), "sample": digest_of_text(sampled)}
 
 

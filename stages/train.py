@@ -35,7 +35,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
     if group.is_first:
         for folder in (MODEL.parent, HISTORY.parent):
             require_writable(folder)
-    numerics = set_up_numerics(**params.arithmetic())
+    numerics = set_up_numerics(**params.arithmetic() | {"nproc_per_node": group.size})  # of all machines
     if group.is_first:
         announce_device(numerics)
     training = build_training(TRAIN_TOKENS, VAL_TOKENS, params=params, numerics=numerics, group=group)

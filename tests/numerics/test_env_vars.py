@@ -23,7 +23,7 @@ def before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """A supported processor, and torch not loaded yet."""
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(env_vars, "supports_portable", lambda: True)
-    for name in portable_env_vars():
+    for name in (*portable_env_vars(), "OMP_WAIT_POLICY"):
         monkeypatch.setenv(name, "mine")
 
 
@@ -53,6 +53,17 @@ def test_the_variables_are_set_where_the_parameters_are_portable(
 ) -> None:
     set_env_vars(PORTABLE | changes)
     assert is_set() is expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_so(
+    before: str | None, after: str, before_torch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    set_env_vars(PORTABLE)
+    assert os.environ["OMP_WAIT_POLICY"] == after
 
 
 def test_no_variable_is_set_for_parameters_that_cannot_be_read(before_torch: None) -> None:

@@ -20,7 +20,7 @@ _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def set_env_vars(params: Mapping[str, object]) -> None:
-    """Set portable_env_vars() for this process if it computes in portable numerics.
+    """Set the variables of portable numerics for this process, if it computes in them.
 
     params: the values of params.yaml, not validated yet: a stage reports those that are refused.
     Does nothing if torch is loaded already: then the variables have no effect.
@@ -29,6 +29,9 @@ def set_env_vars(params: Mapping[str, object]) -> None:
     is_portable = wanted in ("portable", "auto") and obstacle_to_portable(params) is None
     if is_portable and "torch" not in sys.modules:
         os.environ.update(portable_env_vars())
+        # For speed: after each operation, torch's threads would go on spinning for the next one, on the cores that the
+        # threads of thread_pool.py need. Measured on two busy cores, a step took twice the processor time.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def portable_env_vars() -> dict[str, str]:

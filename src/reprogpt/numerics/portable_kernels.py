@@ -1,7 +1,7 @@
 """The operations besides matrix products whose bits torch would make depend on the processor or its threads.
 
 Each is torch's own kernel, called on parts whose bounds depend only on the shape, so any number of threads gives the
-same bits; log and dropout's draws have formulas here, since torch leaves them to a library that differs by maker.
+same bits; log has a formula here, since torch leaves it to MKL, whose functions differ by the processor's maker.
 """
 
 import math
@@ -53,7 +53,6 @@ def install_kernels(products: Library) -> None:
         "_softmax_backward_data": _softmax_backward,
         "sum.dim_IntList": _sum,
         "log": _log,
-        "bernoulli_.float": _bernoulli_,
     }
     _libraries.append(torch.library.Library("aten", "IMPL"))  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
@@ -205,9 +204,3 @@ def _log(values: Tensor) -> Tensor:
     result = torch.where(values > 0, result, torch.where(values == 0, -torch.inf, torch.nan))
     result = torch.where(values == torch.inf, torch.inf, result)
     return result.to(values.dtype if values.is_floating_point() else torch.float32)
-
-
-def _bernoulli_(values: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
-    """Draw as torch does on processors of other makers than Intel: on Intel's it asks MKL's generator."""
-    uniform = torch.empty(values.shape, dtype=torch.float64).uniform_(generator=generator)
-    return values.copy_(uniform < p)

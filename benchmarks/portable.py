@@ -61,7 +61,7 @@ def answer_with_seconds(num_steps: int) -> None:
 
 def measure(rounds: int, num_threads: int, folder: Path) -> dict[str, tuple[float, float]]:
     """By kind: medians of a step's wall and processor seconds over the rounds, after one that is not measured."""
-    processes = {}
+    processes: dict[str, subprocess.Popen[str]] = {}
     for name, kind in KINDS.items():
         own_folder = folder / f"{len(processes)}"
         own_folder.mkdir()

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks import starting, steps, watching, whole
 from benchmarks.report import ROOT, machine, table
+from benchmarks.work import CONTENDERS
 from reprogpt.files import write_json_atomic
 
 PARTS = ("steps", "watching", "starting", "tokenising")
@@ -28,6 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "date": time.strftime("%Y-%m-%d")}
     print(table(["", "this machine"], list(results["machine"].items())))
+    if "bf16" not in CONTENDERS:
+        print("\nbf16 is left out: this processor has neither bf16 nor AVX-512 instructions")
     for part in arguments.parts or PARTS:
         results[part], text = _PARTS[part](arguments.params, arguments.rounds)
         print(f"\n{part}\n\n{text}", flush=True)

@@ -21,7 +21,7 @@ from reprogpt.process.utf8 import restart_in_utf8_mode
 
 restart_in_utf8_mode()
 exit_on_signal_during_imports()
-set_env_vars(peek("numerics"))  # before a stage imports numpy or torch, which read the variables at import
+set_env_vars(peek())  # before a stage imports torch, which reads the variables as it is loaded
 
 
 def run_stage(main: Callable[[], None]) -> NoReturn:

@@ -5,7 +5,7 @@ from functools import partial
 from reprogpt.data.tokens import contains, decode, load_encoding, read_tokens, write_tokenizer
 from reprogpt.distributed.launcher import launcher_process, run_in_processes
 from reprogpt.distributed.process_group import ProcessGroup
-from reprogpt.dvc.pipeline import run_key_of, stage_inputs
+from reprogpt.dvc.pipeline import announce_recorded_outs, run_key_of, stage_inputs
 from reprogpt.files import require_writable, write_json_atomic
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.numerics.allocator import retain_freed_memory
@@ -34,7 +34,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
     if group.is_first:
         for folder in (MODEL.parent, HISTORY.parent):
             require_writable(folder)
-    numerics = set_up_numerics(**params.arithmetic())
+    numerics = set_up_numerics(**params.arithmetic() | {"nproc_per_node": group.size})  # of all machines
     if group.is_first:
         announce_device(numerics)
     training = build_training(TRAIN_TOKENS, VAL_TOKENS, params=params, numerics=numerics, group=group)
@@ -42,7 +42,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
         run_worker(training, launcher_process())
         return
     environment = environment_tags(numerics) | group.tags() | training.initial_weights_tags
-    with lock_run_dir(inputs, resume_tags(environment, numerics)) as run_dir_lock:
+    with lock_run_dir(inputs, resume_tags(environment)) as run_dir_lock:
         checkpointed = CheckpointedTraining(training, run_dir_lock)
         identity = RunIdentity(run_key_of(inputs), run_dir_lock.training_id, run_dir_lock.run_dir)
         encoding = load_encoding(params.encoding)
@@ -63,6 +63,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
             write_json_atomic(TRAIN_SUMMARY, facts)
             run_logger.finish(kept_step)
         mark_complete(run_dir_lock)
+    announce_recorded_outs("train", inputs)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from benchmarks import starting, steps, watching
 from benchmarks.products import flops_of_a_step, seconds_of_products, weight_shapes
 from benchmarks.report import table
-from benchmarks.work import PHASES, read_params
+from benchmarks.work import CONTENDERS, PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import open_outbox
@@ -60,7 +60,7 @@ def test_a_number_of_products_takes_longer_than_half_of_them(params_file: Path) 
 
 def test_all_contenders_take_steps_and_are_compared(params_file: Path) -> None:
     results = steps.measure_steps(params_file, 2)
-    assert list(results) == ["book", "fp32", "bf16"]
+    assert list(results) == list(CONTENDERS)
     for found in results.values():
         assert all(found[name] > 0 for name in (*PHASES, "evaluation", "sample", "products", "peak_bytes"))
         assert sum(found[phase] for phase in PHASES) == pytest.approx(found["step"], rel=0.5)
@@ -150,7 +150,7 @@ def test_the_command_prints_a_table_and_writes_json(params_file: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     found = json.loads(results.read_text("utf-8"))
     assert min(found["whole"].values()) > 0 and found["machine"]["torch"] == torch.__version__
-    assert re.search(r"\| bf16 \| [\d.]+ \| [\d.]+ \|", done.stdout)
+    assert re.search(rf"\| {CONTENDERS[-1]} \| [\d.]+ \| [\d.]+ \|", done.stdout)
 
 
 def test_peak_memory_is_the_programs_own_and_not_its_parents() -> None:

@@ -50,6 +50,14 @@ def explained(*stages: str, pins: Any = None, text: Any = None, **here: str) -> 
     return "\n".join(explanation(stages, RunEnvironments(TAGS, {**TAGS, **here}, pins or [], text)))
 
 
+def test_the_processor_explains_nothing_in_portable_numerics() -> None:
+    portable = TAGS | {"matmul": "portable"}
+    other = portable | {"threads": "7", "instruction_set": "AVX2"}
+    lines = explanation(["train"], RunEnvironments(portable, other))
+    assert lines[1].startswith("nothing explains it")
+    assert explanation(["train"], RunEnvironments(portable, TAGS))[2:] == ["  matmul: portable -> onednn"]
+
+
 def test_what_is_likelier_to_change_bits_comes_first() -> None:
     assert explained("train", python="3.12", numpy="2.1", torch="2.10", instruction_set="AVX2", device="cuda") == (
         "the difference begins at train\n"

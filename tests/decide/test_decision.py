@@ -285,6 +285,18 @@ def test_what_is_recorded_as_a_tag_doesn_t_part_the_values_of_its_key() -> None:
     assert len(decided(runs, Question(("init_from",))).group.levels) == 2
 
 
+@pytest.mark.parametrize("matmul", ["torch", "portable"])
+def test_runs_of_two_machines_are_paired_only_if_their_bits_do_not_depend_on_the_processor(matmul: str) -> None:
+    tags = {"matmul": matmul, "instruction_set": "AVX2"}
+    runs = seeds(tags=tags | {"cpu_vendor": "AuthenticAMD"}, numerics="auto")
+    runs += seeds(-0.1, tags=tags | {"cpu_vendor": "GenuineIntel"}, numerics="portable", peak_lr=0.001)
+    if matmul == "portable":
+        assert decided(runs).group.num_runs == 10
+    else:
+        with pytest.raises(PipelineError, match="differ in cpu_vendor"):
+            decided(runs)
+
+
 def test_runs_that_can_t_be_compared_are_left_out_and_named() -> None:
     training = run(1, 6.41)
     runs = [

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from reprogpt.dvc import digest
 from reprogpt.dvc.digest import cached_md5, dvc_md5, files_in
 from reprogpt.dvc.lock import locked_stage
-from reprogpt.dvc.pipeline import is_up_to_date, out_paths, run_key, stage_inputs
+from reprogpt.dvc.pipeline import announce_recorded_outs, is_up_to_date, out_paths, run_key, stage_inputs
 from reprogpt.paths import repository_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,3 +228,26 @@ def test_the_root_is_dvcs_or_the_current_folder(workspace: Path, monkeypatch: py
     assert repository_root() == workspace
     monkeypatch.setenv("DVC_ROOT", "/somewhere")
     assert repository_root() == Path("/somewhere")
+
+
+def test_outs_that_are_the_recorded_ones_are_announced(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    announce_recorded_outs("train", stage_inputs("train"))
+    assert capsys.readouterr() == ("", "the recorded bits: all 3 outs of train are those of dvc.lock\n")
+
+
+def test_outs_that_differ_from_the_recorded_ones_are_named(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("folder/a-b").write_bytes(b"other")
+    announce_recorded_outs("train", stage_inputs("train"))
+    assert capsys.readouterr().err.startswith("NOT the recorded bits: folder differ from dvc.lock")
+
+
+@pytest.mark.parametrize("change", ["inputs", "no lock"])
+def test_of_other_inputs_or_without_a_lock_nothing_is_announced(
+    change: str, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if change == "inputs":
+        Path("in.txt").write_bytes(b"other")
+    else:
+        Path("dvc.lock").unlink()
+    announce_recorded_outs("train", stage_inputs("train"))
+    assert capsys.readouterr() == ("", "")

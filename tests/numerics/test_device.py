@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -54,7 +54,8 @@ def set_processor(monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
 
 
-def test_what_was_chosen_is_returned() -> None:
+def test_what_was_chosen_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_fast_bf16", lambda: True)
     assert on_cpu("torch", "bf16") == Numerics(torch.device("cpu"), "bf16", "torch")
 
 
@@ -188,8 +189,73 @@ def test_the_error_is_measured_with_onednn_enabled(monkeypatch: pytest.MonkeyPat
     assert measured_under == ["bf16"]
 
 
+@pytest.mark.parametrize(
+    ("machine", "is_fast", "is_refused"), [("x86_64", False, True), ("x86_64", True, False), ("arm64", False, False)]
+)
+def test_bf16_is_refused_on_a_processor_that_lacks_it(
+    machine: str, is_fast: bool, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(device, "has_fast_bf16", lambda: is_fast)
+    if is_refused:
+        with pytest.raises(DeviceError, match=r"bf16 takes more than 20 times .*; use precision: fp32$"):
+            on_cpu(precision="bf16")
+    else:
+        assert on_cpu(precision="bf16").precision == "bf16"
+
+
+# numerics: auto
+
+AUTO: dict[str, Any] = {"device": "auto", "precision": "fp32", "matmul": "auto", "numerics": "auto"}
+
+
+@pytest.fixture
+def portable_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without a GPU on which portable numerics are possible; making this process portable can't be undone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("reprogpt.numerics.env_vars.supports_portable", lambda: True)
+    monkeypatch.setattr(device, "are_env_vars_in_effect", lambda: True)
+    monkeypatch.setattr(device, "make_portable", lambda: None)
+
+
+def test_auto_is_portable_where_that_is_possible(portable_machine: None, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = set_up_numerics(**AUTO)
+    assert (chosen.device.type, chosen.matmul) == ("cpu", "portable")
+    announce_device(chosen)
+    assert "\nnumerics: portable (auto), since this is Linux on x86-64 with AVX2 and FMA\n" in capsys.readouterr().err
+    assert device.chooses_portable(AUTO | {"nproc_per_node": 1})
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "bf16"), ("matmul", "torch"), ("nproc_per_node", 2)])
+def test_auto_is_native_for_other_arithmetic(
+    key: str, value: str | int, portable_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "has_fast_bf16", lambda: True)
+    chosen = set_up_numerics(**AUTO | {key: value})
+    assert chosen.matmul in ("torch", "onednn")
+    assert chosen.choice == f"numerics: native (auto), since {key} is {value}"
+    assert not device.chooses_portable(AUTO | {key: value})
+
+
+def test_auto_is_native_on_a_gpu_that_is_found(portable_machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    chosen = set_up_numerics(**AUTO)
+    assert (chosen.device.type, chosen.choice) == ("cuda", "numerics: native (auto), since device: auto found cuda")
+    assert set_up_numerics(**AUTO | {"device": "cpu"}).matmul == "portable"
+    assert not device.chooses_portable(AUTO)
+
+
+def test_auto_is_native_where_torch_was_loaded_too_early(
+    portable_machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "are_env_vars_in_effect", lambda: False)
+    assert "since torch was loaded before the variables" in set_up_numerics(**AUTO).choice
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_is_on_for_bf16_only(precision: str, dtype: torch.dtype) -> None:
+def test_autocast_is_on_for_bf16_only(precision: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_fast_bf16", lambda: True)
     with on_cpu(precision=precision).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32

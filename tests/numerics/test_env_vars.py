@@ -1,34 +1,100 @@
-"""Environment variables of `numerics: portable`, and what is read of the processor."""
+"""Where portable numerics are possible, their environment variables, and what is read of the processor."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from reprogpt.numerics import env_vars
-from reprogpt.numerics.env_vars import PORTABLE_ENV_VARS, cpu_info, set_env_vars, supports_portable
+from reprogpt.numerics.env_vars import (
+    cpu_info,
+    obstacle_to_portable,
+    portable_env_vars,
+    set_env_vars,
+    supports_portable,
+)
+
+PORTABLE = {"numerics": "auto", "device": "auto", "precision": "fp32", "matmul": "auto", "nproc_per_node": 1}
+
+
+@pytest.fixture
+def before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supported processor, and torch not loaded yet."""
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(env_vars, "supports_portable", lambda: True)
+    for name in (*portable_env_vars(), "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "mine")
+
+
+def is_set() -> bool:
+    values = {os.environ[name] for name in portable_env_vars()}
+    assert values == set(portable_env_vars().values()) or values == {"mine"}
+    return values != {"mine"}
 
 
 @pytest.mark.parametrize(
-    ("numerics", "is_set"), [("portable", True), ("native", False), ("portable_", False), (None, False), (["x"], False)]
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"numerics": "portable"}, True),
+        ({"numerics": "native"}, False),
+        ({"numerics": ["x"]}, False),
+        ({"numerics": None}, False),
+        ({"device": "cpu"}, True),
+        ({"device": "cuda"}, False),
+        ({"precision": "bf16"}, False),
+        ({"matmul": "onednn"}, False),
+        ({"nproc_per_node": 2}, False),
+    ],
 )
-def test_the_variables_are_set_for_portable_only(
-    numerics: object, is_set: bool, monkeypatch: pytest.MonkeyPatch
+def test_the_variables_are_set_where_the_parameters_are_portable(
+    changes: dict[str, object], expected: bool, before_torch: None
 ) -> None:
-    for name in PORTABLE_ENV_VARS:
-        monkeypatch.setenv(name, "mine")
-    monkeypatch.setattr(env_vars, "supports_portable", lambda: True)
-    set_env_vars(numerics)
-    assert {name: os.environ[name] for name in PORTABLE_ENV_VARS} == (
-        PORTABLE_ENV_VARS if is_set else dict.fromkeys(PORTABLE_ENV_VARS, "mine")
-    )
+    set_env_vars(PORTABLE | changes)
+    assert is_set() is expected
 
 
-def test_on_an_unsupported_processor_no_variable_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = dict(os.environ)
+@pytest.mark.parametrize(("before", "after"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_says_so(
+    before: str | None, after: str, before_torch: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", before or "")
+    if before is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    set_env_vars(PORTABLE)
+    assert os.environ["OMP_WAIT_POLICY"] == after
+
+
+def test_no_variable_is_set_for_parameters_that_cannot_be_read(before_torch: None) -> None:
+    set_env_vars({})
+    assert not is_set()
+
+
+def test_no_variable_is_set_on_an_unsupported_processor(before_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env_vars, "supports_portable", lambda: False)
-    set_env_vars("portable")
-    assert dict(os.environ) == before
+    set_env_vars(PORTABLE)
+    assert not is_set()
+    assert "not Linux on x86-64 with AVX2 and FMA" in str(obstacle_to_portable(PORTABLE))
+
+
+def test_no_variable_is_set_once_torch_is_loaded(before_torch: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    set_env_vars(PORTABLE)
+    assert not is_set()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("avx2 fma", "AVX2,STRICT"),
+        ("avx2 fma avx512f", "AVX2,STRICT"),
+        ("avx2 fma avx512f avx512cd avx512bw avx512dq avx512vl", "AVX512,STRICT"),
+    ],
+)
+def test_mkl_uses_avx512_where_the_processor_has_it(flags: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env_vars, "cpu_info", {"flags": flags}.__getitem__)
+    assert portable_env_vars()["MKL_CBWR"] == expected
 
 
 @pytest.mark.parametrize(

@@ -1,88 +1,124 @@
-"""Matrix products by numpy, divided into blocks."""
+"""Products by their definition, and how a library is called so that it keeps it."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 from reprogpt.numerics import portable_matmul
-from reprogpt.numerics.portable_matmul import block_bounds, matmul, restore_torch_matmul, route_matmul_to_numpy
+from reprogpt.numerics.portable_matmul import (
+    Library,
+    choose_library,
+    keeps_definition,
+    reference_product,
+    split_evenly,
+)
 
 
-@pytest.fixture
-def routed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Matrix products by numpy, in blocks so small that these tests have many."""
-    monkeypatch.setattr(portable_matmul, "BLOCK_SIZE", 1000)
-    monkeypatch.setattr(portable_matmul, "MIN_WIDTH", 16)
-    route_matmul_to_numpy(2)
+@pytest.fixture(autouse=True)
+def matmul_setting_restored() -> Iterator[None]:
+    backend = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = backend.fp32_precision
     yield
-    restore_torch_matmul()
+    backend.fp32_precision = before
 
 
-def numbers(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape) + shape[0]))
+def numbers(*shape: int) -> np.ndarray:
+    return portable_matmul._numbers(np.random.default_rng(sum(shape)), *shape)
+
+
+def test_the_reference_is_the_definition_in_exact_fractions() -> None:
+    left, right, term = numbers(1, 400), numbers(400, 1), numbers(1, 1)
+    total = Fraction(float(term[0, 0]))
+    for start in (0, 192, 384):
+        chain = Fraction(0)
+        for place in range(start, min(start + 192, 400)):
+            exact = chain + Fraction(float(left[0, place])) * Fraction(float(right[place, 0]))
+            chain = Fraction(float(np.float32(float(exact))))
+        total = Fraction(float(np.float32(float(total + chain))))
+    assert reference_product(left, right, term)[0, 0] == float(total)
 
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [((3, 4), (4, 5)), ((1, 70), (70, 300)), ((200, 7), (7, 33)), ((64, 9, 8), (64, 8, 7)), ((2, 90, 8), (2, 8, 90))],
+    [
+        ((3, 4), (4, 5)),
+        ((1, 70), (70, 300)),
+        ((200, 7), (7, 33)),
+        ((40, 400), (400, 90)),
+        ((64, 9, 8), (64, 8, 7)),
+        ((2, 90, 8), (2, 8, 90)),
+        ((5, 0), (0, 20)),
+    ],
 )
-def test_products_are_those_of_float64_to_rounding(left: tuple[int, ...], right: tuple[int, ...], routed: None) -> None:
-    a, b = numbers(*left), numbers(*right)
-    exact = torch.einsum("...nk,...km->...nm", a.double(), b.double())
+@pytest.mark.parametrize("library", [Library("", "none"), Library("", "none", num_strips=3, adds_in_blocks=True)])
+def test_products_are_those_of_float64_to_rounding(
+    left: tuple[int, ...], right: tuple[int, ...], library: Library
+) -> None:
+    a, b = torch.from_numpy(numbers(*left)), torch.from_numpy(numbers(*right))
+    exact = torch.matmul(a.double(), b.double())
+    term = torch.from_numpy(numbers(*exact.shape[-2:]))
     for one in (a, a.mT.contiguous().mT):
-        torch.testing.assert_close(matmul(one, b).double(), exact, rtol=0, atol=1e-5)
+        torch.testing.assert_close(library.matmul(one, b).double(), exact, rtol=0, atol=1e-4)
+        torch.testing.assert_close(library.matmul(one, b, term).double(), exact + term, rtol=0, atol=1e-4)
 
 
-def test_layers_and_their_gradients_use_it(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    shapes: list[tuple[int, ...]] = []
-    original = portable_matmul.block_bounds
+def test_a_library_that_adds_in_another_order_does_not_keep_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = Library("exact", "none")
 
-    def recording(shape: tuple[int, ...], depth: int) -> tuple[int, list[int]]:
-        shapes.append(shape)
-        return original(shape, depth)
+    def exact(self: Library, left: torch.Tensor, right: torch.Tensor, term: torch.Tensor | float = 0) -> torch.Tensor:
+        return (left.double() @ right.double() + term).float()
 
-    monkeypatch.setattr(portable_matmul, "block_bounds", recording)
-    layer = torch.nn.Linear(6, 7)
-    values = numbers(2, 5, 6).requires_grad_()
-    (layer(values) @ numbers(2, 7, 3)).sum().backward()
-    assert sorted(shapes) == sorted([(10, 7), (2, 5, 3), (2, 5, 7), (10, 6), (7, 6)])
+    monkeypatch.setattr(Library, "matmul", exact)
+    assert not keeps_definition(library)
 
 
-def test_gradients_are_torchs_to_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, values = torch.nn.Linear(60, 70), numbers(2, 50, 60)
+def test_a_library_that_keeps_the_definition_is_found_to() -> None:
+    class ByDefinition(Library):
+        def matmul(self, left: torch.Tensor, right: torch.Tensor, term: torch.Tensor | None = None) -> torch.Tensor:
+            added = None if term is None else term.numpy()
+            return torch.from_numpy(reference_product(left.numpy(), right.numpy(), added))
 
-    def gradients() -> list[torch.Tensor]:
-        return list(torch.autograd.grad(torch.tanh(layer(values)).square().sum(), list(layer.parameters())))
-
-    torchs = gradients()
-    monkeypatch.setattr(portable_matmul, "BLOCK_SIZE", 1000)
-    monkeypatch.setattr(portable_matmul, "MIN_WIDTH", 16)
-    route_matmul_to_numpy(2)
-    try:
-        for ours, theirs in zip(gradients(), torchs, strict=True):
-            torch.testing.assert_close(ours, theirs)
-    finally:
-        restore_torch_matmul()
-
-
-def test_restoring_torchs_matmul_ends_it(routed: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    restore_torch_matmul()
-    monkeypatch.setattr(portable_matmul, "block_bounds", None)  # would fail if it were called
-    assert (numbers(2, 3) @ numbers(3, 2)).shape == (2, 2)
+    assert keeps_definition(ByDefinition("", "none"))
 
 
 @pytest.mark.parametrize(
-    ("shape", "depth", "axis", "bounds"),
+    ("keeping", "prefers_onednn", "chosen"),
     [
-        ((512, 768), 768, -1, [0, 153, 307, 460, 614, 768]),  # 302 million multiplications
-        ((768, 96), 512, -2, [0, 768]),
-        ((2, 50257), 768, -1, [0, 25128, 50257]),
-        ((512, 768), 50257, -1, [0, 128, 256, 384, 512, 640, 768]),  # not 64 thin ones
-        ((24, 256, 256), 64, -3, [0, 12, 24]),
-        ((1, 4096, 512), 64, -2, [0, 1365, 2730, 4096]),
-        ((0, 5), 7, -1, [0, 5]),
+        ({"oneDNN", "MKL"}, True, "oneDNN"),
+        ({"oneDNN", "MKL"}, False, "MKL"),
+        ({"MKL"}, True, "MKL"),
+        ({"oneDNN"}, False, None),
+        (set(), True, None),
     ],
 )
-def test_how_a_product_is_divided_into_blocks(shape: tuple[int, ...], depth: int, axis: int, bounds: list[int]) -> None:
-    assert block_bounds(shape, depth) == (axis, bounds)
+def test_the_first_library_that_keeps_the_definition_is_chosen(
+    keeping: set[str], prefers_onednn: bool, chosen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portable_matmul, "keeps_definition", lambda library: library.name in keeping)
+    library = choose_library(prefers_onednn=prefers_onednn, num_threads=2)
+    assert (library.name if library else None) == chosen
+
+
+def test_mkl_divides_k_itself_only_where_its_blocks_are_the_defined_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portable_matmul, "keeps_definition", lambda library: not library.adds_in_blocks)
+    library = choose_library(prefers_onednn=False, num_threads=2)
+    assert library == Library("MKL", "none", num_strips=2)
+
+
+@pytest.mark.parametrize(
+    ("length", "num_parts", "least", "bounds"),
+    [
+        (10, 3, 1, [0, 3, 6, 10]),
+        (50, 16, 16, [0, 16, 33, 50]),
+        (5, 2, 16, [0, 5]),
+        (2, 7, 1, [0, 1, 2]),
+        (0, 4, 1, [0, 0]),
+    ],
+)
+def test_lengths_are_split_evenly(length: int, num_parts: int, least: int, bounds: list[int]) -> None:
+    slices = split_evenly(length, num_parts, least)
+    assert [0, *(part.stop for part in slices)] == bounds
+    assert [part.start for part in slices] == bounds[:-1]

@@ -104,8 +104,8 @@ def generate(
     several documents stops at the end of a document, unless stop_at_end_of_text of params.yaml is false.
 
     One newline at the end of standard input is not part of the prompt. Put -- before a PROMPT that begins with a dash.
-    The model sees the last context_length tokens. It computes in fp32, on a GPU if there is one, whatever params.yaml
-    says of device, precision, matmul and numerics.
+    The model sees the last context_length tokens. It computes in fp32, on a GPU if there is one, else in portable
+    numerics where they are supported, whatever params.yaml says of device, precision, matmul and numerics.
 
     \b
     Exit codes:
@@ -127,7 +127,7 @@ def generate(
     text = params.start_context if prompt is None else _read_prompt(prompt, may_be_empty=from_start)
     encoding = load_encoding(params.encoding)
     ids = encode(encoding, text).tolist()
-    numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto")
+    numerics = set_up_numerics(device="auto", precision="fp32", matmul="auto", numerics="auto")
     model, on_documents = _load_workspace_model() if run is None else _load_run_model(run)
     model.to(numerics.device)
     if from_start and not on_documents:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from reprogpt.errors import PipelineError
+from reprogpt.numerics.env_vars import set_env_vars
 from reprogpt.process.run import run_program
 from reprogpt.process.streams import EXIT_BROKEN_PIPE, discard_output, flush_output
 from reprogpt.process.utf8 import restart_in_utf8_mode
@@ -36,6 +37,8 @@ class LazyGroup(click.Group):
         """The command of this name, None if there is none."""
         if cmd_name not in COMMANDS:
             return None
+        if cmd_name == "generate":  # before torch is imported; not for verify, whose stages would inherit them
+            set_env_vars({"numerics": "auto"})
         command: click.Command = getattr(import_module(f"reprogpt.cli.{cmd_name}"), cmd_name)
         return command
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from reprogpt.decide.stored_values import Level, as_seed, canonical, finite_metric, level_order
 from reprogpt.params.train import TrainParams
 from reprogpt.tags import TRAIN_CODE
-from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS, RARELY_RELEVANT
+from reprogpt.tracking.log.environment import CPU_TAGS, ENVIRONMENT_TAGS, RARELY_RELEVANT, depends_on_cpu
 from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
 
 SEED = "seed"
@@ -38,7 +38,7 @@ RECORDED_AS_TAGS = {
     "init_from_sha256": ("started_from_sha256",),
 }
 # These say less than their tags, and some have the name of one: `auto` can be the same as `cpu`.
-ONLY_AS_TAGS = frozenset({"device", "matmul", "init_from", "init_from_sha256"})
+ONLY_AS_TAGS = frozenset({"device", "matmul", "numerics", "init_from", "init_from_sha256"})
 INPUT_TAGS = (
     "corpus.sha256",
     "started_from_sha256",
@@ -121,7 +121,9 @@ def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> Inputs
     if metric in PERIODIC_METRICS or chooses_weights or draws_from_stream:
         left_out -= PERIODIC_KEYS - set(keys)
     tags_of_keys = {tag for key in keys for tag in RECORDED_AS_TAGS.get(key, ())}
-    tags = [*INPUT_TAGS, *((TRAIN_CODE,) if TRAIN_CODE in run.tags else COMMIT_TAGS)]
+    irrelevant = () if depends_on_cpu(run.tags) else CPU_TAGS
+    tags = [tag for tag in INPUT_TAGS if tag not in irrelevant]
+    tags += [TRAIN_CODE] if TRAIN_CODE in run.tags else COMMIT_TAGS
     return (
         _of_params(run, [key for key in TrainParams.model_fields if key not in left_out])
         | {tag: run.tags[tag] for tag in tags if tag in run.tags and tag not in tags_of_keys}

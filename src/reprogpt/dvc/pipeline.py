@@ -11,6 +11,7 @@ from typing import Any
 
 from reprogpt.dvc.digest import cached_md5, dvc_md5
 from reprogpt.dvc.lock import locked_stage, recorded_inputs, recorded_outs
+from reprogpt.messages import print_message
 from reprogpt.params.loader import DVC_FILE, PARAMS_FILE, listed_keys, read_mapping
 
 
@@ -49,6 +50,24 @@ def is_up_to_date(stage: str) -> bool:
     if not locked or not all(path.exists() and dvc_md5(path) == md5 for path, md5 in outs.items()):
         return False
     return recorded_inputs(locked) == stage_inputs(stage)
+
+
+def announce_recorded_outs(stage: str, inputs: Mapping[str, Any]) -> None:
+    """Print in a line whether the stage's outs are those that dvc.lock records for the same inputs, or which differ.
+
+    Prints nothing if dvc.lock records other inputs, or none.
+    """
+    locked = locked_stage(stage)
+    if not locked or recorded_inputs(locked) != inputs:
+        return
+    differing = [path for path, md5 in recorded_outs(locked).items() if dvc_md5(Path(path)) != md5]
+    if differing:
+        print_message(
+            f"NOT the recorded bits: {', '.join(differing)} differ from dvc.lock, which has the same inputs; "
+            "`python -m reprogpt verify` says why"
+        )
+    else:
+        print_message(f"the recorded bits: all {len(recorded_outs(locked))} outs of {stage} are those of dvc.lock")
 
 
 def run_key() -> str:

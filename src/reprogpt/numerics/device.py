@@ -3,18 +3,19 @@
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
 from reprogpt.errors import DeviceError, OutOfMemoryError
 from reprogpt.messages import print_message
-from reprogpt.numerics.env_vars import cpu_info
-from reprogpt.numerics.portable import make_portable
+from reprogpt.numerics.env_vars import cpu_info, obstacle_to_portable
+from reprogpt.numerics.portable import are_env_vars_in_effect, make_portable
 
 # Largest error of an fp32 matrix product against float64, relative to its largest entry. True fp32 stays below 1e-6
 # on the test matrices; products that round to bf16 internally show 1e-3 and more.
@@ -32,13 +33,15 @@ _MEMORY_ADVICE = (
 class Numerics:
     """The arithmetic in use.
 
-    matmul: the backend of fp32 matrix products. On a CPU: torch, onednn or openblas (portable). On a GPU: torch, or
-    tf32, which rounds the factors to 10 bits of mantissa.
+    matmul: the backend of fp32 matrix products. On a CPU: torch, onednn or portable. On a GPU: torch, or tf32, which
+    rounds the factors to 10 bits of mantissa.
+    choice: what `numerics: auto` chose and why, in a line; "" if nothing was to be chosen.
     """
 
     device: torch.device
     precision: str
     matmul: str
+    choice: str = ""
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context for forward passes: bf16 autocast if precision is bf16, else a null context."""
@@ -73,6 +76,8 @@ def temporary_numerics(*, device: str, precision: str, matmul: str) -> Iterator[
 def announce_device(numerics: Numerics) -> None:
     """Print the device, its name and its memory on standard error; warn of an NVIDIA GPU that torch can't use."""
     print_message(f"device: {describe_device(numerics.device)}")
+    if numerics.choice:
+        print_message(numerics.choice)
     if numerics.device.type == "cpu" and not torch.cuda.is_available() and _has_nvidia_gpu():
         built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
         print_message(
@@ -130,36 +135,55 @@ def _memory_in_use() -> str:
     return f"this machine has {memory.total / 2**30:.1f} GiB, of which {memory.available / 2**30:.1f} GiB are free"
 
 
-def set_up_numerics(*, device: str, precision: str, matmul: str, numerics: str = "native") -> Numerics:
+def set_up_numerics(
+    *, device: str, precision: str, matmul: str, numerics: str = "native", nproc_per_node: int = 1
+) -> Numerics:
     """Configure torch's arithmetic for this process; returns what was chosen.
 
     device: auto (cuda, else mps, else cpu), cpu, cuda or mps.
     precision: fp32, tf32 (an NVIDIA GPU's reduced fp32 products) or bf16 (autocast).
-    matmul: auto, torch or onednn, for fp32 products on a CPU. auto is onednn on an AMD CPU with AVX-512, where
-    torch's own library (MKL) runs AVX2 kernels, and torch elsewhere: a rule on the processor, never a timing, so it
-    can't change from run to run.
-    numerics: native, or portable (see portable.py), which needs device cpu or auto (then cpu), precision fp32 and
-    matmul auto.
+    matmul: auto, torch or onednn, for fp32 products on a CPU in native numerics. auto is onednn on an AMD CPU with
+    AVX-512, where torch's own library (MKL) runs AVX2 kernels, and torch elsewhere: a rule on the processor, never a
+    timing, so it can't change from run to run.
+    numerics: native, portable (see portable.py), or auto: portable where that is possible, without a GPU for device
+    auto. portable with device auto is the CPU.
+    nproc_per_node: processes that share the work; with several, auto is native and portable is refused.
     From here on, operations without a deterministic implementation raise RuntimeError.
-    Raises DeviceError for a device that is not available, for tf32 without an NVIDIA GPU, for onednn where it is
-    missing or inexact, and for portable where it is not supported.
+    Raises DeviceError for a device that is not available, for tf32 without an NVIDIA GPU, for bf16 on a CPU that lacks
+    it, for onednn where it is missing or inexact, and for portable where it is not possible.
     """
+    choice = ""
+    params = {"device": device, "precision": precision, "matmul": matmul, "nproc_per_node": nproc_per_node}
+    obstacle = None if numerics == "native" else obstacle_to_portable(params)
+    if numerics == "auto":
+        obstacle = obstacle or _obstacle_in_process(device)
+        numerics = "native" if obstacle else "portable"
+        why = obstacle or "this is Linux on x86-64 with AVX2 and FMA"
+        choice = f"numerics: {numerics} (auto), since {why}"
+    elif obstacle:
+        raise DeviceError(f"numerics: portable is not possible, since {obstacle}; change it, or use numerics: native")
+    _use_deterministic_algorithms()
     if numerics == "portable":
-        return _portable(device, precision, matmul)
+        make_portable()
+        return Numerics(torch.device("cpu"), precision, "portable", choice)
     chosen = _choose_device(device)
-    _use_deterministic_algorithms()
-    return Numerics(chosen, precision, _choose_matmul(matmul, chosen, precision))
+    return Numerics(chosen, precision, _choose_matmul(matmul, chosen, precision), choice)
 
 
-def _portable(device: str, precision: str, matmul: str) -> Numerics:
-    if device not in ("auto", "cpu") or precision != "fp32" or matmul != "auto":
-        raise DeviceError(
-            "numerics: portable needs device: cpu or auto, precision: fp32 and matmul: auto "
-            f"(now {device}, {precision} and {matmul}); change them, or use numerics: native"
-        )
-    _use_deterministic_algorithms()
-    make_portable()
-    return Numerics(torch.device("cpu"), "fp32", "openblas")
+def chooses_portable(arithmetic: Mapping[str, Any]) -> bool:
+    """Whether a stage on this machine computes in portable numerics. arithmetic: set_up_numerics' keywords."""
+    if arithmetic["numerics"] == "native" or obstacle_to_portable(arithmetic):
+        return False
+    return arithmetic["numerics"] == "portable" or _choose_device(arithmetic["device"]).type == "cpu"
+
+
+def _obstacle_in_process(device: str) -> str | None:
+    """Why `numerics: auto` is native here although parameters and processor allow portable; None if it is not."""
+    if device == "auto" and (found := _choose_device("auto")).type != "cpu":
+        return f"device: auto found {found.type}"
+    if not are_env_vars_in_effect():
+        return "torch was loaded before the variables of portable numerics were set"
+    return None
 
 
 def _choose_device(name: str) -> torch.device:
@@ -194,6 +218,8 @@ def _choose_matmul(name: str, device: torch.device, precision: str) -> str:
         raise DeviceError(f"precision: tf32 is for an NVIDIA GPU; on device {device.type} use fp32 or bf16")
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    if device.type == "cpu" and precision == "bf16":
+        _require_bf16()
     if device.type != "cpu":
         if name == "onednn":
             raise DeviceError(f"matmul: onednn is for the CPU; on device {device.type} use auto or torch")
@@ -213,6 +239,19 @@ def _choose_matmul(name: str, device: torch.device, precision: str) -> str:
         raise DeviceError(f"matmul: onednn is refused, since {fault}; use auto or torch")
     print_message(f"matmul: torch, since {fault}")
     return "torch"
+
+
+def _require_bf16() -> None:
+    if platform.machine() == "x86_64" and not has_fast_bf16():
+        raise DeviceError(
+            "precision: bf16 takes more than 20 times as long as fp32 on this processor, which has neither bf16 nor "
+            f"AVX-512 instructions ({cpu_info('model name') or platform.machine()}); use precision: fp32"
+        )
+
+
+def has_fast_bf16() -> bool:
+    """Whether oneDNN computes products in bf16 on this CPU: without AVX-512, they run one-threaded reference code."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _set_onednn_matmul(setting: str) -> None:

@@ -1,58 +1,56 @@
 """`numerics: portable`: the same bits on every x86-64 processor with AVX2, whatever its number of cores.
 
-Libraries that choose kernels by processor are pinned to one kernel or bypassed; operations that divide a sum among
-threads run on one thread.
+Products are defined (portable_matmul.py), and the operations that torch divides among its threads are divided by
+their shapes (portable_kernels.py). torch's other operations are its own, by the kernels for AVX2.
 """
 
 import os
-import platform
 
-import threadpoolctl
 import torch
 
 from reprogpt.errors import DeviceError
-from reprogpt.numerics.env_vars import PORTABLE_ENV_VARS, supports_portable
-from reprogpt.numerics.portable_matmul import route_matmul_to_numpy
+from reprogpt.numerics.env_vars import cpu_info, portable_env_vars
+from reprogpt.numerics.portable_kernels import install_kernels
+from reprogpt.numerics.portable_matmul import choose_library
+from reprogpt.numerics.thread_pool import start_threads
+
+
+def are_env_vars_in_effect() -> bool:
+    """Whether the variables are set, and torch was loaded after that."""
+    is_set = all(os.environ.get(name) == value for name, value in portable_env_vars().items())
+    return is_set and torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def make_portable() -> None:
-    """Make this process's arithmetic independent of the processor. It can't be undone.
+    """Make this process's arithmetic independent of the processor and of torch's present number of threads.
 
-    Raises DeviceError if the processor lacks support, or if numpy or torch was imported before set_env_vars ran.
+    It can't be undone. Raises DeviceError if torch was loaded before set_env_vars ran, or is too old, and if no library
+    of torch's computes products by the definition.
     """
-    _require_processor()
-    _require_env_vars()
-    # The flash attention kernel calls MKL internally; the plain path uses matrix products that are rerouted.
+    if not are_env_vars_in_effect():
+        settings = " ".join(f"{name}={value}" for name, value in portable_env_vars().items())
+        raise DeviceError(
+            f"numerics: portable needs {settings} in the environment before torch is loaded (torch uses "
+            f"{torch.backends.cpu.get_cpu_capability()}); run it through the stages, or set them first"
+        )
+    if not hasattr(torch.library, "get_kernel"):
+        raise DeviceError(
+            f"numerics: portable needs the torch of requirements.lock (found: {torch.__version__}); "
+            "use numerics: native"
+        )
+    # Flash attention multiplies within its kernel; the plain path uses products that are replaced.
     torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.mkldnn.set_flags(_enabled=False)  # type: ignore[no-untyped-call]
-    # LayerNorm's backward pass has a partial sum per thread, and GELU rounds the last entries of each thread's range
-    # differently from the rest.
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    route_matmul_to_numpy(num_threads)
-
-
-def _require_processor() -> None:
-    if not supports_portable():
-        found = f"{platform.system()} on {platform.machine() or 'an unknown processor'}"
+    start_threads(num_threads)
+    library = choose_library(prefers_onednn=is_onednn_faster(), num_threads=num_threads)
+    if library is None:
         raise DeviceError(
-            "numerics: portable needs Linux on an x86-64 processor with AVX2 and FMA "
-            f"(found: {found}, without one of them); use numerics: native"
+            "numerics: portable is refused: the matrix products of MKL, torch's library, are not what is defined "
+            f"(processor: {cpu_info('model name')}, torch {torch.__version__}); use numerics: native"
         )
+    install_kernels(library)
 
 
-def _require_env_vars() -> None:
-    """Check what numpy and torch really use: a variable set too late has no effect."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    libraries = [library for library in threadpoolctl.threadpool_info() if library["internal_api"] == "openblas"]
-    if not libraries:
-        raise DeviceError("numerics: portable needs a numpy built with OpenBLAS, as on PyPI; use numerics: native")
-    kernels = {(library["architecture"], library["num_threads"]) for library in libraries}
-    if capability != "AVX2" or kernels != {(PORTABLE_ENV_VARS["OPENBLAS_CORETYPE"], 1)}:
-        settings = " ".join(f"{name}={value}" for name, value in PORTABLE_ENV_VARS.items())
-        present = {name: os.environ.get(name, "") for name in PORTABLE_ENV_VARS}
-        raise DeviceError(
-            f"numerics: portable needs {settings} in the environment before numpy and torch are loaded "
-            f"(torch uses {capability}, OpenBLAS {sorted(kernels)}, variables now: {present}); "
-            "run it through the stages, or set them first"
-        )
+def is_onednn_faster() -> bool:
+    """Whether this is an AMD processor with AVX-512, where MKL's products use AVX2 and oneDNN's AVX-512."""
+    return cpu_info("vendor_id") == "AuthenticAMD" and torch.cpu._is_avx512_supported()

@@ -118,12 +118,12 @@ def _wide_colon(content: bytes) -> str:
     return ""
 
 
-def peek(key: str) -> object:
-    """A value of params.yaml without validation; None if it can't be read, which load_params reports."""
+def peek() -> dict[str, Any]:
+    """The values of params.yaml without validation; {} if it can't be read, which load_params reports."""
     try:
-        return read_mapping(PARAMS_FILE).get(key)
+        return read_mapping(PARAMS_FILE)
     except (ParamsError, OSError):
-        return None
+        return {}
 
 
 def listed_keys(definition: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Keys that both train and evaluate read: how numbers are computed and text is sampled."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -22,7 +22,7 @@ class SharedParams(Params):
     device: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["fp32", "tf32", "bf16"]
     matmul: Literal["auto", "torch", "onednn"]
-    numerics: Literal["native", "portable"]
+    numerics: Literal["auto", "native", "portable"]
     start_context: str = Field(
         min_length=1, max_length=MAX_PROMPT_CHARACTERS, description=f"text of 1 to {MAX_PROMPT_CHARACTERS} characters"
     )
@@ -33,9 +33,9 @@ class SharedParams(Params):
         """Rows in one forward pass: a micro-batch on one process."""
         return self.batch_size // (self.accumulate * self.nproc_per_node)
 
-    def arithmetic(self) -> dict[str, str]:
+    def arithmetic(self) -> dict[str, Any]:
         """The keywords of numerics.set_up_numerics."""
-        return {key: getattr(self, key) for key in ("device", "precision", "matmul", "numerics")}
+        return {key: getattr(self, key) for key in ("device", "precision", "matmul", "numerics", "nproc_per_node")}
 
     @field_validator("accumulate")
     @classmethod

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from reprogpt.dvc.digest import dvc_md5, files_in
 from reprogpt.dvc.git import git
 from reprogpt.dvc.lock import recorded_outs
@@ -17,13 +19,19 @@ from reprogpt.dvc.pipeline import out_paths
 from reprogpt.dvc.revisions import Revision, Workspace
 from reprogpt.errors import PipelineError
 from reprogpt.files import file_digest, read_json_or_empty
-from reprogpt.numerics.device import set_up_numerics
+from reprogpt.numerics.device import Numerics, chooses_portable, set_up_numerics
 from reprogpt.paths import MODEL, RAW_TEXT, SOURCE
 from reprogpt.runs.compare import Change, changes
 from reprogpt.runs.find import MODEL_TAG
 from reprogpt.runs.lineage import HOLDS, NOT_HERE, UNLISTED, Link, check_links
 from reprogpt.runs.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
-from reprogpt.tracking.log.environment import CPU_TAGS, ENVIRONMENT_TAGS, STAGE_DEPENDENCIES, environment_tags
+from reprogpt.tracking.log.environment import (
+    CPU_TAGS,
+    ENVIRONMENT_TAGS,
+    STAGE_DEPENDENCIES,
+    depends_on_cpu,
+    environment_tags,
+)
 from reprogpt.tracking.store.client import search_runs
 
 PINS = Path("requirements.lock")
@@ -55,6 +63,8 @@ class RunEnvironments:
         keys = depended_on(stages)
         recorded = self.recorded or {}
         comparable = [key for key in keys if key in recorded or key not in CPU_TAGS]
+        if not depends_on_cpu(recorded) and not depends_on_cpu(self.here):
+            comparable = [key for key in comparable if key not in CPU_TAGS]
         tags = [] if self.recorded is None else changes(comparable, recorded, self.here)
         pins = [Change(pin.key, f"{pin.a} (pinned)", pin.b) for pin in self.pins if pin.key not in recorded]
         by_key = {change.key.lower(): change for change in [*tags, *pins]}
@@ -225,10 +235,18 @@ def _present_environment(workspace: Revision, clone: Path, stages: Sequence[str]
     if tags is not None:
         return tags
     # Stages that don't depend on the device must not fail where this machine lacks it.
-    arithmetic = {"device": "cpu", "precision": "fp32", "matmul": "torch"}
+    arithmetic: dict[str, Any] = {
+        "device": "cpu",
+        "precision": "fp32",
+        "matmul": "torch",
+        "numerics": "native",
+        "nproc_per_node": 1,
+    }
     if "device" in depended_on(stages):
         arithmetic = {key: workspace.params[key] for key in arithmetic}
-    return environment_tags(set_up_numerics(**arithmetic))
+    if chooses_portable(arithmetic):  # which can't be set up here: torch is loaded without its variables
+        return environment_tags(Numerics(torch.device("cpu"), "fp32", "portable"))
+    return environment_tags(set_up_numerics(**arithmetic | {"numerics": "native"}))
 
 
 @contextmanager

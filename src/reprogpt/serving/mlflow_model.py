@@ -46,7 +46,9 @@ CODE = (
     "numerics/device.py",
     "numerics/env_vars.py",
     "numerics/portable.py",
+    "numerics/portable_kernels.py",
     "numerics/portable_matmul.py",
+    "numerics/thread_pool.py",
     "params/__init__.py",
     "params/sampling_limits.py",
     "paths.py",
@@ -58,7 +60,6 @@ LIBRARIES = (
     "platformdirs",
     "psutil",
     "safetensors",
-    "threadpoolctl",
     "tiktoken",
     "torch",
 )

@@ -66,15 +66,15 @@ def environment_tags(numerics: "Numerics") -> dict[str, str]:
     }
 
 
-def resume_tags(tags: Mapping[str, str], numerics: "Numerics") -> dict[str, str]:
-    """The tags that must be equal for a checkpoint to be resumed, given all of a run's.
+def depends_on_cpu(tags: Mapping[str, str]) -> bool:
+    """Whether the bits of a run with these tags depend on its CPU_TAGS.
 
-    A training on a GPU depends on the GPU, not on the CPU beside it. `numerics: portable` (matmul openblas) does not
-    depend on the CPU.
+    Those of portable numerics do not, nor those of a GPU, whatever the CPU beside it.
     """
-    ignored = {COMMAND}
-    if numerics.device.type != "cpu":
-        ignored |= set(CPU_TAGS)
-    elif numerics.matmul == "openblas":
-        ignored |= {"cpu_vendor", "cpu_model"}
+    return tags.get("device", "cpu") == "cpu" and tags.get("matmul") != "portable"
+
+
+def resume_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags that must be equal for a checkpoint to be resumed, given all of a run's."""
+    ignored = {COMMAND} if depends_on_cpu(tags) else {COMMAND, *CPU_TAGS}
     return {key: value for key, value in tags.items() if key not in ignored}

@@ -45,7 +45,7 @@ large: .venv/installed  ## the pipeline on a gigabyte of text: memory, rates, ti
 screenshots: .venv/installed-dev  ## docs/images, with Chromium: make screenshots RUNS="NAME NAME"
 	python -m tools.screenshots $(RUNS)
 
-test: .venv/installed-dev  ## the tests, with a floor for their coverage: 10 to 35 minutes on two cores
+test: .venv/installed-dev  ## the tests, with a floor for their coverage
 	$(PYTEST) -m "not slow" --cov --cov-report=term
 
 test-full: .venv/installed-dev  ## all tests

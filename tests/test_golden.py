@@ -190,6 +190,7 @@ def test_loss_of_the_untrained_model_on_the_bundled_text(model: GPTModel, encodi
 PUBLISHED = [(0, 10.934, 10.939), (5, 9.151, 9.461), (10, 7.949, 8.184), (15, 6.362, 6.876)]
 
 
+@pytest.mark.slow  # CI runs it by name
 def test_with_the_book_policy_the_first_two_epochs_have_the_published_losses(
     cpu: Numerics, verdict_ids: Ids, encoding: tiktoken.Encoding
 ) -> None:

@@ -27,17 +27,17 @@ GOLDEN = {
     "small": {
         "untrained": "b22a563f5603",
         "weights": "7b2b02950997",
-        "records": "aa96328e08f3",
+        "records": "0f1609230d34",
         "log": "7827f2f61f5f",
-        "evaluation": "796364f1678c",
+        "evaluation": "166cf953b8eb",
         "sample": "0a9ebd461efa",
     },
     "small book": {
         "untrained": "3afb1a087c71",
         "weights": "1d3ab67ecb9e",
-        "records": "c3e384c58e2e",
+        "records": "3bc2df81502b",
         "log": "7827f2f61f5f",
-        "evaluation": "dc9388d0a919",
+        "evaluation": "c421f0c23b55",
         "sample": "e08841b5cbf2",
     },
 }

@@ -94,7 +94,8 @@ def run(shape: dict[str, Any], numerics_value: str) -> dict[str, str]:
     sampled = list(generate(training.model, [5], 6, temperature=1.0, top_k=25, generator=generator))
     # The losses take too few logarithms to show one that is rounded in another way.
     logarithms = (torch.arange(1, 10_001) / 10_000).log()
-    digests |= {"weights": weights(), "records": digest_of_text([astuple(record) for record in records]), "log": digest_of(logarithms.numpy())}
+    numbers = [astuple(record) for record in records]
+    digests |= {"weights": weights(), "records": digest_of_text(numbers), "log": digest_of(logarithms.numpy())}
     return digests | {"evaluation": digest_of_text(astuple(evaluated)), "sample": digest_of_text(sampled)}
 
 

@@ -19,6 +19,7 @@ CHANGES = {
     "tie_weights": "true",
     "keep": "best",
     "eval_freq": "2",
+    "numerics": "native",  # of several processes, too: portable numerics are for one
 }
 
 

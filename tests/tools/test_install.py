@@ -18,8 +18,8 @@ ENV |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
 
 def make_clone(root: Path) -> None:
     """A folder with this script, no package to install, and code that prints where it lies."""
-    (root / "scripts").mkdir(parents=True)
-    shutil.copy(SCRIPT, root / "scripts")
+    (root / "tools").mkdir(parents=True)
+    shutil.copy(SCRIPT, root / "tools")
     (root / "src/reprogpt").mkdir(parents=True)
     (root / "src/reprogpt/__main__.py").write_text("import os\nprint(os.fsencode(__file__))")
     for pins in ("requirements.lock", "requirements-dev.lock"):

@@ -7,6 +7,8 @@ import pytest
 from reprogpt.model.gpt2_format import load_model
 from tests.end_to_end.workspace import Workspace
 
+pytestmark = pytest.mark.slow  # tests/training and tests/params test each of them
+
 CHANGES = {
     "max_norm": "null",
     "clip_from": "start",

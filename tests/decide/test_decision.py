@@ -12,14 +12,11 @@ from reprogpt.cli.compare import seeds_hint
 from reprogpt.cli.decide import report, verdicts
 from reprogpt.decide.decision import Decision, Question, make_decision
 from reprogpt.decide.groups import (
-    ERROR_TAG,
     EVALUATE_KEYS,
     EVALUATE_METRICS,
     PERIODIC_KEYS,
     RECORDED_AS_TAGS,
-    RUN_KEY_TAG,
     WATCHING,
-    WEIGHTS_TAG,
 )
 from reprogpt.decide.sign_test import ALPHA
 from reprogpt.errors import NonFiniteError, PipelineError
@@ -27,6 +24,7 @@ from reprogpt.evaluation.losses import require_finite
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import EVAL_RESULTS
+from reprogpt.tags import ERROR, RUN_KEY, WEIGHTS_SHA256
 from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
@@ -56,8 +54,8 @@ def run(
         name=f"run-{number}",
         status=status,
         params={key: str(value) for key, value in (PRESENT | {"seed": seed} | params).items()},
-        tags={"device": "cpu", "matmul": "torch", "train_code": "c", "torch": "2", RUN_KEY_TAG: f"{number:032x}"}
-        | ({WEIGHTS_TAG: f"w{number}"} if status == "FINISHED" else {})
+        tags={"device": "cpu", "matmul": "torch", "train_code": "c", "torch": "2", RUN_KEY: f"{number:032x}"}
+        | ({WEIGHTS_SHA256: f"w{number}"} if status == "FINISHED" else {})
         | (tags or {}),
         metrics={} if value is None else {"final_val_loss": value},
         datasets={"data/tokens/train.npy": "t"},
@@ -383,14 +381,14 @@ def test_a_training_that_died_does_not_count_by_a_metric_of_the_way_there() -> N
 
 def test_a_run_that_lost_only_its_record_counts_by_its_loss() -> None:
     """As on a full disk, or where a proxy refuses a large file (413): MLflow has it as FAILED."""
-    lost = run(1, VALUES[1] - 0.2, status="FAILED", tags={WEIGHTS_TAG: "w"}, peak_lr=0.001)
+    lost = run(1, VALUES[1] - 0.2, status="FAILED", tags={WEIGHTS_SHA256: "w"}, peak_lr=0.001)
     lost.metrics["best_val_loss"] = 6.0
     runs = [*seeds(), lost, *seeds(-0.2, OTHER_NOISE, peak_lr=0.001)[1:]]
     assert decided(runs).comparisons[0].signs == (6, 0)
     for one in runs:
         one.metrics["best_val_loss"] = one.metrics["final_val_loss"]
     assert decided(runs, Question(("peak_lr",), "best_val_loss")).comparisons[0].signs == (6, 0)
-    del lost.tags[WEIGHTS_TAG]  # its record was lost, too; the evaluation proves that there were weights
+    del lost.tags[WEIGHTS_SHA256]  # its record was lost, too; the evaluation proves that there were weights
     assert decided(runs).comparisons[0].signs == (6, 0)
 
 
@@ -398,16 +396,16 @@ def test_a_run_whose_evaluation_is_missing_is_left_out_unless_its_losses_are_not
     with pytest.raises(NonFiniteError) as raised:
         require_finite({"final_val_loss": math.nan}, "evaluation of the final weights")
     runs = seeds() + seeds(-0.2, OTHER_NOISE, peak_lr=0.001)[1:]
-    without = run(1, status="FAILED", tags={WEIGHTS_TAG: "w", ERROR_TAG: "No space left on device"}, peak_lr=0.001)
+    without = run(1, status="FAILED", tags={WEIGHTS_SHA256: "w", ERROR: "No space left on device"}, peak_lr=0.001)
     assert decided([*runs, without]).group.left_out.without_metric == [without]
-    diverged = run(1, status="FAILED", tags={WEIGHTS_TAG: "w", ERROR_TAG: str(raised.value)}, peak_lr=0.001)
+    diverged = run(1, status="FAILED", tags={WEIGHTS_SHA256: "w", ERROR: str(raised.value)}, peak_lr=0.001)
     assert decided([*runs, diverged]).comparisons[0].signs == (5, 1)
 
 
 def test_equal_bits_are_called_identical() -> None:
     """As with eval_freq, which changes no weights: the difference is exactly 0."""
     runs = [
-        run(seed, VALUES[seed], eval_freq=value, tags={WEIGHTS_TAG: f"w{seed}"})
+        run(seed, VALUES[seed], eval_freq=value, tags={WEIGHTS_SHA256: f"w{seed}"})
         for value in (5, 1)
         for seed in (1, 2, 3)
     ]

@@ -24,6 +24,7 @@ from reprogpt.decide.stored_values import Level, as_number, canonical
 from reprogpt.errors import PipelineError
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
+from reprogpt.tags import SYSTEM_PREFIX
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 DEFAULT_METRIC = "final_val_loss"
@@ -187,7 +188,7 @@ def _check_metric(metric: str, runs: Sequence[TrackedRun], num_queued: int, num_
             f"there are no runs yet{others}. Queue some, for example:\n"
             "dvc exp run --queue -S 'peak_lr=0.0005,0.001' -S 'seed=range(1,7)'\ndvc queue start"
         )
-    known = sorted({name for run in runs for name in run.metrics if not name.startswith("system/")})
+    known = sorted({name for run in runs for name in run.metrics if not name.startswith(SYSTEM_PREFIX)})
     raise PipelineError(f"no run has the metric {metric}. They have: {', '.join(known) or 'none'}")
 
 

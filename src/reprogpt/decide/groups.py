@@ -3,16 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from reprogpt import tags
 from reprogpt.decide.stored_values import Level, as_seed, canonical, finite_metric, level_order
 from reprogpt.params.train import TrainParams
-from reprogpt.tags import TRAIN_CODE
 from reprogpt.tracking.log.environment import CPU_TAGS, ENVIRONMENT_TAGS, RARELY_RELEVANT, depends_on_cpu
-from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 SEED = "seed"
-RUN_KEY_TAG = "run_key"  # every training of this pipeline has it from its start
-WEIGHTS_TAG = "weights.sha256"  # set when a training has ended well
-ERROR_TAG = "error"
 NON_FINITE = "not a finite number"  # what NonFiniteError says
 # They decide when and how a training is watched, saved and started, not what it computes.
 WATCHING = frozenset(
@@ -34,19 +31,19 @@ RECORDED_AS_TAGS = {
     "numerics": ("matmul",),
     "precision": ("matmul",),
     "nproc_per_node": ("num_processes",),
-    "init_from": ("started_from_sha256",),
-    "init_from_sha256": ("started_from_sha256",),
+    "init_from": (tags.INITIAL_WEIGHTS_SHA256,),
+    "init_from_sha256": (tags.INITIAL_WEIGHTS_SHA256,),
 }
 # These say less than their tags, and some have the name of one: `auto` can be the same as `cpu`.
 ONLY_AS_TAGS = frozenset({"device", "matmul", "numerics", "init_from", "init_from_sha256"})
 INPUT_TAGS = (
-    "corpus.sha256",
-    "started_from_sha256",
+    tags.CORPUS_SHA256,
+    tags.INITIAL_WEIGHTS_SHA256,
     *(tag for tag in ENVIRONMENT_TAGS if tag not in RARELY_RELEVANT),
 )
-COMMIT_TAGS = ("commit", "dirty")  # the code of runs that are older than TRAIN_CODE
+COMMIT_TAGS = (tags.COMMIT, tags.DIRTY)  # the code of runs that are older than TRAIN_CODE
 # Metrics of the evaluations during training, and the parameters that say when and on what they are made.
-PERIODIC_METRICS = frozenset({"best_val_loss", "train_loss", "val_loss"})
+PERIODIC_METRICS = frozenset({tags.BEST_VAL_LOSS, "train_loss", "val_loss"})
 PERIODIC_KEYS = frozenset({"eval_freq", "eval_iter"})
 # Metrics of the evaluate stage, and its parameters that they depend on; the others that it alone reads are of samples.
 EVALUATE_METRICS = frozenset(
@@ -105,9 +102,9 @@ def own_trainings(runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], list[Tr
 
     Notebooks and autologging record into the same experiment, with the same names of parameters and metrics.
     """
-    trainings = [run for run in runs if RUN_KEY_TAG in run.tags and PARENT not in run.tags]
+    trainings = [run for run in runs if tags.RUN_KEY in run.tags and tags.PARENT_RUN_ID not in run.tags]
     ids = {run.id for run in trainings}
-    foreign = [run for run in runs if run.id not in ids and run.tags.get(PARENT) not in ids]
+    foreign = [run for run in runs if run.id not in ids and run.tags.get(tags.PARENT_RUN_ID) not in ids]
     return trainings, foreign
 
 
@@ -122,11 +119,11 @@ def training_inputs(run: TrackedRun, keys: Sequence[str], metric: str) -> Inputs
         left_out -= PERIODIC_KEYS - set(keys)
     tags_of_keys = {tag for key in keys for tag in RECORDED_AS_TAGS.get(key, ())}
     irrelevant = () if depends_on_cpu(run.tags) else CPU_TAGS
-    tags = [tag for tag in INPUT_TAGS if tag not in irrelevant]
-    tags += [TRAIN_CODE] if TRAIN_CODE in run.tags else COMMIT_TAGS
+    names = [tag for tag in INPUT_TAGS if tag not in irrelevant]
+    names += [tags.TRAIN_CODE] if tags.TRAIN_CODE in run.tags else COMMIT_TAGS
     return (
         _of_params(run, [key for key in TrainParams.model_fields if key not in left_out])
-        | {tag: run.tags[tag] for tag in tags if tag in run.tags and tag not in tags_of_keys}
+        | {tag: run.tags[tag] for tag in names if tag in run.tags and tag not in tags_of_keys}
         | run.datasets
     )
 
@@ -176,7 +173,7 @@ def _add(group: Group, run: TrackedRun, keys: Sequence[str], metric: str) -> Non
     if run.status == "KILLED" and not has_ended_well:
         group.left_out.stopped.append(run)
         return
-    has_diverged = NON_FINITE in run.tags.get(ERROR_TAG, "")  # perhaps not before evaluate
+    has_diverged = NON_FINITE in run.tags.get(tags.ERROR, "")  # perhaps not before evaluate
     if has_ended_well and metric not in run.metrics and not has_diverged:
         group.left_out.without_metric.append(run)
         return
@@ -196,7 +193,7 @@ def _add(group: Group, run: TrackedRun, keys: Sequence[str], metric: str) -> Non
 
 def _has_ended_well(run: TrackedRun) -> bool:
     """Whether the training reached its last step. FAILED is also a run that the store lacks a record of."""
-    return run.status == "FINISHED" or WEIGHTS_TAG in run.tags or not EVALUATE_METRICS.isdisjoint(run.metrics)
+    return run.status == "FINISHED" or tags.WEIGHTS_SHA256 in run.tags or not EVALUATE_METRICS.isdisjoint(run.metrics)
 
 
 def _add_pending(group: Group, trainings: Sequence[Mapping[str, object]], keys: Sequence[str]) -> None:

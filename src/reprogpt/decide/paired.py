@@ -8,9 +8,10 @@ from statistics import fmean, median, stdev
 
 import numpy as np
 
-from reprogpt.decide.groups import WEIGHTS_TAG, Observation
+from reprogpt.decide.groups import Observation
 from reprogpt.decide.sign_test import confidence_interval
 from reprogpt.decide.stored_values import Level
+from reprogpt.tags import WEIGHTS_SHA256
 
 MIN_FOR_CORRELATION = 3  # pairs
 BySeed = Mapping[int, Observation]
@@ -179,5 +180,5 @@ def compare_levels(
 
 
 def _same_bits(one: Observation, other: Observation) -> bool:
-    weights = one.run.tags.get(WEIGHTS_TAG)
-    return weights is not None and weights == other.run.tags.get(WEIGHTS_TAG) and one.value == other.value
+    weights = one.run.tags.get(WEIGHTS_SHA256)
+    return weights is not None and weights == other.run.tags.get(WEIGHTS_SHA256) and one.value == other.value

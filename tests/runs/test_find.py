@@ -11,7 +11,8 @@ import pytest
 from reprogpt.errors import PipelineError
 from reprogpt.paths import TRAIN_SUMMARY
 from reprogpt.runs.find import find_run, find_run_of_name, require_run
-from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
+from reprogpt.tags import PARENT_RUN_ID
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +122,7 @@ def test_a_name_that_another_experiment_has_now_is_that_experiments(folder: Path
     found = find_run("slow", runs)
     assert found is not None and found[0].name == "quick"
     assert find_run("slow", runs[:1]) == (runs[0], "")
-    evaluated = a_run("abcdef", "slow", **{PARENT: runs[1].id})
+    evaluated = a_run("abcdef", "slow", **{PARENT_RUN_ID: runs[1].id})
     assert find_run("slow", [evaluated, runs[1]]) == (evaluated, "")
 
 

@@ -3,16 +3,16 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from reprogpt import tags
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.train import TrainParams
 from reprogpt.step_record import STEP_METRICS
 from reprogpt.tracking.log.environment import ENVIRONMENT_TAGS
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
-CORPUS = ("corpus.url", "corpus.path", "corpus.sha256")
-START = ("started_from_sha256",)
-CODE = ("commit", "dirty")
-WEIGHTS = "weights.sha256"
+CORPUS = (tags.CORPUS_URL, tags.CORPUS_PATH, tags.CORPUS_SHA256)
+START = (tags.INITIAL_WEIGHTS_SHA256,)
+CODE = (tags.COMMIT, tags.DIRTY)
 MAY_DIFFER = ("code", "environment")  # sections in which runs that are identical to the bit may differ
 
 History = Mapping[str, Mapping[int, float]]  # metric -> step -> value
@@ -56,7 +56,9 @@ class Comparison:
     @property
     def same_weights(self) -> bool:
         """Whether both have weights, with the same bits."""
-        return self.has_weights and all(change.key != WEIGHTS for change in self.sections.get("results", []))
+        return self.has_weights and all(
+            change.key != tags.WEIGHTS_SHA256 for change in self.sections.get("results", [])
+        )
 
     @property
     def identical(self) -> bool:
@@ -79,13 +81,13 @@ def diff_runs(a: TrackedRun, b: TrackedRun, history_a: History, history_b: Histo
     }
     if not sections["tokens"] and not any(change.key in TrainParams.model_fields for change in sections["parameters"]):
         # Equal parameters and data: then train's code or pinned packages differ.
-        sections["code"] += changes(["run_key"], a.tags, b.tags)
+        sections["code"] += changes([tags.RUN_KEY], a.tags, b.tags)
     steps_a, steps_b = _steps(history_a), _steps(history_b)
     return Comparison(
         sections={title: section for title, section in sections.items() if section},
         num_steps=(len(steps_a), len(steps_b), len(steps_a | steps_b)),
         divergence=first_divergence(history_a, history_b),
-        has_weights=WEIGHTS in a.tags or WEIGHTS in b.tags,
+        has_weights=tags.WEIGHTS_SHA256 in a.tags or tags.WEIGHTS_SHA256 in b.tags,
     )
 
 
@@ -126,7 +128,7 @@ def _results(a: TrackedRun, b: TrackedRun) -> list[Change]:
     """The last and lowest losses, evaluate's metrics and the digest of the weights, where they differ in their bits."""
     final = sorted(key for key in a.metrics | b.metrics if key.startswith(("final_", "val_")) and key != "val_loss")
     keys = ["train_loss", "val_loss", "best_val_loss", *final]
-    return changes(keys, _digits(a.metrics), _digits(b.metrics)) + changes([WEIGHTS], a.tags, b.tags)
+    return changes(keys, _digits(a.metrics), _digits(b.metrics)) + changes([tags.WEIGHTS_SHA256], a.tags, b.tags)
 
 
 def _steps(history: History) -> set[int]:

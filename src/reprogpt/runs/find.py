@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reprogpt import tags
 from reprogpt.dvc.revisions import (
     Commit,
     Revision,
@@ -18,7 +19,7 @@ from reprogpt.dvc.revisions import (
 from reprogpt.errors import PipelineError
 from reprogpt.messages import visible
 from reprogpt.paths import MODEL
-from reprogpt.tracking.store.tracked_run import PARENT, TrackedRun
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 MODEL_TAG = f"dvc.{MODEL}.md5"
 MAX_LISTED = 10
@@ -70,7 +71,7 @@ def _name_has_moved(name: str, named: Sequence[TrackedRun], runs: Sequence[Track
     trained = run_that_trained(experiment, runs) if experiment else None
     trainings = [parent_run(run, runs) or run for run in named]
     return trained is not None and all(
-        run.tags.get("run_key") != trained.tags.get("run_key") and run.id != trained.id for run in trainings
+        run.tags.get(tags.RUN_KEY) != trained.tags.get(tags.RUN_KEY) and run.id != trained.id for run in trainings
     )
 
 
@@ -80,7 +81,7 @@ def run_that_trained(revision: Revision, runs: Sequence[TrackedRun]) -> TrackedR
     runs: newest first.
     """
     key = revision.summary_key
-    of_key = [run for run in runs if key is not None and run.tags.get("run_key") == key]
+    of_key = [run for run in runs if key is not None and run.tags.get(tags.RUN_KEY) == key]
     weights = revision.recorded_outs.get(str(MODEL))
     with_weights = [run for run in of_key if weights is not None and run.tags.get(MODEL_TAG) == weights]
     return next(iter([*with_weights, *of_key]), None)
@@ -144,18 +145,18 @@ def _require_lock(revision: Revision) -> Revision:
 
 def _holder(run: TrackedRun) -> Revision | None:
     """The workspace if it holds what the run trained, else as revision_holding."""
-    workspace, key = Workspace(), run.tags.get("run_key")
+    workspace, key = Workspace(), run.tags.get(tags.RUN_KEY)
     is_here = key is not None and key in (workspace.summary_key, workspace.lock_key)
     return workspace if is_here else revision_holding(run)
 
 
 def revision_holding(run: TrackedRun) -> Commit | None:
     """The run's own DVC experiment, else another, else the newest commit, that holds what the run trained."""
-    key = run.tags.get("run_key")
+    key = run.tags.get(tags.RUN_KEY)
     if key is None:
         return None
     experiments = list_experiments()
-    own = experiments.get(run.tags.get("dvc.experiment", ""))
+    own = experiments.get(run.tags.get(tags.EXPERIMENT_NAME, ""))
     candidates = [*([own] if own else []), *experiments.values()]
     held = next((experiment for experiment in candidates if experiment.summary_key == key), None)
     return held or next(iter(commits_with_run_key(key)), None)
@@ -163,12 +164,12 @@ def revision_holding(run: TrackedRun) -> Commit | None:
 
 def runs_named(name: str, runs: Sequence[TrackedRun]) -> list[TrackedRun]:
     """The runs with that name, or of that DVC experiment, in the order given."""
-    return [run for run in runs if name in (run.name, run.tags.get("dvc.experiment"))]
+    return [run for run in runs if name in (run.name, run.tags.get(tags.EXPERIMENT_NAME))]
 
 
 def parent_run(run: TrackedRun, runs: Sequence[TrackedRun]) -> TrackedRun | None:
     """The training's run that this run is an evaluation of; None if it is a training's itself."""
-    return next((other for other in runs if other.id == run.tags.get(PARENT)), None)
+    return next((other for other in runs if other.id == run.tags.get(tags.PARENT_RUN_ID)), None)
 
 
 def format_runs(runs: Sequence[TrackedRun]) -> str:

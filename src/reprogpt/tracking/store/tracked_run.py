@@ -2,10 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from reprogpt.tags import PARENT_RUN_ID
-
-PARENT = PARENT_RUN_ID
-
 
 @dataclass(frozen=True)
 class TrackedRun:

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from reprogpt.files import fsync_folder, write_text_atomic
 from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
+from reprogpt.tags import RUN_KEY, TRAINING_ID
 from reprogpt.tracking.deliver.records import (
     Damaged,
     FirstRecord,
@@ -257,6 +258,25 @@ def _write_probe(folder: Path) -> None:
             os.fsync(file.fileno())
     finally:
         probe.unlink(missing_ok=True)
+
+
+def queued_trainings(run_key: str) -> set[str]:
+    """The ids of the trainings with this key whose outboxes, locked or not, have records that are not uploaded."""
+    ids = set()
+    for path in _folder().glob(f"*/{RECORDS}"):
+        with suppress(OSError), path.open("rb") as file:  # OSError: another process has uploaded it
+            first = from_line(file.readline())
+            is_of_key = isinstance(first, TrainingRun) and first.tags.get(RUN_KEY) == run_key
+            if is_of_key and not _is_delivered(path):
+                ids.add(first.tags[TRAINING_ID])
+    return ids
+
+
+def _is_delivered(records: Path) -> bool:
+    try:
+        return int(records.with_name(_DELIVERED).read_text()) >= records.stat().st_size
+    except (OSError, ValueError):
+        return False
 
 
 def abandoned_outboxes() -> Iterator[OutboxFile]:

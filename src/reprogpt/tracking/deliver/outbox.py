@@ -266,8 +266,9 @@ def queued_trainings(run_key: str) -> set[str]:
     for path in _folder().glob(f"*/{RECORDS}"):
         with suppress(OSError), path.open("rb") as file:  # OSError: another process has uploaded it
             first = from_line(file.readline())
-            is_of_key = isinstance(first, TrainingRun) and first.tags.get(RUN_KEY) == run_key
-            if is_of_key and not _is_delivered(path):
+            if not isinstance(first, TrainingRun) or _is_delivered(path):
+                continue
+            if first.tags.get(RUN_KEY) == run_key:
                 ids.add(first.tags[TRAINING_ID])
     return ids
 

@@ -12,6 +12,7 @@ from mlflow.entities import Run
 from reprogpt.cli.main import run as run_command
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
+from reprogpt.tracking.log.local_trainings import find_training
 from tests.end_to_end.workspace import Workspace, file_of
 
 STORE = "rebuilt.db"
@@ -41,10 +42,12 @@ def rebuilt_runs(workspace: Workspace) -> tuple[MlflowClient, list[Run]]:
 
 
 def test_a_run_that_the_store_has_lost_is_rebuilt_once(finished: Workspace, sync: Sync) -> None:
+    original = finished.runs()[0]
+    assert find_training(original.data.tags["weights.sha256"]) == original.data.tags["training_id"]
     assert "MLflow had no run of data/model: it is rebuilt from data/metrics/history.csv, with 18 steps" in sync()
     assert sync().splitlines()[1:] == []
     client, (run,) = rebuilt_runs(finished)
-    original = finished.runs()[0]
+    assert find_training(run.data.tags["weights.sha256"]) == run.data.tags["training_id"]
     assert run.info.status == "FINISHED" and run.data.tags["rebuilt_from"] == "data/metrics/history.csv"
     assert run.data.params == original.data.params
     assert [item.dataset.digest for item in run.inputs.dataset_inputs] == [

@@ -20,6 +20,7 @@ from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Ta
 from reprogpt.tracking.deliver.uploader import upload_abandoned
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.local_trainings import find_training, note_training
+from reprogpt.tracking.log.rebuild import rebuild_run
 from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
 from reprogpt.tracking.store.uri import store_name
 
@@ -104,6 +105,16 @@ def test_clones_with_equal_bits_and_one_store_have_their_own_results(
     by_name = runs(client)
     assert {name: run.data.metrics for name, run in by_name.items() if run.data.metrics} == {"this": FINAL}
     assert [item.path for item in client.list_artifacts(by_name["this"].info.run_id)] == ["plots", "samples"]
+
+
+def test_sync_adds_lost_points_to_the_run_of_this_clone(client: MlflowClient) -> None:
+    columns = "step,epoch,tokens_seen,lr,loss,max_grad,max_grad_clipped,grad_norm,train_loss,val_loss"
+    for name in ("this", "other"):
+        train(name, f"{columns}\n0,0,8,0.1,5.0,1,1,2,,\n")
+        if name == "this":
+            note_training(name, file_digest(WEIGHTS))
+    assert f"run {runs(client)['this'].info.run_id} lacked points of 1 steps" in str(rebuild_run())
+    assert {name: run.data.metrics.get("loss") for name, run in runs(client).items()} == {"this": 5.0, "other": None}
 
 
 def test_experiments_with_equal_bits_have_their_own_results(

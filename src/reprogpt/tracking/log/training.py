@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import numpy as np
 from reprogpt import tags
 from reprogpt.dvc.code_patch import MAX_PATCH_BYTES, code_patch
 from reprogpt.dvc.digest import cached_md5, dvc_md5
+from reprogpt.dvc.git import git_error
 from reprogpt.dvc.pipeline import is_up_to_date, out_paths, stage_definition
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
 from reprogpt.messages import print_message
@@ -170,6 +172,15 @@ def _warn_of_fallback(path: str) -> None:
     )
 
 
+def _warn_without_commit() -> None:
+    reason = git_error("rev-parse", "--verify", "HEAD")
+    if reason is not None:
+        print_message(
+            "\n  WARNING: the MLflow run will have neither `commit` nor `dirty`, nor the uncommitted code:\n\n"
+            f"{textwrap.indent(reason.expandtabs(2), '    ')}\n"
+        )
+
+
 def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
     """The metrics of a step that MLflow records.
 
@@ -210,6 +221,7 @@ def open_training_outbox(identity: RunIdentity, params: Mapping[str, Any], more_
     name = experiment.get(tags.EXPERIMENT_NAME, f"repro-{identity.run_key[:8]}")
     outbox = open_outbox(identity.training_id)
     if outbox.first is None:
+        _warn_without_commit()
         provenance = git_tags() | user_tags() | code_tags() | experiment | corpus_tags(source) | _token_tags()
         description = {tags.DESCRIPTION: _description(_corpus_name(source), more_tags[tags.TOTAL_STEPS])}
         folder = identity.run_dir

@@ -101,7 +101,7 @@ def _cost(row: Row) -> str:
     seconds = int(row["seconds"])
     took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds} seconds"
     machine = row["cpu_model"] if row["device"] == "cpu" else row["device"]
-    return f"it took {took} on {machine} with {row['threads']} threads (matmul {row['matmul']}, torch {row['torch']})"
+    return f"it took {took} on: {machine}, threads {row['threads']}, matmul {row['matmul']}, torch {row['torch']}"
 
 
 def table(outs: Mapping[str, Sequence[Link]], heading: str = HEADING) -> list[str]:

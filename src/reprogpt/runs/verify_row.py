@@ -2,10 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -90,12 +88,8 @@ def _commit_of(row: Row) -> Commit:
 
 def _links(row: Row, clone: Path) -> list[Link]:
     """What the row and the evaluations on file record, with what the clone made. The weights are the last."""
-    history = {int(step["step"]): step for step in read_table(clone / HISTORY)}
-    evaluations = {step: _evaluation(cells) for step, cells in history.items() if cells["val_loss"]}
-    losses = {step: float(cells["loss"]) for step, cells in history.items()}
-    final: dict[str, Any] = json.loads((clone / EVAL_RESULTS).read_bytes())
+    made, evaluations = numbers_in(clone)
     weights = file_digest(clone / MODEL / "model.safetensors")
-    made = numbers_of(losses, evaluations, final)
     links = [Link(name, row[name], made.get(name)) for name in NUMBERS if row[name]]
     recorded = [line for line in read_table(EVALUATIONS) if line["weights"] == row["weights"][:SHOWN_DIGITS]]
     if recorded:
@@ -103,8 +97,14 @@ def _links(row: Row, clone: Path) -> list[Link]:
     return [*links, Link(WEIGHTS, row["weights"], weights)]
 
 
-def _evaluation(cells: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(cells[name]) for name in EVAL_METRICS}
+def numbers_in(folder: Path) -> tuple[Row, dict[int, dict[str, float]]]:
+    """numbers_of the training whose outs are in a repository's folder, and its evaluations."""
+    history = {int(cells["step"]): cells for cells in read_table(folder / HISTORY)}
+    losses = {step: float(cells["loss"]) for step, cells in history.items()}
+    evaluated = {step: cells for step, cells in history.items() if cells["val_loss"]}
+    evaluations = {step: {name: float(cells[name]) for name in EVAL_METRICS} for step, cells in evaluated.items()}
+    final: dict[str, float] = json.loads((folder / EVAL_RESULTS).read_bytes())
+    return numbers_of(losses, evaluations, final), evaluations
 
 
 def _compared(recorded: list[Row], made: list[Row]) -> Link:

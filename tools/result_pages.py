@@ -35,9 +35,10 @@ from reprogpt.tracking.store.tracked_run import TrackedRun
 PUBLISHED = Path("docs/published.csv")  # the losses published with the book's code
 PART = re.compile(r"(<!-- results: ([^\n]+?) -->\n).*?(<!-- /results -->)", re.DOTALL)
 # Single trainings with the seed of params.yaml, in the order of the tables.
-BOOK = "peak_lr=0.001 random_order=book"
-TRAININGS = ("", "peak_lr=0.001", BOOK)
-SEEDS = tuple(map(str, range(1, 8)))  # of the full-size pairs
+HIGHER = "peak_lr=0.001"
+BOOK = f"{HIGHER} random_order=book"
+TRAININGS = ("", HIGHER, BOOK)
+PAIRED, SEEDS = ("", HIGHER), tuple(map(str, range(1, 8)))  # full-size pairs
 # The small model of the map and the interventions: its keys and its peak_lr.
 SMALL_KEYS = {"context_length", "stride", "emb_dim", "n_layers", "n_heads", "n_epochs"}
 SMALL_PEAK_LR = "0.005"
@@ -56,9 +57,15 @@ class Results:
     code: str
     params: dict[str, Any]
 
-    def full_size(self, seeds: Sequence[str]) -> list[Row]:
-        """The rows of the full-size model with these seeds."""
-        return [row for row in self.rows if row["seed"] in seeds and not is_small(row)]
+    @property
+    def full_size(self) -> list[Row]:
+        """The rows of the full-size model."""
+        return [row for row in self.rows if not is_small(row)]
+
+    @property
+    def pairs(self) -> list[Row]:
+        """The full-size rows of both peak_lr with SEEDS."""
+        return [row for row in self.full_size if row["seed"] in SEEDS and row["overrides"] in PAIRED]
 
     @property
     def small(self) -> list[Row]:
@@ -68,7 +75,8 @@ class Results:
     @property
     def trainings(self) -> list[Row]:
         """Those of TRAININGS that are in the file."""
-        by_overrides = {row["overrides"]: row for row in self.full_size([str(self.params["seed"])])}
+        seed = str(self.params["seed"])
+        by_overrides = {row["overrides"]: row for row in self.full_size if row["seed"] == seed}
         return [by_overrides[overrides] for overrides in TRAININGS if overrides in by_overrides]
 
     def digits(self, row: Row) -> str:
@@ -118,25 +126,28 @@ def render(text: str, results: Results) -> str:
 
 def trainings(results: Results, *columns: str) -> list[str]:
     """Single full-size trainings and their numbers."""
-    rows = results.trainings
-    return _runs(results, rows, ["training"], [[_name(row)] for row in rows], columns)
+    return _runs(results, results.trainings, columns)
 
 
 def seeds(results: Results, *columns: str) -> list[str]:
-    """The full-size trainings with SEEDS."""
-    rows = results.full_size(SEEDS)
-    return _runs(results, rows, ["training", "seed"], [[_name(row), row["seed"]] for row in rows], columns)
+    """The full-size pairs."""
+    return _runs(results, results.pairs, columns)
 
 
-def _runs(
-    results: Results, rows: Sequence[Row], heads: list[str], names: list[list[str]], columns: Sequence[str]
-) -> list[str]:
-    """A line per row: its names, its numbers, its weights."""
+def others(results: Results, *columns: str) -> list[str]:
+    """All other full-size trainings, after those with HIGHER of the same seeds."""
+    rows = [row for row in results.full_size if row["overrides"] not in TRAININGS]
+    seeds = {row["seed"] for row in rows}
+    base = [row for row in results.full_size if row["overrides"] == HIGHER and row["seed"] in seeds]
+    return _runs(results, base + rows, columns)
+
+
+def _runs(results: Results, rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    """A line per row: its overrides, seed, numbers and weights."""
     cells = [
-        [*named, *(_cell(row, column) for column in columns), results.digits(row)]
-        for named, row in zip(names, rows, strict=True)
+        [_name(row), row["seed"], *(_cell(row, column) for column in columns), results.digits(row)] for row in rows
     ]
-    heading = [*heads, *(f"`{column}`" for column in columns), "weights"]
+    heading = ["training", "seed", *(f"`{column}`" for column in columns), "weights"]
     return _table(heading, cells) + results.remark(rows)
 
 
@@ -219,15 +230,15 @@ def _as_run(row: Row, results: Results) -> TrackedRun:
 
 
 def decide(results: Results, key: str, metric: str, *where: str) -> list[str]:
-    """The output of `decide` for the full-size trainings with SEEDS. where: NAME=VALUE."""
-    rows = results.full_size(SEEDS)
+    """The output of `decide` for the full-size trainings, or of the pairs for peak_lr. where: NAME=VALUE."""
+    rows = results.pairs if key == "peak_lr" else results.full_size
     decided = decision(results, rows, key, metric, **dict(word.split("=", 1) for word in where))
     return ["```text", *report(decided), "```", *results.remark(rows)] if decided else []
 
 
 def peak_lr(results: Results) -> list[str]:
     """The two peak_lr in short, by both metrics."""
-    decisions = {metric: decision(results, results.full_size(SEEDS), "peak_lr", metric) for metric in FIGURES}
+    decisions = {metric: decision(results, results.pairs, "peak_lr", metric) for metric in FIGURES}
     cells = [_summary(decided) for decided in decisions.values() if decided]
     heading = ["metric", "0.0005: mean, deviation", "0.001: mean, deviation", "median difference"]
     lines = _table([*heading, "95 % interval", "0.001 is better"], cells)
@@ -294,6 +305,7 @@ def changes(results: Results) -> list[str]:
 BLOCKS: dict[str, Callable[..., list[str]]] = {
     "trainings": trainings,
     "seeds": seeds,
+    "others": others,
     "steps": steps,
     "book": book,
     "decide": decide,
@@ -306,7 +318,7 @@ BLOCKS: dict[str, Callable[..., list[str]]] = {
 def write_figures(results: Results) -> None:
     """Draw the figures of both metrics into docs/images, as `decide` draws them."""
     for metric, name in FIGURES.items():
-        decided = decision(results, results.full_size(SEEDS), "peak_lr", metric)
+        decided = decision(results, results.pairs, "peak_lr", metric)
         if decided is not None:
             png = next(path for path in draw(decided) if path.suffix == ".png")
             shutil.copy(png, Path("docs/images") / f"{name}.png")

@@ -76,9 +76,18 @@ def test_the_default_row_is_what_dvc_lock_records(monkeypatch: pytest.MonkeyPatc
 def test_a_training_is_a_line_with_the_first_digits_of_its_weights() -> None:
     one = row(final_val_loss=6.4710731, best_step=50)
     lines = block("trainings final_val_loss best_step", one, row("peak_lr=0.001"), row("beta1=0.8"), row(SMALL))
-    assert lines[0] == "| training | `final_val_loss` | `best_step` | weights |"
-    assert lines[2] == f"| default | 6.471 | 50 | `{one['weights'][:8]}` |"
-    assert lines[3].startswith("| `peak_lr=0.001` |  |  | `") and len(lines) == 4
+    assert lines[0] == "| training | seed | `final_val_loss` | `best_step` | weights |"
+    assert lines[2] == f"| default | 123 | 6.471 | 50 | `{one['weights'][:8]}` |"
+    assert lines[3].startswith("| `peak_lr=0.001` | 123 |  |  | `") and len(lines) == 4
+
+
+def test_other_trainings_stand_below_the_one_of_their_seed() -> None:
+    base = [row("peak_lr=0.001", seed, loss_jump=5.0, loss_jump_step=28) for seed in (123, 1)]
+    lines = block("others loss_jump loss_jump_step", row(), *base, row("clip_from=start peak_lr=0.001", loss_jump=0.25))
+    assert [line.rpartition(" | `")[0] for line in lines[2:]] == [
+        "| `peak_lr=0.001` | 123 | +5.00 | 28",
+        "| `clip_from=start peak_lr=0.001` | 123 | +0.25 | ",
+    ]
 
 
 def test_a_row_of_older_code_is_marked_and_its_commit_named() -> None:
@@ -133,7 +142,7 @@ def test_the_small_models_tables_compare_with_its_own_rate() -> None:
 
 @pytest.mark.parametrize("name", ["trainings a", "seeds a", "steps", "book", "decide peak_lr x", "peak_lr", "map"])
 def test_a_block_whose_trainings_are_not_there_yet_is_empty(name: str) -> None:
-    assert block(name) == block(name, row("beta1=0.8", 99)) == []
+    assert block(name) == block(name, row("beta1=0.8", 99)) == block("others a", row()) == []
 
 
 def test_a_block_that_does_not_exist_is_named() -> None:

@@ -39,9 +39,7 @@ HIGHER = "peak_lr=0.001"
 BOOK = f"{HIGHER} random_order=book"
 TRAININGS = ("", HIGHER, BOOK)
 PAIRED, SEEDS = ("", HIGHER), tuple(map(str, range(1, 8)))  # full-size pairs
-# The small model of the map and the interventions: its keys and its peak_lr.
-SMALL_KEYS = {"context_length", "stride", "emb_dim", "n_layers", "n_heads", "n_epochs"}
-SMALL_PEAK_LR = "0.005"
+SMALL_PEAK_LR = "0.005"  # of the small model, where another key is changed
 FIGURES = {"final_val_loss": "peak-lr-full-size", "best_val_loss": "peak-lr-full-size-best"}
 OLDER = "†"
 FORMATS = {"val_perplexity": ".0f", "best_step": ".0f", "loss_jump": "+.2f", "loss_jump_step": ".0f"}
@@ -236,70 +234,33 @@ def decide(results: Results, key: str, metric: str, *where: str) -> list[str]:
     return ["```text", *report(decided), "```", *results.remark(rows)] if decided else []
 
 
-def peak_lr(results: Results) -> list[str]:
-    """The two peak_lr in short, by both metrics."""
-    decisions = {metric: decision(results, results.pairs, "peak_lr", metric) for metric in FIGURES}
-    cells = [_summary(decided) for decided in decisions.values() if decided]
-    heading = ["metric", "0.0005: mean, deviation", "0.001: mean, deviation", "median difference"]
-    lines = _table([*heading, "95 % interval", "0.001 is better"], cells)
-    said = [f"- By `{metric}`: {verdicts(decided)[0]}." for metric, decided in decisions.items() if decided]
-    return [*lines, "", *said] if lines else []
+def verdict(results: Results, *metrics: str) -> list[str]:
+    """The verdict on the full-size pairs by each of these metrics, as a list."""
+    decisions = {metric: decision(results, results.pairs, "peak_lr", metric) for metric in metrics}
+    return [f"- By `{metric}`: {verdicts(decided)[0]}." for metric, decided in decisions.items() if decided]
 
 
-def _summary(decided: Decision) -> list[str]:
-    (comparison,) = decided.comparisons
-    low, high = comparison.interval
-    means = [
-        f"{number(fmean(list(one.values.values())))}, {number(sample_deviation(list(one.values.values())))}"
-        for one in decided.summaries
-    ]
-    interval = f"{number(low, signed=True)} to {number(high, signed=True)}"
-    median = number(comparison.median, signed=True)
-    return [f"`{decided.question.metric}`", *means, median, interval, _better(comparison)]
-
-
-def _better(comparison: PairedComparison) -> str:
-    return f"{comparison.signs[0]} of {comparison.num_pairs}"
-
-
-def small_map(results: Results) -> list[str]:
-    """The small model's final_val_loss by peak_lr."""
-    decided = decision(results, results.small, "peak_lr", "final_val_loss", SMALL_PEAK_LR)
-    if decided is None:
-        return []
-    by_level = {comparison.level: comparison for comparison in decided.comparisons}
-    cells = []
-    for one in decided.summaries:
-        values = list(one.values.values())
-        own = [one.level[0], number(fmean(values)), number(sample_deviation(values))]
-        cells.append([*own, *_comparison_cells(by_level.get(one.level))])
-    heading = ["`peak_lr`", "`final_val_loss`, mean", "deviation", f"mean difference to {SMALL_PEAK_LR}"]
-    return _table([*heading, "better", "correlation", "pairing saves"], cells) + results.remark(results.small)
-
-
-def _comparison_cells(comparison: PairedComparison | None) -> list[str]:
-    """Mean difference, better, correlation, saved; empty for the baseline."""
-    if comparison is None:
-        return [""] * 4
-    mean = number(comparison.mean, signed=True)
-    return [mean, _better(comparison), f"{comparison.correlation:.2f}", f"{comparison.variance_ratio:.1f}"]
-
-
-def changes(results: Results) -> list[str]:
-    """The small model with one change of another key than peak_lr, against without."""
-    keys = {key for row in results.small for key in overrides_as_values(row)} - SMALL_KEYS - {"peak_lr"}
+def small(results: Results, *keys: str) -> list[str]:
+    """final_val_loss of the small model with other values of these keys, in pairs with that of SMALL_PEAK_LR."""
     cells: list[list[str]] = []
-    for key in sorted(keys):
-        decided = decision(results, results.small, key, "final_val_loss", peak_lr=SMALL_PEAK_LR)
-        if decided is None:
-            continue
-        by_level = {one.level: number(fmean(list(one.values.values()))) for one in decided.summaries}
-        if not cells:
-            cells.append(["none", by_level[decided.baseline], *_comparison_cells(None)])
-        for one in decided.comparisons:
-            cells.append([f"`{key}={one.level[0]}`", by_level[one.level], *_comparison_cells(one)])
-    heading = ["change", "`final_val_loss`, mean", "mean difference", "better", "correlation", "pairing saves"]
-    return _table(heading, cells) + results.remark(results.small) if cells else []
+    for key in keys:
+        against, where = (SMALL_PEAK_LR, {}) if key == "peak_lr" else (None, {"peak_lr": SMALL_PEAK_LR})
+        decided = decision(results, results.small, key, "final_val_loss", against, **where)
+        comparisons = {one.level: one for one in decided.comparisons} if decided else {}
+        for one in decided.summaries if decided else []:
+            values = list(one.values.values())
+            means = [number(fmean(values)), number(sample_deviation(values))]
+            if one.level in comparisons:
+                cells.append([f"`{key}={one.level[0]}`", *means, *_compared(comparisons[one.level])])
+            elif not any(line[0] == "none" for line in cells):
+                cells.append(["none", *means, "", "", "", ""])
+    heading = ["change", "`final_val_loss`, mean", "deviation", "mean difference", "better", "correlation"]
+    return _table([*heading, "pairing saves"], cells) + (results.remark(results.small) if cells else [])
+
+
+def _compared(one: PairedComparison) -> list[str]:
+    better = f"{one.signs[0]} of {one.num_pairs}"
+    return [number(one.mean, signed=True), better, f"{one.correlation:.2f}", f"{one.variance_ratio:.1f}"]
 
 
 BLOCKS: dict[str, Callable[..., list[str]]] = {
@@ -309,9 +270,8 @@ BLOCKS: dict[str, Callable[..., list[str]]] = {
     "steps": steps,
     "book": book,
     "decide": decide,
-    "peak_lr": peak_lr,
-    "map": small_map,
-    "changes": changes,
+    "verdict": verdict,
+    "small": small,
 }
 
 

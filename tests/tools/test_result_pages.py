@@ -122,25 +122,24 @@ def test_a_verdict_is_decides_own() -> None:
     assert lines[0] == "```text" and lines[-1] == "```"
     assert lines[1].startswith("peak_lr by final_val_loss (lower is better)")
     assert any(line.startswith("peak_lr=0.001 is worse than 0.0005 for the typical seed, in 7 of 7") for line in lines)
-    short = block("peak_lr", *rows)
-    assert short[2] == "| `final_val_loss` | 6.5000, 0.0000 | 6.6000, 0.0000 | +0.1000 | +0.1000 to +0.1000 | 0 of 7 |"
-    assert short[3].startswith("- By `final_val_loss`: peak_lr=0.001 is worse than 0.0005")
+    (line,) = block("verdict final_val_loss best_val_loss", *rows)
+    assert line.startswith("- By `final_val_loss`: peak_lr=0.001 is worse than 0.0005")
 
 
 def test_the_small_models_tables_compare_with_its_own_rate() -> None:
     rows = pairs(f"{SMALL} peak_lr=0.005", 6.0, 6.5, 6.25) + pairs(f"{SMALL} peak_lr=0.01", 6.5, 7.0, 7.0)
     rows += pairs(f"{SMALL} lr_decay=linear peak_lr=0.005", 5.0, 5.5, 5.125)
-    assert block("map", *rows)[2:] == [
-        "| 0.005 | 6.2500 | 0.2500 |  |  |  |  |",
-        "| 0.01 | 6.8333 | 0.2887 | +0.5833 | 0 of 3 | 0.87 | 7.0 |",
-    ]
-    assert block("changes", *rows)[2:] == [
-        "| none | 6.2500 |  |  |  |  |",
-        "| `lr_decay=linear` | 5.2083 | -1.0417 | 3 of 3 | 0.96 | 25.0 |",
-    ]
+    none = "| none | 6.2500 | 0.2500 |  |  |  |  |"
+    higher = "| `peak_lr=0.01` | 6.8333 | 0.2887 | +0.5833 | 0 of 3 | 0.87 | 7.0 |"
+    linear = "| `lr_decay=linear` | 5.2083 | 0.2602 | -1.0417 | 3 of 3 | 0.96 | 25.0 |"
+    assert block("small peak_lr", *rows)[2:] == [none, higher]
+    assert block("small lr_decay keep", *rows)[2:] == [none, linear]
+    assert block("small peak_lr lr_decay", *rows)[2:] == [none, higher, linear]
 
 
-@pytest.mark.parametrize("name", ["trainings a", "seeds a", "steps", "book", "decide peak_lr x", "peak_lr", "map"])
+@pytest.mark.parametrize(
+    "name", ["trainings a", "seeds a", "steps", "book", "decide peak_lr x", "verdict x", "small keep"]
+)
 def test_a_block_whose_trainings_are_not_there_yet_is_empty(name: str) -> None:
     assert block(name) == block(name, row("beta1=0.8", 99)) == block("others a", row()) == []
 

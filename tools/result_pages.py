@@ -213,7 +213,7 @@ def _as_run(row: Row, results: Results) -> TrackedRun:
     """The MLflow run that a row was read from, as far as `decide` reads it."""
     name = f"{row['overrides']} {row['seed']}"
     return TrackedRun(
-        id=name,
+        id=row["weights"],
         name=name,
         status="FINISHED",
         params={key: str(value) for key, value in params_of(row, results.params).items()},
@@ -227,38 +227,49 @@ def _as_run(row: Row, results: Results) -> TrackedRun:
     )
 
 
+def compared(results: Results, decided: Decision) -> list[Row]:
+    """The rows that a decision compares."""
+    weights = {one.run.id for by_seed in decided.group.observations.values() for one in by_seed.values()}
+    return [row for row in results.rows if row["weights"] in weights]
+
+
 def decide(results: Results, key: str, metric: str, *where: str) -> list[str]:
     """The output of `decide` for the full-size trainings, or of the pairs for peak_lr. where: NAME=VALUE."""
     rows = results.pairs if key == "peak_lr" else results.full_size
     decided = decision(results, rows, key, metric, **dict(word.split("=", 1) for word in where))
-    return ["```text", *report(decided), "```", *results.remark(rows)] if decided else []
+    return ["```text", *report(decided), "```", *results.remark(compared(results, decided))] if decided else []
 
 
 def verdict(results: Results, *metrics: str) -> list[str]:
     """The verdict on the full-size pairs by each of these metrics, as a list."""
     decisions = {metric: decision(results, results.pairs, "peak_lr", metric) for metric in metrics}
-    return [f"- By `{metric}`: {verdicts(decided)[0]}." for metric, decided in decisions.items() if decided]
+    said = {f"- By `{metric}`: {verdicts(decided)[0]}.": decided for metric, decided in decisions.items() if decided}
+    return [*said, *results.remark([row for decided in said.values() for row in compared(results, decided)])]
 
 
 def small(results: Results, *keys: str) -> list[str]:
     """final_val_loss of the small model with other values of these keys, in pairs with that of SMALL_PEAK_LR."""
     cells: list[list[str]] = []
+    rows: list[Row] = []
     for key in keys:
         against, where = (SMALL_PEAK_LR, {}) if key == "peak_lr" else (None, {"peak_lr": SMALL_PEAK_LR})
         decided = decision(results, results.small, key, "final_val_loss", against, **where)
-        comparisons = {one.level: one for one in decided.comparisons} if decided else {}
-        for one in decided.summaries if decided else []:
+        if decided is None:
+            continue
+        rows += compared(results, decided)
+        comparisons = {one.level: one for one in decided.comparisons}
+        for one in decided.summaries:
             values = list(one.values.values())
             means = [number(fmean(values)), number(sample_deviation(values))]
             if one.level in comparisons:
-                cells.append([f"`{key}={one.level[0]}`", *means, *_compared(comparisons[one.level])])
+                cells.append([f"`{key}={one.level[0]}`", *means, *_differences(comparisons[one.level])])
             elif not any(line[0] == "none" for line in cells):
                 cells.append(["none", *means, "", "", "", ""])
     heading = ["change", "`final_val_loss`, mean", "deviation", "mean difference", "better", "correlation"]
-    return _table([*heading, "pairing saves"], cells) + (results.remark(results.small) if cells else [])
+    return _table([*heading, "pairing saves"], cells) + results.remark(rows)
 
 
-def _compared(one: PairedComparison) -> list[str]:
+def _differences(one: PairedComparison) -> list[str]:
     better = f"{one.signs[0]} of {one.num_pairs}"
     return [number(one.mean, signed=True), better, f"{one.correlation:.2f}", f"{one.variance_ratio:.1f}"]
 

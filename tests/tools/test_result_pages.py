@@ -96,6 +96,20 @@ def test_a_row_of_older_code_is_marked_and_its_commit_named() -> None:
     assert lines[4] == f"† Of older code, commit `{'c' * 12}`."
 
 
+def test_a_verdict_names_the_older_code_of_the_rows_it_compares() -> None:
+    small = [
+        row(f"{SMALL} peak_lr={rate}", seed, code="then", final_val_loss=1.0) for rate in (1, 2) for seed in (1, 2)
+    ]
+    pair = [row(lr, seed, final_val_loss=6.5) for lr in ("", "peak_lr=0.001") for seed in (1, 2)]
+    older = f"† Of older code, commit `{'c' * 12}`."
+    assert block("decide peak_lr final_val_loss", *small, *pair)[-1] == "```"
+    assert block("decide peak_lr final_val_loss", *(one | {"code": "then"} for one in pair))[-1] == older
+    assert block("verdict final_val_loss", *(one | {"code": "then"} for one in pair))[-1] == older
+    assert older not in block("verdict final_val_loss", *pair)
+    small = [one | {"overrides": one["overrides"].replace("lr=1", "lr=0.005")} for one in small]
+    assert block("small peak_lr", *small)[-1] == older
+
+
 def test_of_two_rows_of_one_training_that_of_the_present_code_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,7 +63,8 @@ def rerun_row(row: Row) -> RowRerun:
     sizes = [out.get("size", 0) for stage in ROW_STAGES for out in commit.lock.get(stage, {}).get("outs", [])]
     reuses_text = RAW_TEXT.is_file() and file_digest(RAW_TEXT) == params.get("corpus_sha256")
     with commit_clone(commit.commit, needed_bytes=NUM_COPIES * sum(sizes)) as clone:
-        YAML().dump(params, clone / PARAMS_FILE)
+        # Another text would give other numbers, so the bundled one is no substitute if the host can't be reached.
+        YAML().dump(params | {"offline_corpus": ""}, clone / PARAMS_FILE)
         if reuses_text:
             (clone / RAW_TEXT).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(RAW_TEXT, clone / RAW_TEXT)

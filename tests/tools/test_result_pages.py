@@ -131,7 +131,8 @@ def test_evaluations_stand_beside_the_published_ones() -> None:
 
 
 def test_a_verdict_is_decides_own() -> None:
-    rows = pairs("", *[6.5] * 7) + pairs("peak_lr=0.001", *[6.6] * 7) + [row("", 8, final_val_loss=9.0), row(SMALL, 1)]
+    rows = pairs("", *[6.5] * 7) + pairs("peak_lr=0.001", *[6.6] * 7) + [row(SMALL, 1)]
+    rows += [row(lr, final_val_loss=9.0) for lr in ("", "peak_lr=0.001")]  # of another seed
     lines = block("decide peak_lr final_val_loss", *rows)
     assert lines[0] == "```text" and lines[-1] == "```"
     assert lines[1].startswith("peak_lr by final_val_loss (lower is better)")

@@ -13,7 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from reprogpt import tags
-from reprogpt.cli.decide import draw, number, report, verdicts
+from reprogpt.cli.decide import draw
+from reprogpt.cli.decide_report import number, report, verdicts
 from reprogpt.decide.decision import Decision, Question, make_decision
 from reprogpt.decide.paired import PairedComparison, sample_deviation
 from reprogpt.dvc.revisions import Workspace

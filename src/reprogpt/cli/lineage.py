@@ -11,6 +11,16 @@ from reprogpt.messages import print_lines
 from reprogpt.paths import EVAL_RESULTS, MODEL
 from reprogpt.runs.find import MODEL_TAG, find_subject, runs_named
 from reprogpt.runs.lineage import DIFFERS, HOLDS, Lineage, Link, StageLinks, restore_commands, trace
+from reprogpt.tags import (
+    COMMIT,
+    CORPUS_PATH,
+    CORPUS_SHA256,
+    CORPUS_URL,
+    DIRTY,
+    EXPERIMENT_NAME,
+    INITIAL_WEIGHTS_SHA256,
+    RUN_KEY,
+)
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
@@ -63,18 +73,18 @@ def run_lines(run: TrackedRun, holder: Revision | None) -> list[str]:
     tags = run.tags
     lines = [
         f"MLflow run {run.id}, {run.name}, {run.status}",
-        f"  corpus      {tags.get('corpus.path') or tags.get('corpus.url', 'not on record')}",
-        f"  sha256      {tags.get('corpus.sha256', 'not on record')}",
+        f"  corpus      {tags.get(CORPUS_PATH) or tags.get(CORPUS_URL, 'not on record')}",
+        f"  sha256      {tags.get(CORPUS_SHA256, 'not on record')}",
     ]
-    if start := tags.get("started_from_sha256"):
+    if start := tags.get(INITIAL_WEIGHTS_SHA256):
         lines += [f"  started from {run.params.get('init_from', 'weights not on record')}", f"  sha256      {start}"]
-    lines.append(f"  run key     {tags.get('run_key', 'not on record')}")
-    commit = tags.get("commit", "")
+    lines.append(f"  run key     {tags.get(RUN_KEY, 'not on record')}")
+    commit = tags.get(COMMIT, "")
     is_here = "" if resolve_commit(commit) else ", not in this repository"
     lines.append(f"  commit      {commit or 'not on record'}{is_here}")
-    if tags.get("dirty") == "true":
+    if tags.get(DIRTY) == "true":
         lines.append("              dirty: files were edited that this commit does not hold as they were")
-    if experiment := tags.get("dvc.experiment"):
+    if experiment := tags.get(EXPERIMENT_NAME):
         is_kept = "" if experiment in list_experiments() else ", no longer kept here under that name"
         lines.append(f"  experiment  {experiment}{is_kept}")
     return [*lines, f"  held by     {holder.name if holder else 'nothing here: no dvc.lock found has this run key'}"]
@@ -94,7 +104,7 @@ def revision_lines(traced: Lineage, revision: Revision, *, has_name: bool) -> li
     by_digest = f"MLflow runs that made these weights, by the digest of {MODEL}"
     lines.append(by_digest if traced.makers else "no MLflow run made these weights")
     for run in traced.makers:
-        has_key = run.tags.get("run_key") == traced.key.recorded
+        has_key = run.tags.get(RUN_KEY) == traced.key.recorded
         lines.append(training_line(run, "" if has_key else "  from other inputs"))
     if traced.others:
         lines += ["", "MLflow runs with this key that did not"]
@@ -127,7 +137,7 @@ def stage_lines(stage: StageLinks) -> list[str]:
 
 
 def training_line(run: TrackedRun, remark: str) -> str:
-    corpus = run.tags.get("corpus.path") or run.tags.get("corpus.url", "corpus not on record")
+    corpus = run.tags.get(CORPUS_PATH) or run.tags.get(CORPUS_URL, "corpus not on record")
     return f"  {run.id}  {run.status:<8}  {run.name}  {corpus.rpartition('/')[2]}{remark}"
 
 

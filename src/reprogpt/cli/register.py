@@ -11,6 +11,7 @@ from reprogpt.errors import PipelineError
 from reprogpt.messages import print_lines, print_message, visible
 from reprogpt.paths import MODEL
 from reprogpt.runs.find import MODEL_TAG, parent_run, require_run
+from reprogpt.tags import RUN_KEY
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.models import register_model
 from reprogpt.tracking.store.tracked_run import TrackedRun
@@ -93,4 +94,4 @@ def _runs_of_workspace(runs: Sequence[TrackedRun]) -> tuple[list[TrackedRun], st
             f"no MLflow run made the weights in {MODEL} ({weights}); they were trained elsewhere, or\n"
             "their records still wait: `reprogpt sync` uploads them. --run RUN registers the model of a run"
         )
-    return sorted(found, key=lambda run: run.tags.get("run_key") != workspace.summary_key), ""
+    return sorted(found, key=lambda run: run.tags.get(RUN_KEY) != workspace.summary_key), ""

@@ -21,7 +21,7 @@ from reprogpt.messages import visible
 from reprogpt.paths import MODEL
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
-MODEL_TAG = f"dvc.{MODEL}.md5"
+MODEL_TAG = tags.md5_tag(MODEL)
 MAX_LISTED = 10
 
 

@@ -14,6 +14,7 @@ from reprogpt.params.loader import PARAMS_FILE, listed_keys
 from reprogpt.paths import EVAL_RESULTS, MODEL, TRAIN_SUMMARY
 from reprogpt.runs.find import MODEL_TAG, Subject, revision_holding
 from reprogpt.runs.restore import experiment_commands, repeat_commands
+from reprogpt.tags import COMMIT, RUN_KEY
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 HOLDS = "holds"
@@ -96,7 +97,7 @@ def trace(subject: Subject, runs: Sequence[TrackedRun]) -> Lineage:
     if key is None:
         return Lineage(subject, run_links, stages)
     makers = [run for run in runs if weights and run.tags.get(MODEL_TAG) == weights]
-    others = [run for run in runs if run.tags.get("run_key") == key and run not in makers]
+    others = [run for run in runs if run.tags.get(RUN_KEY) == key and run not in makers]
     key_link = Link(str(TRAIN_SUMMARY), key, revision.summary_key)
     results = _result_links(revision.read_json(str(EVAL_RESULTS)), weights, makers, runs)
     return Lineage(subject, run_links, stages, key_link, makers, others, results)
@@ -207,7 +208,7 @@ def restore_commands(lineage: Lineage) -> list[str]:
         return experiment_commands(name) if name else [f"git checkout {revision.commit}", "dvc checkout"]
     if run is None:
         return []
-    commit = run.tags.get("commit", "")
+    commit = run.tags.get(COMMIT, "")
     if not resolve_commit(commit):
         return [f"impossible here: this repository lacks the run's commit {commit or '(none is on record)'}"]
     return repeat_commands(run)

@@ -25,6 +25,7 @@ from reprogpt.runs.compare import Change, changes
 from reprogpt.runs.find import MODEL_TAG
 from reprogpt.runs.lineage import HOLDS, NOT_HERE, UNLISTED, Link, check_links
 from reprogpt.runs.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
+from reprogpt.tags import RUN_KEY
 from reprogpt.tracking.log.environment import (
     CPU_TAGS,
     ENVIRONMENT_TAGS,
@@ -105,7 +106,7 @@ def rerun(stage: str | None) -> Rerun:
         raise PipelineError("the workspace has no dvc.lock, so no run is recorded here; `dvc repro` makes one")
     stages = [stage] if stage else [name for name in STAGES if name in workspace.stages]
     _require_recorded_state(workspace, stages)
-    recorded = _tags_of_newest({"run_key": workspace.lock_key, MODEL_TAG: workspace.recorded_outs.get(str(MODEL))})
+    recorded = _tags_of_newest({RUN_KEY: workspace.lock_key, MODEL_TAG: workspace.recorded_outs.get(str(MODEL))})
     reuses_text = str(RAW_TEXT) in _outs(workspace, stages) and _is_recorded_text(workspace)
     files = _files_to_copy(workspace, stages) + ([str(RAW_TEXT)] if reuses_text else [])
     with sandbox_clone(files, needed_bytes=_needed_bytes(workspace, stages)) as clone:
@@ -231,7 +232,7 @@ def _tags_of_newest(tags: Mapping[str, str | None]) -> dict[str, str] | None:
 def _present_environment(workspace: Revision, clone: Path, stages: Sequence[str]) -> dict[str, str]:
     """Tags of the rerun's training; if train was not rerun, the tags that it would have."""
     with store_of(clone):
-        tags = _tags_of_newest({"run_key": workspace.lock_key})
+        tags = _tags_of_newest({RUN_KEY: workspace.lock_key})
     if tags is not None:
         return tags
     # Stages that don't depend on the device must not fail where this machine lacks it.

@@ -13,7 +13,7 @@ from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import ModelFile, TrainingRun
+from reprogpt.tracking.deliver.records import ModelFile, Results, ResultsOf, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
@@ -56,13 +56,21 @@ def root(client: MlflowClient, saved_model: Path) -> Path:
     return Path.cwd()
 
 
-def ended_training(training_id: str = "1" * 32) -> OutboxFile:
+def ended_training(training_id: str = "1" * 32, name: str = "n") -> OutboxFile:
     """The outbox of a training that has recorded its model."""
     outbox = open_outbox(training_id)
-    tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append(TrainingRun(name="n", tags=tags, params=PARAMS, datasets=[], store=store_name()))
+    tags = {"training_id": training_id, "run_key": training_id}
+    outbox.append(TrainingRun(name=name, tags=tags, params=PARAMS, datasets=[], store=store_name()))
     record_model(outbox)
     return outbox
+
+
+def upload_results(training_id: str, val_loss: float) -> None:
+    """As evaluate does."""
+    outbox = open_outbox()
+    outbox.append(ResultsOf(run_key=training_id, experiment=None, store=store_name()))
+    outbox.append(Results(values={"final_val_loss": val_loss}, step=9, sampling={"top_k": 25}))
+    upload(outbox)
 
 
 def models(client: MlflowClient) -> list[LoggedModel]:
@@ -89,7 +97,7 @@ def test_a_training_uploads_one_complete_model_and_leaves_nothing(client: Mlflow
     outbox = ended_training()
     assert upload(outbox) == NUM_RECORDS
     model = assert_one_complete_model(client, root)
-    assert model.params["emb_dim"] == "32" and model.name == "gpt"
+    assert model.params["emb_dim"] == "32" and model.name == "n"
     stored = Path(model.artifact_location.removeprefix("file://"))
     assert file_digest(stored / "checkpoint/model.safetensors") == file_digest(root / "data/model/model.safetensors")
     assert f"model_id: {model.model_id}" in (stored / "MLmodel").read_text()
@@ -164,6 +172,35 @@ def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, r
         upload(ended_training(training_id))
     logged = models(client)
     assert len({str(model.source_run_id) for model in logged}) == len(logged) == 2
+
+
+def test_models_are_named_after_their_runs_and_ranked_by_their_final_loss(client: MlflowClient, root: Path) -> None:
+    for training_id, name, val_loss in (("1", "worst", 5.0), ("2", "lr-0.001:best", 3.0), ("3", "middle", 4.0)):
+        upload(ended_training(training_id * 32, name))
+        upload_results(training_id * 32, val_loss)
+    experiment = client.get_experiment_by_name("reprogpt")
+    by_loss: Any = [{"field_name": "metrics.final_val_loss", "ascending": True}]
+    ranked = client.search_logged_models([experiment.experiment_id], order_by=by_loss)
+    assert [model.name for model in ranked] == ["lr-0-001-best", "middle", "worst"]  # MLflow takes no . and : in a name
+    assert [(metric.key, metric.value) for model in ranked for metric in model.metrics or []] == [
+        ("final_val_loss", 3.0),
+        ("final_val_loss", 4.0),
+        ("final_val_loss", 5.0),
+    ]
+    upload_results("1" * 32, 5.0)  # evaluated again
+    assert len(client.get_logged_model(ranked[2].model_id).metrics) == 1
+
+
+def test_another_model_of_the_run_stays(client: MlflowClient, root: Path) -> None:
+    """Such as one that a notebook has logged to the run."""
+    outbox = ended_training()
+    upload(outbox)
+    outbox.release()
+    (ours,) = models(client)
+    client.finalize_logged_model(ours.model_id, LoggedModelStatus.PENDING)
+    client.create_logged_model(ours.experiment_id, "quantized", ours.source_run_id)
+    upload(ended_training())
+    assert {(model.name, str(model.status)) for model in models(client)} == {("n", "READY"), ("quantized", "PENDING")}
 
 
 def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:

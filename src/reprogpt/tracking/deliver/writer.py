@@ -40,7 +40,7 @@ from reprogpt.tracking.deliver.records import (
 )
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.errors import RecordError, store_errors
-from reprogpt.tracking.store.models import finalize_model, upload_model_file
+from reprogpt.tracking.store.models import finalize_model, model_id_of, upload_model_file
 from reprogpt.tracking.store.uri import is_present_store, store_name
 from reprogpt.urls import redact
 
@@ -361,10 +361,14 @@ def _find_or_create_child(
 
 
 def _log_results(client: MlflowClient, run_id: str, record: Results) -> None:
-    """Log the final metrics that the run does not have yet: a repeated stage adds no second point."""
+    """Log the final metrics that the run does not have yet: a repeated stage adds no second point.
+
+    MLflow shows them with the run's model, too, and can order models by them.
+    """
     run = client.get_run(run_id)
     new = {key: value for key, value in record.values.items() if run.data.metrics.get(key) != value}
-    client.log_batch(run_id, metrics=_metrics(replace(record, values=new)))
+    model_id = model_id_of(client, run)
+    client.log_batch(run_id, metrics=_metrics(replace(record, values=new), model_id))
     lacking = sorted(new.keys() - client.get_run(run_id).data.metrics.keys())
     if lacking:
         raise _IncompleteError(f"run {run_id} lacks the results {', '.join(lacking)}")
@@ -398,5 +402,5 @@ def _as_stored(value: Any) -> str:
     return str(value)[:MAX_PARAM_VAL_LENGTH]
 
 
-def _metrics(record: Points | Results) -> list[Metric]:
-    return [Metric(key, value, record.time, record.step) for key, value in record.values.items()]
+def _metrics(record: Points | Results, model_id: str | None = None) -> list[Metric]:
+    return [Metric(key, value, record.time, record.step, model_id=model_id) for key, value in record.values.items()]

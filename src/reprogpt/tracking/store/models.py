@@ -5,6 +5,7 @@ its files are uploaded, then READY and no longer written to.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from reprogpt.tracking.store.client import download_artifacts, open_store
 from reprogpt.tracking.store.errors import RecordError, store_errors
 from reprogpt.tracking.store.uri import store_uri
 
-NAME = "gpt"
+_NOT_IN_NAMES = re.compile("[/:.%\"']")  # characters that MLflow allows in a run's name, but not in a model's
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,15 @@ def finalize_model(client: MlflowClient, run_id: str, description: Mapping[str, 
     outputs = client.get_run(run_id).outputs
     if not any(output.model_id == model.model_id for output in (outputs.model_outputs if outputs else [])):
         client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
-    for other in _models(client, client.get_run(run_id))[1:]:  # from a request whose answer was lost
-        client.delete_logged_model(other.model_id)
+    for other in _models(client, client.get_run(run_id))[1:]:
+        if other.name == model.name:  # from a request whose answer was lost
+            client.delete_logged_model(other.model_id)
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+
+
+def model_id_of(client: MlflowClient, run: Run) -> str | None:
+    """The id of the run's model, complete or not; None if it has none."""
+    return next((model.model_id for model in _models(client, run)), None)
 
 
 def download_checkpoint(run_id: str, folder: Path) -> Path | None:
@@ -127,7 +134,8 @@ def _find_or_create_model(client: MlflowClient, run_id: str) -> LoggedModel:
     run = client.get_run(run_id)
     for model in _models(client, run):
         return model
-    return client.create_logged_model(run.info.experiment_id, NAME, run_id, params=run.data.params)
+    name = _NOT_IN_NAMES.sub("-", run.info.run_name)
+    return client.create_logged_model(run.info.experiment_id, name, run_id, params=run.data.params)
 
 
 def _complete_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
@@ -138,5 +146,5 @@ def _complete_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
 def _models(client: MlflowClient, run: Run) -> list[LoggedModel]:
     """The run's models, the oldest first: one, or none."""
     oldest = [{"field_name": "creation_time", "ascending": True}]
-    query = f"source_run_id = '{run.info.run_id}' AND name = '{NAME}'"
+    query = f"source_run_id = '{run.info.run_id}'"
     return list(client.search_logged_models([run.info.experiment_id], query, order_by=oldest))

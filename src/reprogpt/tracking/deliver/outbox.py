@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from reprogpt.files import fsync_folder, write_text_atomic
 from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
+from reprogpt.tags import RUN_KEY
 from reprogpt.tracking.deliver.records import (
     Damaged,
     FirstRecord,
@@ -271,18 +272,44 @@ def abandoned_outboxes() -> Iterator[OutboxFile]:
         yield OutboxFile(folder, lock)
 
 
+def is_queued(run_key: str) -> bool:
+    """Whether an outbox, locked or not, has records that are not uploaded of a training with this key."""
+    for path in _folder().glob(f"*/{RECORDS}"):
+        first = _first_record(path)
+        is_training = isinstance(first, TrainingRun) and first.tags.get(RUN_KEY) == run_key
+        is_results = isinstance(first, ResultsOf) and first.run_key == run_key
+        if (is_training or is_results) and not _is_uploaded(path.parent):
+            return True
+    return False
+
+
 def _folder() -> Path:
     return state_dir() / "outbox"
 
 
 def _created(path: Path) -> int:
     """The time of the first record; 0 if there is none."""
+    record = _first_record(path)
+    return 0 if isinstance(record, Damaged) else record.time
+
+
+def _is_uploaded(folder: Path) -> bool:
+    """Whether nothing is left to upload, without locking the outbox."""
+    try:
+        num_uploaded = int((folder / _DELIVERED).read_text())
+        num_bytes = (folder / RECORDS).stat().st_size
+    except (OSError, ValueError):
+        return False
+    set_aside = folder / _SET_ASIDE
+    return num_uploaded >= num_bytes and not (set_aside.exists() and json.loads(set_aside.read_text("utf-8")))
+
+
+def _first_record(path: Path) -> Record | Damaged:
     try:
         with path.open("rb") as file:
-            record = from_line(file.readline())
-    except OSError:
-        return 0
-    return 0 if isinstance(record, Damaged) else record.time
+            return from_line(file.readline())
+    except OSError as error:
+        return Damaged(str(error))
 
 
 def _whole_lines(path: Path) -> int:

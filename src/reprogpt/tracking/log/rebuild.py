@@ -14,9 +14,9 @@ from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
 from reprogpt.paths import HISTORY, TRAIN_SUMMARY
 from reprogpt.step_record import StepRecord
-from reprogpt.tracking.deliver.outbox import OutboxFile
+from reprogpt.tracking.deliver.outbox import OutboxFile, is_queued
 from reprogpt.tracking.deliver.records import End, Points
-from reprogpt.tracking.deliver.writer import lacking_points, upload
+from reprogpt.tracking.deliver.writer import LACKS_RECORDS, lacking_points, upload
 from reprogpt.tracking.log.results import open_results_outbox
 from reprogpt.tracking.log.training import RunIdentity, RunLogger, open_training_outbox, step_metrics
 from reprogpt.tracking.store.client import open_store, search_runs
@@ -32,19 +32,24 @@ def rebuild_run() -> str | None:
     A training without a run gets one: parameters, points, model, digests and present results, but neither the times,
     samples and environment of the training nor its system metrics, which no file holds. A run that lacks points gets
     those. A run that was deleted in MLflow stays deleted.
-    Nothing is done if dvc.lock does not record the present files as those that train wrote.
+    A run that lacks records which are no longer in the outbox, since a person gave them up, ends FINISHED.
+    Nothing is done if dvc.lock does not record the present files as those that train wrote, or while the outbox has
+    records of this training.
     Raises TrackingError if the store can't be used.
     """
     if not HISTORY.exists() or not is_up_to_date("train"):
         return None
     key = run_key()
+    if is_queued(key):
+        return None
     runs = search_runs({tags.RUN_KEY: key, tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
     if not runs:
         return _rebuild_whole(key)
     active = [run for run in runs if not run.is_deleted]
     if not active:
         return f"run {runs[0].id} of data/model was deleted; bring it back: mlflow runs restore --run-id {runs[0].id}"
-    return _add_points(active[0], key)
+    done = [_add_points(active[0], key), _finish_without_records(active[0])]
+    return "\n".join(filter(None, done)) or None
 
 
 def _rebuild_whole(key: str) -> str:
@@ -79,6 +84,19 @@ def _add_points(run: TrackedRun, key: str) -> str | None:
         outbox.append(lost)
     _upload(outbox)
     return f"run {run.id} lacked points of {len(lacking)} steps, which are uploaded from {HISTORY}"
+
+
+def _finish_without_records(run: TrackedRun) -> str | None:
+    """End a run that is FAILED only for the lack of records; its end time stays."""
+    reason = run.tags.get(tags.ERROR, "")
+    if LACKS_RECORDS not in reason:
+        return None
+    client, _ = open_store()
+    with store_errors():
+        client.set_tag(run.id, tags.NOT_RECORDED, reason)
+        client.delete_tag(run.id, tags.ERROR)
+        client.set_terminated(run.id, "FINISHED", end_time=client.get_run(run.id).info.end_time)
+    return f"run {run.id} lacks records that are not in the outbox any more: it is FINISHED without them"
 
 
 def _upload(outbox: OutboxFile) -> None:

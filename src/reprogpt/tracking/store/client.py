@@ -16,6 +16,7 @@ import reprogpt.mlflow_settings  # noqa: F401
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db import utils as mlflow_database
 
 from reprogpt.errors import TrackingError
@@ -165,6 +166,15 @@ def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, fl
     return histories
 
 
+def run_artifacts(run: Run, folder: str = "") -> set[str]:
+    """The paths of the files and folders in a folder of the run's artifacts, "" for their root.
+
+    MLflow's own list adds the files of logged models, and fails on a server that has none.
+    """
+    repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=store_uri())
+    return {file.path for file in repository.list_artifacts(folder or None)}
+
+
 def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
     """Download a folder of a run's artifacts into `folder`; returns its path.
 
@@ -172,7 +182,7 @@ def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
     """
     client, _ = open_store()
     with store_errors():
-        if not client.list_artifacts(run_id, path):
+        if not run_artifacts(client.get_run(run_id), path):
             return None
         return Path(client.download_artifacts(run_id, path, str(folder)))
 

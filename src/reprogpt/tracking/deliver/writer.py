@@ -143,10 +143,11 @@ def _write_or_set_aside(client: MlflowClient, run_id: str, outbox: OutboxFile, b
             middle = len(batch) // 2
             halves = (batch[:middle], batch[middle:])
             return sum(_write_or_set_aside(client, run_id, outbox, half) for half in halves)
-        outbox.put_aside(batch[0], str(error))
+        reason = f"{_describe(outbox, batch[0].record)}: {error}"
+        outbox.put_aside(batch[0], reason)
         if batch[0] not in already_aside:
             print_message(
-                f"MLflow refused a record of kind {batch[0].record.kind}: {error}\n"
+                f"a record is not in MLflow: {reason}\n"
                 f"It is kept: line {outbox.line_number(batch[0])} of {outbox.folder / RECORDS}; "
                 "`python -m reprogpt sync` tries it again"
             )
@@ -155,6 +156,18 @@ def _write_or_set_aside(client: MlflowClient, run_id: str, outbox: OutboxFile, b
         if line in already_aside:
             outbox.take_back(line)
     return len(batch)
+
+
+def _describe(outbox: OutboxFile, record: Record | Damaged) -> str:
+    """What a record is, for a message: of a file its path in MLflow and its size, of points their step."""
+    match record:
+        case File() | ModelFile():
+            path = outbox.kept_file(record.kept)
+            size = f" ({path.stat().st_size:,} bytes)" if path.exists() else ""
+            return f"{record.kind} {Path(record.folder, path.name).as_posix()}{size}"
+        case Points():
+            return f"{record.kind} of step {record.step}"
+    return record.kind
 
 
 def _write_batch(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: list[Line]) -> None:

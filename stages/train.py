@@ -56,7 +56,7 @@ def train(params: TrainParams, group: ProcessGroup) -> None:
             on_documents = contains(read_tokens(TRAIN_TOKENS, vocab_size=params.vocab_size), encoding.eot_token)
             weights = checkpointed.kept_weights()
             save_model(MODEL, training.model, weights, best_step=best_step, on_documents=on_documents)
-            write_tokenizer(MODEL)
+            write_tokenizer(MODEL, params.context_length)
             write_history(HISTORY, EVALUATIONS, checkpointed.records)
             digests = {"run_key": identity.run_key} | training.initial_weights_tags
             facts = summary(checkpointed.records, training.plan, params, digests=digests, kept_step=kept_step)

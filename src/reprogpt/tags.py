@@ -34,6 +34,9 @@ WARMUP_STEPS = "warmup_steps"
 WEIGHTS_SHA256 = "weights.sha256"
 WEIGHTS_STEP = "weights.step"  # 0-based step after which the training had them
 
+# Of an MLflow experiment: the name that it had when we first used it, by which it is found once it is renamed.
+ORIGINAL_NAME = "reprogpt.experiment"
+
 # MLflow's own.
 PARENT_RUN_ID = "mlflow.parentRunId"  # of an evaluation with other parameters than the training's run has
 DESCRIPTION = "mlflow.note.content"

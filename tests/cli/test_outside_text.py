@@ -9,6 +9,9 @@ import pytest
 from reprogpt.errors import PipelineError
 from reprogpt.messages import print_message, visible
 from reprogpt.runs.find import Subject, format_runs
+from reprogpt.runs.lineage import Link
+from reprogpt.runs.verify import Rerun, RunEnvironments
+from reprogpt.tracking.deliver.uploader import AbandonedUploads
 from reprogpt.tracking.store.models import RegisteredModel
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
@@ -48,6 +51,31 @@ def test_a_runs_name_and_values_are_printed_without_control_characters(
     assert SHOWN in printed
     assert not CONTROL.search(printed)
     assert not any(line.startswith(FORGED) for line in printed.splitlines())
+
+
+def test_neither_are_they_in_what_sync_says_of_a_refused_record(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sync = import_module("reprogpt.cli.sync")
+    uploads = AbandonedUploads(0, [f"1 records, the first since: {HOSTILE}"], ["nice\x1b[2J\nset MLFLOW_TRACKING_URI"])
+    monkeypatch.setattr(sync, "upload_abandoned", lambda *, retry: uploads)
+    monkeypatch.setattr(sync, "rebuild_run", lambda: f"run {HOSTILE} lacked points")
+    assert sync.sync.callback() == 1
+    printed = capsys.readouterr().out
+    assert printed.count(SHOWN) == 2 and "\nset MLFLOW_TRACKING_URI\n" in printed
+    assert not CONTROL.search(printed)
+
+
+def test_neither_are_they_in_what_verify_says_of_the_recorded_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verify = import_module("reprogpt.cli.verify")
+    environments = RunEnvironments({"torch": HOSTILE}, {"torch": "2.9"})
+    outs = {"train": [Link("data/model", "1", "2")]}
+    monkeypatch.setattr(verify, "rerun", lambda stage: Rerun(outs, environments, reuses_text=False, origins=["train"]))
+    assert verify.verify.callback(stage=None) == 1
+    printed = capsys.readouterr().out
+    assert SHOWN in printed and not CONTROL.search(printed)
 
 
 def test_neither_are_they_in_a_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,9 @@ def test_ids_are_read_as_they_were_written(tmp_path: Path) -> None:
     write_tokens(tmp_path / "ids.npy", [ids], dtype=UINT16)
     again = read_tokens(tmp_path / "ids.npy", vocab_size=50257)
     assert again.dtype == np.uint16
-    assert again.tolist() == [40, 367, 50256]
+    assert again[:].tolist() == [40, 367, 50256]
+    assert again[1:9].tolist() == [367, 50256]
+    assert again[3:].size == again[2:1].size == 0
     assert [path.name for path in tmp_path.glob("*.npy*")] == ["ids.npy"]
 
 
@@ -146,6 +148,16 @@ def test_a_token_file_cut_anywhere_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(DataError, match=f"{path} is truncated or not a token file.*dvc checkout"):
             read_tokens(path, vocab_size=64)
+
+
+def test_a_token_file_cut_while_it_is_in_use_is_an_error_not_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "ids.npy"
+    write_tokens(path, [np.arange(30_000, dtype=np.uint16)], dtype=UINT16)
+    ids = read_tokens(path, vocab_size=50257)
+    os.truncate(path, 9000)
+    assert ids[:4000].tolist() == list(range(4000))
+    with pytest.raises(DataError, match=rf"{path} was cut to 9000 bytes while it was in use; .*dvc checkout"):
+        ids[4000:5000]
 
 
 def test_a_missing_token_file_is_named(tmp_path: Path) -> None:
@@ -187,7 +199,15 @@ def test_a_token_is_found_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [contains(ids, token) for token in (0, 3, 4, 9, 10)] == [True, True, True, True, False]
 
 
+def test_the_bytes_of_a_part_of_the_tokens_are_counted(
+    encoding: tiktoken.Encoding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reprogpt.data.tokens.CHECKED_TOKENS", 2)
+    ids = np.array(encoding.encode_ordinary("Every effort moves you"), UINT16)
+    assert num_bytes(encoding, ids, 1, 3) == len(" effort moves")
+
+
 def test_the_tokenizer_is_written_in_three_files_without_pickle(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path / "model")
+    write_tokenizer(tmp_path / "model", 8)
     names = sorted(path.name for path in (tmp_path / "model").iterdir())
     assert names == ["merges.txt", "tokenizer_config.json", "vocab.json"]

@@ -57,7 +57,7 @@ def resident_bytes(kind: str) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux reports resident memory")
-def test_a_pass_over_a_mapped_file_leaves_none_of_it_in_memory(tmp_path: Path) -> None:
+def test_a_pass_over_a_file_leaves_none_of_it_in_memory(tmp_path: Path) -> None:
     num_tokens = 32_000_001
     parts = (np.arange(1_000_000, dtype=np.uint16) % 50257 for _ in range(32))
     write_tokens(tmp_path / "ids.npy", chain(parts, [np.zeros(1, np.uint16)]), dtype=np.dtype(np.uint16))

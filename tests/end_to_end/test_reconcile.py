@@ -12,23 +12,24 @@ from mlflow.entities import Run
 from reprogpt.cli.main import run as run_command
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS
+from reprogpt.tracking.log.local_trainings import find_training
 from tests.end_to_end.workspace import Workspace, file_of
 
 STORE = "rebuilt.db"
 # Of the training itself, which no file holds; and, of a run, what MLflow makes anew.
 LOST_TAGS = {"training_id", "mlflow.loggedModelVersions", "mlflow.log-model.history", "mlflow.note.content"}
-Sync = Callable[[], str]
+Sync = Callable[..., str]
 
 
 @pytest.fixture
 def sync(finished: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Sync:
-    """Run `reprogpt sync` with another store, here for speed; what it prints."""
+    """Run `reprogpt sync` with another store, here for speed; what it prints. Its argument is the exit code."""
     monkeypatch.chdir(finished.path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{STORE}")
     monkeypatch.setattr(sys, "argv", ["reprogpt", "sync"])
 
-    def act() -> str:
-        assert run_command() == 0
+    def act(exit_code: int = 0) -> str:
+        assert run_command() == exit_code
         return capsys.readouterr().out
 
     return act
@@ -41,10 +42,12 @@ def rebuilt_runs(workspace: Workspace) -> tuple[MlflowClient, list[Run]]:
 
 
 def test_a_run_that_the_store_has_lost_is_rebuilt_once(finished: Workspace, sync: Sync) -> None:
+    original = finished.runs()[0]
+    assert find_training(original.data.tags["weights.sha256"]) == original.data.tags["training_id"]
     assert "MLflow had no run of data/model: it is rebuilt from data/metrics/history.csv, with 18 steps" in sync()
     assert sync().splitlines()[1:] == []
     client, (run,) = rebuilt_runs(finished)
-    original = finished.runs()[0]
+    assert find_training(run.data.tags["weights.sha256"]) == run.data.tags["training_id"]
     assert run.info.status == "FINISHED" and run.data.tags["rebuilt_from"] == "data/metrics/history.csv"
     assert run.data.params == original.data.params
     assert [item.dataset.digest for item in run.inputs.dataset_inputs] == [
@@ -93,5 +96,7 @@ def test_a_run_that_a_person_deleted_stays_deleted(finished: Workspace, sync: Sy
 def test_files_that_dvc_does_not_know_are_not_rebuilt_from(finished: Workspace, sync: Sync) -> None:
     Path(STORE).unlink()
     finished.set_params(peak_lr=0.004)
-    assert "it is rebuilt" not in sync()
-    finished.succeed("git", "checkout", "-q", "params.yaml")
+    assert "\n  param peak_lr: recorded 0.001, found 0.004\n`dvc repro` makes results that fit" in sync(exit_code=1)
+    finished.succeed("dvc", "commit", "-f")  # as if they were trained so
+    assert "\n  data/metrics/train.json: recorded " in sync(exit_code=1)
+    assert not Path(STORE).exists()

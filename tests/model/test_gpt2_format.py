@@ -77,10 +77,11 @@ def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_a_folder_holds_five_readable_files_and_none_is_a_pickle(folder: Path) -> None:
-    write_tokenizer(folder)
+def test_a_folder_holds_readable_files_and_none_is_a_pickle(folder: Path) -> None:
+    write_tokenizer(folder, 8)
     names = {path.name for path in folder.iterdir()}
-    assert names == {"config.json", "model.safetensors", "vocab.json", "merges.txt", "tokenizer_config.json"}
+    configs = {"config.json", "gpt_config.json", "generation_config.json", "tokenizer_config.json"}
+    assert names == configs | {"model.safetensors", "vocab.json", "merges.txt"}
     for path in folder.iterdir():
         assert path.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK")
     assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o644  # safetensors alone would say 0o600
@@ -90,6 +91,7 @@ def test_config_json_has_the_models_hyperparameters(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     assert config["tie_word_embeddings"] is False
     assert (config["n_embd"], config["n_head"], config["n_layer"], config["n_positions"]) == (32, 4, 2, 8)
+    assert config["n_ctx"] == 8
     assert [config[f"{kind}_pdrop"] for kind in ("attn", "embd", "resid")] == [0.1, 0.1, 0.1]
 
 
@@ -109,7 +111,7 @@ def test_transformers_computes_the_same_logits(tmp_path: Path, qkv_bias: bool, t
 def test_transformers_tokenizes_as_tiktoken_does(folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    write_tokenizer(folder)
+    write_tokenizer(folder, 8)
     theirs, ours = AutoTokenizer.from_pretrained(folder), load_encoding("gpt2")
     for text in ("Every effort moves you", " two  spaces\n\n“naïve” 漢字 🙂 don't 12345"):
         assert theirs(text)["input_ids"] == ours.encode_ordinary(text)
@@ -121,6 +123,22 @@ def load_error(folder: Path) -> str:
         load_model(folder)
     assert "dvc checkout" in str(error.value)
     return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("n_head", 8, "n_head is 8, but the weights were trained with 4"),
+        ("resid_pdrop", 0.2, "resid_pdrop is 0.2, but the weights were trained with 0.1"),
+    ],
+)
+def test_a_config_that_the_weights_were_not_trained_with_is_refused(
+    folder: Path, key: str, value: float, shown: str
+) -> None:
+    """Although each tensor has the right shape."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {key: value}))
+    assert f"{path}: {shown}" in load_error(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -201,19 +219,19 @@ def test_a_config_of_another_size_does_not_fit_the_weights(folder: Path) -> None
     ("key", "value", "message"),
     [
         ("model_type", "llama", "model_type llama, not gpt2"),
-        ("activation_function", "gelu", "activation_function is gelu, but this model can only have gelu_new or"),
+        ("activation_function", "gelu", "activation_function is 'gelu', but this model can only have 'gelu_new' or"),
         ("activation_function", ["gelu_new"], "activation_function is ['gelu_new'], but this"),
         ("layer_norm_epsilon", 1e-6, "layer_norm_epsilon is 1e-06, but this model can only have 1e-05"),
-        ("layer_norm_epsilon", "1e-05", "layer_norm_epsilon is 1e-05, but"),
+        ("layer_norm_epsilon", "1e-05", "layer_norm_epsilon is '1e-05', but"),
         ("scale_attn_weights", False, "scale_attn_weights is False, but this model can only have True"),
         ("scale_attn_weights", 1, "scale_attn_weights is 1, but this model can only have True"),
         ("scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx is True, but"),
         ("add_cross_attention", True, "add_cross_attention is True, but"),
         ("n_inner", 64, "n_inner is 64, but this model can only have 4 * n_embd"),
         ("tie_word_embeddings", True, "has an unknown tensor lm_head.weight"),
-        ("tie_word_embeddings", "no", "tie_word_embeddings is no, not true or false"),
+        ("tie_word_embeddings", "no", "tie_word_embeddings is 'no', not true or false"),
         ("n_head", 5, "n_head is 5, which does not divide n_embd = 32"),
-        ("resid_pdrop", "0.1", "resid_pdrop is 0.1, not a number"),
+        ("resid_pdrop", "0.1", "resid_pdrop is '0.1', not a number"),
         ("resid_pdrop", 1, "resid_pdrop is 1, not a number of at least 0 and below 1"),
         ("resid_pdrop", True, "resid_pdrop is True, not a number"),
         ("qkv_bias", 0, "qkv_bias is 0, not true or false"),
@@ -230,7 +248,7 @@ def test_a_config_of_another_model_is_refused(folder: Path, key: str, value: Any
 def test_a_size_that_is_not_a_whole_number_is_refused(folder: Path, key: str, value: Any) -> None:
     change_config(folder, lambda config: config.update({key: value}))
     message = load_error(folder)
-    assert f"{key} is " in message and "not a whole number of at least 1" in message
+    assert f"{key} is {value!r}"[:50] in message and "not a whole number of at least 1" in message
     assert len(message) < 1000
 
 
@@ -261,4 +279,4 @@ def test_a_full_disk_is_a_message_and_leaves_no_part_of_the_weights(tmp_path: Pa
             save_model(tmp_path, tiny_model())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("model")] == []

@@ -214,14 +214,14 @@ def test_all_sizes_that_differ_are_named_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"activation_function": "relu"}, "activation_function is relu, but this model can only have gelu_new"),
+        ({"activation_function": "relu"}, "activation_function is 'relu', but this model can only have 'gelu_new'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06, but this model can only have 1e-05"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False, but this model can only have True"),
         (
             {"scale_attn_by_inverse_layer_idx": True},
             "scale_attn_by_inverse_layer_idx is True, but this model can only have False",
         ),
-        ({"activation_function": "gelu"}, "activation_function is gelu, but this model can only have gelu_new"),
+        ({"activation_function": "gelu"}, "activation_function is 'gelu', but this model can only have 'gelu_new'"),
         ({"n_inner": 64}, "n_inner is 64, but this model can only have 4 * n_embd or null"),
     ],
 )

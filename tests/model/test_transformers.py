@@ -43,8 +43,12 @@ tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.f
 ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
 with torch.no_grad():
     logits = model(ids).logits
-[made] = pipeline("text-generation", model=folder)(prompt, max_new_tokens=6, do_sample=False)
-print(json.dumps({"ids": ids.tolist(), "logits": logits.tolist(), "text": made["generated_text"]}))
+generator = pipeline("text-generation", model=folder)
+[made] = generator(prompt, max_new_tokens=6, do_sample=False)
+[longest] = generator(prompt)
+[cut] = generator(prompt * 40, max_new_tokens=6, handle_long_generation="hole")
+found = {"ids": ids.tolist(), "logits": logits.tolist(), "text": made["generated_text"]}
+print(json.dumps(found | {"longest": longest["generated_text"], "cut": cut["generated_text"]}))
 """
 
 
@@ -53,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As train writes: a tiny model with GPT-2's vocabulary, and the tokenizer."""
     path = tmp_path_factory.mktemp("model")
     save_model(path, tiny_model(vocab_size=50257, context_length=64))
-    write_tokenizer(path)
+    write_tokenizer(path, 64)
     return path
 
 
@@ -74,6 +78,8 @@ def test_model_tokenizer_and_pipeline_work_offline_and_give_our_results(folder: 
     with torch.no_grad():
         assert torch.allclose(torch.tensor(found["logits"]), model(torch.tensor([ids])), rtol=0, atol=1e-5)
     assert found["text"] == PROMPT + encoding.decode(list(generate(model, ids, 6)))
+    assert found["longest"].startswith(PROMPT) and len(found["longest"]) > len(PROMPT)
+    assert found["cut"].startswith(PROMPT * 40) and len(found["cut"]) > len(PROMPT * 40)
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)

@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Pat
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, folder)
     save_model(folder / "data/model", tiny_model(**SIZES))
-    write_tokenizer(folder / "data/model")
+    write_tokenizer(folder / "data/model", 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         open_store()

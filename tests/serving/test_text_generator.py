@@ -55,7 +55,7 @@ def texts(model: PyFuncModel, *prompts: str, **params: Any) -> list[str]:
 def test_a_model_of_documents_ends_its_text_unless_asked_otherwise(tmp_path: Path) -> None:
     odds = model_with_odds({50256: 1.0}, **SIZES)
     save_model(tmp_path, odds, on_documents=True)
-    write_tokenizer(tmp_path)
+    write_tokenizer(tmp_path, 8)
     served = TextGenerator()
     served.load_context(SimpleNamespace(artifacts={"checkpoint": str(tmp_path)}, model_config=None))  # type: ignore[arg-type]
     params = {"max_new_tokens": 2, "temperature": 0.0, "top_k": 1, "seed": 1, "from_start": False}

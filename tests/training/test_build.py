@@ -35,8 +35,8 @@ def training_on(num_train: int, num_val: int, *, prompt: tuple[int, ...] = (1,),
 
 def test_training_rows_start_every_stride_and_validation_rows_every_context_length() -> None:
     training = training_on(33, 25, stride=4)
-    assert training.train_rows.inputs[:, 0].tolist() == [0, 4, 8, 12, 16, 20, 24]
-    assert training.val_rows.inputs[:, 0].tolist() == [0, 8, 16]
+    assert training.train_rows.inputs[:][:, 0].tolist() == [0, 4, 8, 12, 16, 20, 24]
+    assert training.val_rows.inputs[:][:, 0].tolist() == [0, 8, 16]
     assert training.plan == Plan(3, 6, 1, decay_start=1, first_clipped_step=1)
 
 

@@ -19,6 +19,7 @@ from reprogpt.decide.sign_test import ALPHA, MAX_PAIRS, POWER, min_pairs, more_p
 from reprogpt.decide.stored_values import as_number
 from reprogpt.dvc.revisions import queued_experiments
 from reprogpt.errors import PipelineError
+from reprogpt.messages import print_lines
 from reprogpt.params.loader import PARAMS_FILE, read_mapping
 from reprogpt.plotting.decide_figures import LevelPoints, PairPoints, draw_levels, draw_pair
 from reprogpt.plotting.style import METADATA, save_figure
@@ -138,7 +139,7 @@ def decide(
     higher = higher_is_better or metric in HIGHER_IS_BETTER
     question = Question(tuple(keys), metric, level, dict(where), higher)
     decision = make_decision(question, search_runs(), read_mapping(PARAMS_FILE), list(_queued_params()))
-    print("\n".join(report(decision, needs)))
+    print_lines(report(decision, needs))
     figures = draw(decision)
     print(f"\nfigure: {' '.join(map(str, figures))}")
     return 0 if decision.decided else 1

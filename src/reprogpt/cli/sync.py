@@ -3,8 +3,9 @@
 import click
 
 from reprogpt.cli.command import Command
+from reprogpt.messages import print_lines
 from reprogpt.tracking.deliver.uploader import upload_abandoned
-from reprogpt.tracking.log.rebuild import rebuild_run
+from reprogpt.tracking.log.rebuild import UnconfirmedError, rebuild_run
 from reprogpt.tracking.store.uri import store_name
 
 
@@ -18,7 +19,8 @@ def sync() -> int:
     \b
     Exit codes:
       0  every record is uploaded
-      1  a record is not uploaded
+      1  a record is not uploaded, or a lost run is not rebuilt, since the
+         records of how data/model was made do not agree
       2  the store can't be used
 
     \b
@@ -27,12 +29,15 @@ def sync() -> int:
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 reprogpt sync
     """
     uploads = upload_abandoned(retry=True)
-    print(f"{uploads.num_uploaded or 'no'} records uploaded to {store_name()}")
-    for reason in uploads.waiting:
-        print(f"not uploaded: {reason}")
-    for what in uploads.set_aside:
-        print(f"refused: {what}")
-    rebuilt = rebuild_run()
+    lines = [f"{uploads.num_uploaded or 'no'} records uploaded to {store_name()}"]
+    lines += [line for reason in uploads.waiting for line in f"not uploaded: {reason}".split("\n")]
+    lines += [f"refused: {what}" for what in uploads.set_aside]
+    print_lines(lines)
+    try:
+        rebuilt = rebuild_run()
+    except UnconfirmedError as error:
+        print_lines(str(error).split("\n"))
+        return 1
     if rebuilt:
-        print(rebuilt)
+        print_lines(rebuilt.split("\n"))
     return 1 if uploads.waiting or uploads.set_aside else 0

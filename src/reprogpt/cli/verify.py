@@ -6,6 +6,7 @@ from textwrap import wrap
 import click
 
 from reprogpt.cli.command import Command
+from reprogpt.messages import print_lines
 from reprogpt.paths import RAW_TEXT
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link
@@ -49,7 +50,7 @@ def verify(stage: str | None) -> int:
     lines += ["", *remarks, ""] if remarks else [""]
     if done.reuses_text:
         lines.append(f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded")
-    print("\n".join([*lines, conclusion(done.outs)]))
+    print_lines([*lines, conclusion(done.outs)])
     return 0 if done.is_same else 1
 
 

@@ -6,9 +6,8 @@ contains GPT-2's two files, so no network is needed; tiktoken checks their diges
 
 import hashlib
 import importlib.util
-import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -23,6 +22,7 @@ ENCODINGS_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main
 # tiktoken's name of a file -> Hugging Face's name of the same file
 VOCABULARY_FILES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 CHECKED_TOKENS = 1 << 22  # at the start of a token file, when it is opened: takes 0.01 s
+_TOKENS_REMEDY = "restore it with `dvc checkout`, or write it again with `dvc repro -f tokenize`"
 
 
 def load_encoding(name: str) -> tiktoken.Encoding:
@@ -77,27 +77,64 @@ def write_tokens(path: Path, parts: Iterable[np.ndarray], *, dtype: np.dtype) ->
     return num_tokens
 
 
-def read_tokens(path: Path, *, vocab_size: int) -> np.ndarray:
-    """Map what write_tokens wrote into memory: (n,) uint16 or uint32, read-only.
+class TokenFile:
+    """The ids of a token file, (n,) uint16 or uint32, read when they are sliced: ids[start:stop] is an array.
+
+    Slicing raises DataError if the file was cut meanwhile. If it were mapped into memory, a cut would kill the process.
+    """
+
+    def __init__(self, path: Path, offset: int, num_tokens: int, dtype: np.dtype) -> None:
+        self._path = path
+        self._file = path.open("rb", buffering=0)
+        self._offset = offset  # of the first id, in bytes
+        self._num_tokens = num_tokens
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return self._num_tokens
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        position = self._offset + start * self.dtype.itemsize
+        num_bytes = (stop - start) * self.dtype.itemsize
+        content = bytearray()
+        while len(content) < num_bytes:
+            try:
+                read = os.pread(self._file.fileno(), num_bytes - len(content), position + len(content))
+            except OSError as error:
+                raise DataError(f"{self._path} can't be read: {error.strerror}; {_TOKENS_REMEDY}") from None
+            if not read:
+                size = os.fstat(self._file.fileno()).st_size
+                raise DataError(f"{self._path} was cut to {size} bytes while it was in use; {_TOKENS_REMEDY}")
+            content += read
+        return np.frombuffer(content, self.dtype)
+
+
+# Ids in a file, or in memory.
+Tokens = np.ndarray | TokenFile
+
+
+def read_tokens(path: Path, *, vocab_size: int) -> TokenFile:
+    """Open what write_tokens wrote.
 
     Raises DataError naming the file if it is missing, truncated, or of another type, or if one of its first
     CHECKED_TOKENS ids is not below vocab_size. The others are checked when they are used: reading all of a large file
     first would delay every training.
     """
-    remedy = "restore it with `dvc checkout`, or write it again with `dvc repro -f tokenize`"
     try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        header = np.load(path, mmap_mode="r", allow_pickle=False)  # no id is read through the mapping
     except FileNotFoundError:
-        raise DataError(f"{path} is missing; {remedy}") from None
+        raise DataError(f"{path} is missing; {_TOKENS_REMEDY}") from None
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} is truncated or not a token file ({error}); {remedy}") from None
-    if ids.dtype not in (np.uint16, np.uint32) or ids.ndim != 1:
+        raise DataError(f"{path} is truncated or not a token file ({error}); {_TOKENS_REMEDY}") from None
+    if header.dtype not in (np.uint16, np.uint32) or header.ndim != 1:
         raise DataError(
-            f"{path} holds {ids.ndim}-dimensional {ids.dtype}, not 1-dimensional uint16 or uint32; {remedy}"
+            f"{path} holds {header.ndim}-dimensional {header.dtype}, not 1-dimensional uint16 or uint32; "
+            f"{_TOKENS_REMEDY}"
         )
+    ids = TokenFile(path, header.offset, len(header), header.dtype)
     require_known(ids[:CHECKED_TOKENS], vocab_size, str(path))
-    release_memory(ids)
-    return np.asarray(ids)
+    return ids
 
 
 def require_known(ids: np.ndarray, vocab_size: int, name: str) -> None:
@@ -106,34 +143,16 @@ def require_known(ids: np.ndarray, vocab_size: int, name: str) -> None:
         raise DataError(f"{name} holds token id {ids.max()}, but vocab_size={vocab_size} allows 0 to {vocab_size - 1}")
 
 
-def release_memory(ids: np.ndarray) -> None:
-    """Release the memory of a mapped file's pages; the system reads them again when needed.
-
-    Without this, a pass over the file ends with all of it resident. Does nothing to an array in memory.
-    """
-    base: object = ids
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", None)  # the base of a view may be a helper of numpy's, which has a base, too
-    if base is not None and hasattr(mmap, "MADV_DONTNEED"):
-        base.madvise(mmap.MADV_DONTNEED)
+def contains(ids: Tokens, token: int) -> bool:
+    """Whether the ids, (n,), contain this one; reads a file up to its first occurrence."""
+    return any(bool((part == token).any()) for part in _parts(ids))
 
 
-def contains(ids: np.ndarray, token: int) -> bool:
-    """Whether the ids, (n,), contain this one; reads a mapped file up to its first occurrence."""
-    for start in range(0, len(ids), CHECKED_TOKENS):
-        is_here = bool((ids[start : start + CHECKED_TOKENS] == token).any())
-        release_memory(ids)
-        if is_here:
-            return True
-    return False
-
-
-def num_bytes(encoding: tiktoken.Encoding, ids: np.ndarray) -> int:
-    """Number of bytes of text that the ids, (n,), encode; an end-of-text token encodes none."""
+def num_bytes(encoding: tiktoken.Encoding, ids: Tokens, start: int = 0, stop: int | None = None) -> int:
+    """Number of bytes of text that ids[start:stop] encode; an end-of-text token encodes none."""
     counts = np.zeros(encoding.n_vocab, np.int64)
-    for start in range(0, len(ids), CHECKED_TOKENS):
-        counts += np.bincount(ids[start : start + CHECKED_TOKENS], minlength=len(counts))
-        release_memory(ids)
+    for part in _parts(ids, start, stop):
+        counts += np.bincount(part, minlength=len(counts))
     counts[encoding.eot_token] = 0
     return sum(len(encoding.decode_single_token_bytes(int(i))) * int(counts[i]) for i in counts.nonzero()[0])
 
@@ -147,11 +166,19 @@ def decode(encoding: tiktoken.Encoding, ids: list[int]) -> str:
     return b"".join(parts).decode("utf-8", errors="replace")
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write the tokenizer files of a Hugging Face GPT-2 directory."""
+def write_tokenizer(folder: Path, context_length: int) -> None:
+    """Write the tokenizer files of a Hugging Face GPT-2 directory. context_length: the model's, in tokens."""
     for name, hugging_face_name in VOCABULARY_FILES.items():
         write_bytes_atomic(folder / hugging_face_name, _packaged(name).read_bytes())
-    write_json_atomic(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False})
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "model_max_length": context_length}
+    write_json_atomic(folder / "tokenizer_config.json", settings)
+
+
+def _parts(ids: Tokens, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """ids[start:stop], CHECKED_TOKENS at a time."""
+    stop = len(ids) if stop is None else stop
+    for first in range(start, stop, CHECKED_TOKENS):
+        yield ids[first : min(first + CHECKED_TOKENS, stop)]
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype, num_tokens: int) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import tiktoken
 
-from reprogpt.data.tokens import num_bytes
+from reprogpt.data.tokens import Tokens, num_bytes
 from reprogpt.data.windows import windows
 from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from reprogpt.evaluation.losses import IdRows, LossSums, require_finite, sum_losses
@@ -16,8 +16,8 @@ BATCHES_PER_REDUCTION = 256  # per process, between two exchanges of their sums
 def final_metrics(
     model: GPTModel,
     encoding: tiktoken.Encoding,
-    train_ids: np.ndarray,
-    val_ids: np.ndarray,
+    train_ids: Tokens,
+    val_ids: Tokens,
     *,
     batch_size: int,
     numerics: Numerics,
@@ -36,15 +36,15 @@ def final_metrics(
     train_rows = windows(train_ids, context_length=length, stride=length, vocab_size=vocab_size)
     val_rows = windows(val_ids, context_length=length, stride=length, vocab_size=vocab_size)
     chosen = chosen_rows(len(train_rows[0]), length, max_train_tokens)
-    train = _sum_losses_together(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
+    train = _sum_losses_by_batch(model, *train_rows, chosen, batch_size=batch_size, numerics=numerics, group=group)
     all_rows = np.arange(len(val_rows[0]))
-    val = _sum_losses_together(model, *val_rows, all_rows, batch_size=batch_size, numerics=numerics, group=group)
-    predicted_ids = val_ids[1 : 1 + val.num_tokens]  # rows without overlap: the predicted tokens are contiguous
+    val = _sum_losses_by_batch(model, *val_rows, all_rows, batch_size=batch_size, numerics=numerics, group=group)
+    num_predicted_bytes = num_bytes(encoding, val_ids, 1, 1 + val.num_tokens)  # contiguous: rows don't overlap
     results = {
         "final_train_loss": train.loss,
         "final_val_loss": val.loss,
         "val_perplexity": val.perplexity,
-        "val_bits_per_byte": val.bits_per_byte(num_bytes(encoding, predicted_ids)),
+        "val_bits_per_byte": val.bits_per_byte(num_predicted_bytes),
         "val_accuracy": val.accuracy,
     }
     require_finite(results, "evaluation of the final weights")
@@ -62,7 +62,7 @@ def chosen_rows(num_rows: int, context_length: int, max_tokens: int) -> np.ndarr
     return np.arange(num_chosen) * num_rows // num_chosen
 
 
-def _sum_losses_together(
+def _sum_losses_by_batch(
     model: GPTModel,
     inputs: IdRows,
     targets: IdRows,

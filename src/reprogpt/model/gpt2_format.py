@@ -6,6 +6,7 @@ only rearrange entries, so float32 weights keep their bits.
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reprogpt.errors import ModelError
-from reprogpt.files import atomic_path, write_json_atomic
+from reprogpt.files import atomic_path, read_json_or_empty, write_json_atomic
 from reprogpt.model.gpt import GPTConfig, GPTModel
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+# The GPTConfig that the weights were trained with: config.json may be edited, and not all of its values change the
+# shape of a tensor. Not in the weights' metadata, whose keys safetensors writes in random order.
+TRAINED_CONFIG = "gpt_config.json"
 # GPTConfig field -> key of GPT-2's config.json
 SIZES = {
     "vocab_size": "vocab_size",
@@ -83,7 +87,7 @@ def save_model(
     best_step: int | None = None,
     on_documents: bool = False,
 ) -> None:
-    """Write config.json and model.safetensors (float32) into folder, each atomically.
+    """Write the weights, model.safetensors (float32), and three files of settings into folder, each atomically.
 
     weights: to store instead of the model's own, as GPTModel.weights() gives them; needed for a sharded model.
     best_step: 0-based step of the evaluation that the weights are from; None for the last step's.
@@ -95,7 +99,13 @@ def save_model(
     origin: dict[str, Any] = {} if best_step is None else {BEST_STEP: best_step}
     if on_documents:
         origin[DOCUMENTS] = True
-    write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **config, **origin})
+    # Tools other than `transformers` read n_ctx.
+    sizes = {"n_ctx": model.config.context_length, **config}
+    write_json_atomic(folder / CONFIG, {**_FIXED_CONFIG, **dropouts, **sizes, **origin})
+    # Without max_length, `transformers` generates past the last position.
+    end = {key: _FIXED_CONFIG["eos_token_id"] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_json_atomic(folder / GENERATION, {**end, "max_length": model.config.context_length})
+    write_json_atomic(folder / TRAINED_CONFIG, asdict(model.config))
     full = model.weights() if weights is None else weights
     on_cpu = {name: tensor.detach().cpu() for name, tensor in full.items()}
     with atomic_path(folder / WEIGHTS) as temporary:
@@ -133,6 +143,7 @@ def _load(folder: Path) -> GPTModel:
         model = GPTModel(config)
         expected = to_gpt2(model.state_dict(), config)
     require_tensors(stored, expected, path)
+    _require_trained_config(config, folder)
     model.load_state_dict(from_gpt2(stored, config), assign=True)
     model.tie_head()  # assigning made two parameters of one
     return model.eval()
@@ -190,7 +201,7 @@ def config_problems(stored: Mapping[str, Any]) -> list[str]:
     for key, allowed in FIXED.items():
         value = stored.get(key, allowed[0])
         if type(value) is not type(allowed[0]) or value not in allowed:
-            choices = " or ".join(map(str, allowed))
+            choices = " or ".join(map(repr, allowed))
             problems.append(f"{key} is {_shown(value)}, but this model can only have {choices}")
     width, num_features = stored.get("n_inner"), stored.get("n_embd")
     if width is not None and not (type(width) is int and type(num_features) is int and width == 4 * num_features):
@@ -247,6 +258,20 @@ def _block_prefix(layer: int) -> str:
     return f"transformer.h.{layer}."
 
 
+def _require_trained_config(config: GPTConfig, folder: Path) -> None:
+    """Raise ModelError naming the first value that is not the one that the weights were trained with.
+
+    It is not known of models that were saved before TRAINED_CONFIG was written.
+    """
+    trained = read_json_or_empty(folder / TRAINED_CONFIG)
+    for field, value in asdict(config).items():
+        if field in trained and trained[field] != value:
+            raise ModelError(
+                f"{folder / CONFIG}: {_CONFIG_KEYS[field]} is {_shown(value)}, but the weights were trained with "
+                f"{_shown(trained[field])}"
+            )
+
+
 def _own_config(path: Path) -> GPTConfig:
     """The config of a directory that save_model wrote."""
     stored = read_config(path)
@@ -266,8 +291,8 @@ def _own_config(path: Path) -> GPTConfig:
 
 
 def _shown(value: object) -> str:
-    """A value for a message, cut if it is long."""
-    text = value if isinstance(value, str) else repr(value)
+    """A value for a message, cut if it is long. Quotes tell a string from a number."""
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
 
 

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from reprogpt.data.tokens import load_encoding, read_tokens
+from reprogpt.data.tokens import Tokens, load_encoding, read_tokens
 from reprogpt.data.windows import windows
 from reprogpt.distributed.parallel import LossFunction, shard_model, wrap_ddp
 from reprogpt.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -81,8 +80,8 @@ def build_training(
 
 
 def training_from_ids(
-    train_ids: np.ndarray,
-    val_ids: np.ndarray,
+    train_ids: Tokens,
+    val_ids: Tokens,
     *,
     prompt: list[int],
     params: TrainParams,
@@ -182,7 +181,7 @@ def _load_init_from(model: GPTModel, params: TrainParams, group: ProcessGroup) -
     return {"started_from_sha256": initial.sha256} if initial else {}
 
 
-def _split_rows(split: str, ids: np.ndarray, params: TrainParams, *, stride: int) -> SplitRows:
+def _split_rows(split: str, ids: Tokens, params: TrainParams, *, stride: int) -> SplitRows:
     try:
         inputs, targets = windows(
             ids, context_length=params.context_length, stride=stride, vocab_size=params.vocab_size

@@ -155,13 +155,13 @@ def _evaluation_losses(training: Training, step: int) -> tuple[float, float]:
     params = training.params
     num_rows = params.eval_iter * params.batch_size
     order = training.randomness.evaluation_rows(len(training.train_rows.inputs))
-    train_loss = _sum_losses_together(training, training.train_rows.take(order[:num_rows])).loss
-    val_loss = _sum_losses_together(training, training.val_rows.take(slice(num_rows))).loss
+    train_loss = _sum_losses_by_shard(training, training.train_rows.take(order[:num_rows])).loss
+    val_loss = _sum_losses_by_shard(training, training.val_rows.take(slice(num_rows))).loss
     require_finite({"train_loss": train_loss, "val_loss": val_loss}, f"step {step}")
     return train_loss, val_loss
 
 
-def _sum_losses_together(training: Training, rows: Batch) -> LossSums:
+def _sum_losses_by_shard(training: Training, rows: Batch) -> LossSums:
     """Losses of rows; each process computes its shard."""
     group = training.group
     batch_size = training.params.rows_per_forward

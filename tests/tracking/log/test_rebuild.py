@@ -1,5 +1,6 @@
 """What `sync` does for the training that made data/model: completes its run, never makes a second one."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,17 @@ from mlflow.entities import Run
 
 from reprogpt.cli.sync import sync as sync_command
 from reprogpt.dvc.digest import dvc_md5
-from reprogpt.paths import HISTORY
-from reprogpt.tags import md5_tag
+from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY, state_dir
+from reprogpt.tags import WEIGHTS_SHA256, md5_tag
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import End, Points, Results, ResultsOf, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log import rebuild
+from reprogpt.tracking.log.local_trainings import note_training
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
 
-KEY = "k" * 32
+KEY, WEIGHTS = "k" * 32, "a" * 64
 COLUMNS = "step,epoch,tokens_seen,loss,lr,grad_norm,max_grad,max_grad_clipped,train_loss,val_loss"
 sync: Any = sync_command.callback
 
@@ -29,8 +31,11 @@ def trained(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clone whose data/ has the history of a training of one step, as dvc.lock records it."""
     HISTORY.parent.mkdir(parents=True)
     HISTORY.write_text(f"{COLUMNS}\n0,0,8,5.0,0.1,1.0,0.5,0.5,,\n")
-    monkeypatch.setattr(rebuild, "is_up_to_date", lambda _: True)
-    monkeypatch.setattr(rebuild, "run_key", lambda: KEY)
+    MODEL.mkdir()
+    TRAIN_SUMMARY.write_text(json.dumps({"run_key": [KEY]}))
+    state_dir().mkdir(exist_ok=True)
+    note_training("a", WEIGHTS)
+    monkeypatch.setattr(rebuild, "_rebuild_whole", lambda: pytest.fail("a second run"))
 
 
 def only_run(client: MlflowClient) -> Run:
@@ -45,7 +50,7 @@ def training(*, damaged: bool = False) -> OutboxFile:
     outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store_name()))
     values = {"loss": 5.0, "lr": 0.1, "grad_norm": 1.0, "max_grad": 0.5, "max_grad_clipped": 0.5}
     outbox.append(Points(step=0, values=values))
-    outbox.append(Tags(values={md5_tag(HISTORY): dvc_md5(HISTORY)}))
+    outbox.append(Tags(values={md5_tag(HISTORY): dvc_md5(HISTORY), WEIGHTS_SHA256: WEIGHTS}))
     if damaged:
         with (outbox.folder / "records.jsonl").open("a") as file:
             file.write('{"kind": "of no version"}\n')

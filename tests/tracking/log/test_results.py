@@ -1,22 +1,31 @@
 """The results of evaluate and plot, in the run of the training whose weights they are."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from reprogpt.dvc.digest import dvc_md5
+from reprogpt.errors import TrackingError
 from reprogpt.files import file_digest
 from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
+from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import open_outbox
 from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Tags, TrainingRun
+from reprogpt.tracking.deliver.uploader import upload_abandoned
 from reprogpt.tracking.deliver.writer import upload
+from reprogpt.tracking.log.local_trainings import find_training, note_training
+from reprogpt.tracking.log.rebuild import rebuild_run
 from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
 from reprogpt.tracking.store.uri import store_name
 
 WEIGHTS = MODEL / "model.safetensors"
+FINAL = {"final_val_loss": 4.0}
 
 
 def runs(client: MlflowClient) -> dict[str, Run]:
@@ -44,8 +53,10 @@ def train(name: str, bits: str, *, finished: bool = True) -> None:
         made = {"weights.sha256": file_digest(WEIGHTS), f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)}
         outbox.append(Tags(values=made))
         outbox.append(End(status="FINISHED", adds=None))
-    upload(outbox)
-    outbox.release()
+    try:
+        upload(outbox)
+    finally:
+        outbox.release()
 
 
 def evaluate(temperature: float = 1.0) -> None:
@@ -77,6 +88,84 @@ def test_of_trainings_with_the_same_bits_the_newest_has_the_results(client: Mlfl
     train("b", "same")
     evaluate()
     assert runs(client)["b"].data.metrics == {"final_val_loss": 4.0} and runs(client)["a"].data.metrics == {}
+
+
+def test_clones_with_equal_bits_and_one_store_have_their_own_results(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    for clone in ("other", "this", "later"):
+        (tmp_path / clone).mkdir()
+        monkeypatch.chdir(tmp_path / clone)
+        train(clone, "same")
+        note_training(clone, file_digest(WEIGHTS))
+    monkeypatch.chdir(tmp_path / "this")
+    evaluate()
+    plot()
+    by_name = runs(client)
+    assert {name: run.data.metrics for name, run in by_name.items() if run.data.metrics} == {"this": FINAL}
+    assert [item.path for item in client.list_artifacts(by_name["this"].info.run_id)] == ["plots", "samples"]
+
+
+def test_sync_adds_lost_points_to_the_run_of_this_clone(client: MlflowClient) -> None:
+    columns = "step,epoch,tokens_seen,lr,loss,max_grad,max_grad_clipped,grad_norm,train_loss,val_loss"
+    for name in ("this", "other"):
+        train(name, f"{columns}\n0,0,8,0.1,5.0,1,1,2,,\n")
+        if name == "this":
+            note_training(name, file_digest(WEIGHTS))
+    assert f"run {runs(client)['this'].info.run_id} lacked points of 1 steps" in str(rebuild_run())
+    assert {name: run.data.metrics.get("loss") for name, run in runs(client).items()} == {"this": 5.0, "other": None}
+
+
+def test_experiments_with_equal_bits_have_their_own_results(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        train(name, "same")
+        note_training(name, file_digest(WEIGHTS))
+    monkeypatch.setenv("DVC_EXP_NAME", "one")
+    evaluate()
+    assert {name: run.data.metrics for name, run in runs(client).items()} == {"one": FINAL, "two": {}}
+
+
+def test_a_damaged_note_of_a_training_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(".reprogpt").mkdir()
+    note_training("a", "w")
+    with Path(".reprogpt/trainings.jsonl").open("ab") as file:
+        file.write(b'\n{"weights": "w", "trai\xff')
+    note_training("b", "x")
+    assert (find_training("w"), find_training("x"), find_training("y")) == ("a", "b", None)
+
+
+def test_results_wait_while_their_training_does_and_both_are_uploaded_later(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With a store that can be read only, where another clone has the same weights."""
+    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 0.1)
+    train("other", "same")
+
+    def read_only(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA query_only = 1")
+
+    event.listen(Engine, "connect", read_only)
+    try:
+        with pytest.raises(TrackingError, match="readonly"):
+            train("this", "same")
+        note_training("this", file_digest(WEIGHTS))
+        evaluate()
+        plot()
+    finally:
+        event.remove(Engine, "connect", read_only)
+    printed = capfd.readouterr()
+    assert "No MLflow run" not in printed.out and "own records are uploaded first" in printed.err
+    assert [run.data.metrics for run in runs(client).values()] == [{}]
+    uploads = upload_abandoned()
+    assert (uploads.waiting, uploads.set_aside) == ([], [])
+    run = runs(client)["this"]
+    assert (run.info.status, run.data.metrics) == ("FINISHED", FINAL)
+    assert [item.path for item in client.list_artifacts(run.info.run_id)] == ["plots", "samples"]
 
 
 def test_weights_of_no_run_are_in_no_run(client: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:

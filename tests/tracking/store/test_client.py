@@ -207,6 +207,36 @@ def test_a_deleted_experiment_gives_the_command_that_restores_it(client: MlflowC
     assert open_store()[1] == experiment_id
 
 
+def test_a_renamed_experiment_is_found(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, experiment_id = open_store()
+    for name in ("a study", "it's ours"):
+        client.rename_experiment(experiment_id, name)
+        upload(training_outbox())
+        assert len(search_runs()) == 1
+        monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", name)  # as one had to
+        assert open_store()[1] == experiment_id
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    assert {each.name for each in client.search_experiments()} == {"Default", "it's ours"}
+    client.create_experiment("reprogpt")
+    assert search_runs() == []  # another one was chosen
+
+
+def test_an_experiment_of_an_older_version_is_found_by_name_and_once_used_when_renamed(client: MlflowClient) -> None:
+    _, experiment_id = open_store()
+    remove_experiment_tags()
+    assert open_store()[1] == experiment_id
+    client.rename_experiment(experiment_id, "renamed")
+    assert open_store()[1] == experiment_id
+
+
+def test_a_renamed_experiment_that_was_deleted_is_not_used(client: MlflowClient) -> None:
+    """Renaming it is how one frees the name of a deleted experiment."""
+    _, experiment_id = open_store()
+    client.rename_experiment(experiment_id, "old")
+    client.delete_experiment(experiment_id)
+    assert open_store()[1] != experiment_id
+
+
 def test_the_experiment_may_be_chosen_as_mlflow_users_do(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     _, default = open_store()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
@@ -285,9 +315,20 @@ def test_an_unusable_database_is_one_message_at_once_and_the_stage_ends_well(
     assert len(waiting.pending()) == 4
 
 
-def test_runs_are_read_from_a_read_only_database(other_user: Path) -> None:
+def remove_experiment_tags() -> None:
+    """As a store of an older version."""
+    with sqlite3.connect("mlflow.db") as database:
+        assert database.execute("DELETE FROM experiment_tags").rowcount == 1
+    database.close()
+
+
+def test_runs_are_read_from_a_read_only_database(
+    other_user: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    as_owner(remove_experiment_tags)
     as_owner(lambda: (other_user / "mlflow.db").chmod(0o444))
     assert search_runs() == []
+    assert capfd.readouterr() == ("", "") and caplog.records == []
 
 
 def test_opening_a_database_on_a_server_that_does_not_answer_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from reprogpt.errors import TrackingError
 from reprogpt.files import fsync_folder, write_text_atomic
 from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
-from reprogpt.tags import RUN_KEY
+from reprogpt.tags import RUN_KEY, TRAINING_ID
 from reprogpt.tracking.deliver.records import (
     Damaged,
     FirstRecord,
@@ -195,6 +195,9 @@ class OutboxFile:
         self._write_set_aside([pair for pair in self.set_aside() if pair[0] != line])
 
     def _write_set_aside(self, pairs: list[tuple[Line, str]]) -> None:
+        if not pairs:
+            (self.folder / _SET_ASIDE).unlink(missing_ok=True)
+            return
         listed = [{"start": line.start, "end": line.end, "reason": reason} for line, reason in pairs]
         _write_text(self.folder / _SET_ASIDE, json.dumps(listed, indent=2, ensure_ascii=False))
 
@@ -286,6 +289,38 @@ def _write_reserve(folder: Path) -> None:
         raise
 
 
+def queued_trainings(run_key: str) -> set[str]:
+    """The ids of the trainings with this key whose outboxes, locked or not, have records that are not uploaded."""
+    return {
+        first.tags[TRAINING_ID]
+        for folder, first in _first_records(run_key)
+        if isinstance(first, TrainingRun) and not _is_delivered(folder)
+    }
+
+
+def is_queued(run_key: str) -> bool:
+    """Whether an outbox, locked or not, has records of a training with this key, or results of one: also set aside."""
+    return any(not _is_delivered(folder) or (folder / _SET_ASIDE).exists() for folder, _ in _first_records(run_key))
+
+
+def _first_records(run_key: str) -> Iterator[tuple[Path, FirstRecord]]:
+    """The outboxes for a training with this key, or for its results: folder and first record."""
+    for path in _folder().glob(f"*/{RECORDS}"):
+        match _first_record(path):
+            case TrainingRun() as first if first.tags.get(RUN_KEY) == run_key:
+                yield path.parent, first
+            case ResultsOf() as first if first.run_key == run_key:
+                yield path.parent, first
+
+
+def _is_delivered(folder: Path) -> bool:
+    """Whether all records are uploaded or set aside, without locking the outbox."""
+    try:
+        return int((folder / _DELIVERED).read_text()) >= (folder / RECORDS).stat().st_size
+    except (OSError, ValueError):
+        return False
+
+
 def abandoned_outboxes() -> Iterator[OutboxFile]:
     """The outboxes that no process has locked, the oldest first. Release each before taking the next."""
     folders = [path.parent for path in _folder().glob(f"*/{RECORDS}")]
@@ -298,17 +333,6 @@ def abandoned_outboxes() -> Iterator[OutboxFile]:
         yield OutboxFile(folder, lock)
 
 
-def is_queued(run_key: str) -> bool:
-    """Whether an outbox, locked or not, has records that are not uploaded of a training with this key."""
-    for path in _folder().glob(f"*/{RECORDS}"):
-        first = _first_record(path)
-        is_training = isinstance(first, TrainingRun) and first.tags.get(RUN_KEY) == run_key
-        is_results = isinstance(first, ResultsOf) and first.run_key == run_key
-        if (is_training or is_results) and not _is_uploaded(path.parent):
-            return True
-    return False
-
-
 def _folder() -> Path:
     return state_dir() / "outbox"
 
@@ -317,17 +341,6 @@ def _created(path: Path) -> int:
     """The time of the first record; 0 if there is none."""
     record = _first_record(path)
     return 0 if isinstance(record, Damaged) else record.time
-
-
-def _is_uploaded(folder: Path) -> bool:
-    """Whether nothing is left to upload, without locking the outbox."""
-    try:
-        num_uploaded = int((folder / _DELIVERED).read_text())
-        num_bytes = (folder / RECORDS).stat().st_size
-    except (OSError, ValueError):
-        return False
-    set_aside = folder / _SET_ASIDE
-    return num_uploaded >= num_bytes and not (set_aside.exists() and json.loads(set_aside.read_text("utf-8")))
 
 
 def _first_record(path: Path) -> Record | Damaged:

@@ -52,12 +52,14 @@ class ResultsOf(_Timed):
     """First record of any other outbox: the training whose run the records are for.
 
     experiment: the DVC experiment that wrote them. made: tags of the run that made the present files.
+    training_id: of the training that made them; None if it is not known here.
     """
 
     run_key: str
     experiment: str | None
     store: str
     made: dict[str, str] = field(default_factory=dict)
+    training_id: str | None = None
     kind: Literal["results of"] = "results of"
 
 

@@ -21,7 +21,7 @@ from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from reprogpt import tags
 from reprogpt.errors import TrackingError
 from reprogpt.messages import print_message
-from reprogpt.tracking.deliver.outbox import RECORDS, Line, OutboxFile
+from reprogpt.tracking.deliver.outbox import RECORDS, Line, OutboxFile, queued_trainings
 from reprogpt.tracking.deliver.records import (
     Damaged,
     End,
@@ -325,8 +325,9 @@ def _end(client: MlflowClient, run: Run, record: End) -> None:
 def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: OutboxFile, first: FirstRecord) -> str | None:
     """The id of the run that the first record names.
 
-    For a training: its run, created if it does not exist. For results: a run of the training that made the weights;
-    of several, that of the present DVC experiment, else the newest; None if there is none.
+    For a training: its run, created if it does not exist. For results: the run of the training that they name, else
+    one that made the weights; of several, that of the present DVC experiment, else the newest; None if there is none.
+    Raises TrackingError for results whose run will only be complete when another outbox is uploaded.
     """
     if isinstance(first, TrainingRun):
         query = f"tags.{tags.TRAINING_ID} = '{first.tags[tags.TRAINING_ID]}'"
@@ -341,7 +342,11 @@ def _find_or_create_run(client: MlflowClient, experiment_id: str, outbox: Outbox
     trainings = [run for run in runs if not _is_child(run)]
     trainings = _that_made(trainings, first.made, has_results=has_results)
     of_experiment = [run for run in trainings if run.data.tags.get(tags.EXPERIMENT_NAME) == first.experiment]
-    candidates = of_experiment or trainings
+    named = [run for run in runs if first.training_id and run.data.tags.get(tags.TRAINING_ID) == first.training_id]
+    candidates = named or of_experiment or trainings
+    queued = queued_trainings(first.run_key)
+    if first.training_id in queued or (queued and not candidates):
+        raise TrackingError("the MLflow run of this training is not complete yet: its own records are uploaded first")
     return str(candidates[0].info.run_id) if candidates else None
 
 

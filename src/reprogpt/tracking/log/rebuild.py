@@ -9,14 +9,17 @@ from typing import Any
 
 from reprogpt import tags
 from reprogpt.dvc.digest import dvc_md5
-from reprogpt.dvc.pipeline import is_up_to_date, run_key
+from reprogpt.dvc.revisions import Workspace, commits_with_run_key
+from reprogpt.errors import PipelineError
 from reprogpt.params.loader import load_params
 from reprogpt.params.train import TrainParams
-from reprogpt.paths import HISTORY, TRAIN_SUMMARY
+from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY
+from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link, check_links
 from reprogpt.step_record import StepRecord
 from reprogpt.tracking.deliver.outbox import OutboxFile, is_queued
 from reprogpt.tracking.deliver.records import End, Points
 from reprogpt.tracking.deliver.writer import LACKS_RECORDS, lacking_points, upload
+from reprogpt.tracking.log.local_trainings import find_training
 from reprogpt.tracking.log.results import open_results_outbox
 from reprogpt.tracking.log.training import RunIdentity, RunLogger, open_training_outbox, step_metrics
 from reprogpt.tracking.store.client import open_store, search_runs
@@ -26,33 +29,41 @@ from reprogpt.tracking.store.tracked_run import TrackedRun
 _PLAN = (tags.STEPS_PER_EPOCH, tags.TOTAL_STEPS, tags.WARMUP_STEPS)  # keys of train.json, tags of a run
 
 
+class UnconfirmedError(PipelineError):
+    """Nothing confirms that data/model was trained as params.yaml, dvc.lock and the code say."""
+
+
 def rebuild_run() -> str | None:
     """Upload what the store lacks of the present training; returns what was done, None if nothing is missing.
 
     A training without a run gets one: parameters, points, model, digests and present results, but neither the times,
     samples and environment of the training nor its system metrics, which no file holds. A run that lacks points gets
     those. A run that was deleted in MLflow stays deleted.
-    A run that lacks records which are no longer in the outbox, since a person gave them up, ends FINISHED.
-    Nothing is done if dvc.lock does not record the present files as those that train wrote, or while the outbox has
-    records of this training.
-    Raises TrackingError if the store can't be used.
+    A run of this repository that lacks records which are not in the outbox any more, since a person gave them up, ends
+    FINISHED. Nothing is done while the outbox has records of this training.
+    Raises UnconfirmedError if a run of the present files would say what is not known of them, and TrackingError if the
+    store can't be used.
     """
-    if not HISTORY.exists() or not is_up_to_date("train"):
+    if not HISTORY.exists():
         return None
-    key = run_key()
-    if is_queued(key):
+    key = Workspace().summary_key
+    if key and is_queued(key):
         return None
-    runs = search_runs({tags.RUN_KEY: key, tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
+    same = search_runs({tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
+    runs = [run for run in same if tags.RUN_KEY in run.tags]
     if not runs:
-        return _rebuild_whole(key)
+        return _rebuild_whole() if MODEL.exists() else None
     active = [run for run in runs if not run.is_deleted]
     if not active:
         return f"run {runs[0].id} of data/model was deleted; bring it back: mlflow runs restore --run-id {runs[0].id}"
-    done = [_add_points(active[0], key), _finish_without_records(active[0])]
+    here = find_training(active[0].tags.get(tags.WEIGHTS_SHA256, ""))
+    own = [run for run in active if run.tags.get(tags.TRAINING_ID) == here]
+    done = [_add_points([*own, *active][0]), *map(_finish_without_records, own)]
     return "\n".join(filter(None, done)) or None
 
 
-def _rebuild_whole(key: str) -> str:
+def _rebuild_whole() -> str:
+    key = _confirmed_key(Workspace())
     facts = json.loads(TRAIN_SUMMARY.read_text("utf-8"))
     params = load_params(TrainParams).model_dump()
     more_tags = {tags.REBUILT_FROM: str(HISTORY)} | {name: str(facts[name]) for name in _PLAN}
@@ -66,7 +77,42 @@ def _rebuild_whole(key: str) -> str:
     return f"MLflow had no run of data/model: it is rebuilt from {HISTORY}, with {run_logger.last_step + 1} steps"
 
 
-def _add_points(run: TrackedRun, key: str) -> str | None:
+def _confirmed_key(workspace: Workspace) -> str:
+    """The run key of the present files. Raises UnconfirmedError unless all records agree on how they were made.
+
+    dvc.lock alone says nothing: `dvc commit -f` records any files as made from whatever lies beside them.
+    """
+    locked = {name: entry for name, entry in workspace.lock.items() if name == "train"}
+    (train,) = check_links(locked, {"train": workspace.stages["train"]}, workspace.params, workspace.digest)
+    changed = [link for link in (*train.inputs, *train.outs) if link.status == DIFFERS or _is_missing(link)]
+    key = workspace.summary_key
+    recorded = [Link(str(TRAIN_SUMMARY), workspace.lock_key, key), *_committed_weights(workspace, key or "")]
+    forged = [link for link in recorded if link.status != HOLDS]
+    if key is None or changed or forged:
+        lines = [f"  {link.what}: recorded {link.recorded}, found {link.present}" for link in (*changed, *forged)]
+        remedy = "dvc repro" if changed else "dvc repro -f train"
+        raise UnconfirmedError(
+            f"MLflow has no run of {MODEL}, and none is rebuilt, since the records do not agree on how it was made:\n"
+            + "\n".join(lines)
+            + f"\n`{remedy}` makes results that fit; `python -m reprogpt lineage` checks every link"
+        )
+    return key
+
+
+def _is_missing(link: Link) -> bool:
+    """Whether a file is not here. Values in other files than params.yaml can't be checked, nor are they in run keys."""
+    return link.status == NOT_HERE and not link.what.startswith("param ")
+
+
+def _committed_weights(workspace: Workspace, key: str) -> list[Link]:
+    """The digest of data/model in each commit that has the present history, against the present one."""
+    outs = workspace.recorded_outs
+    commits = [commit.recorded_outs for commit in commits_with_run_key(key) if key]
+    same = [recorded for recorded in commits if recorded.get(str(HISTORY)) == outs.get(str(HISTORY))]
+    return [Link(f"{MODEL} in git", recorded.get(str(MODEL)), outs.get(str(MODEL))) for recorded in same]
+
+
+def _add_points(run: TrackedRun) -> str | None:
     """Upload the points of history.csv that the run lacks."""
     points = []
     best_val_loss = math.inf
@@ -79,7 +125,7 @@ def _add_points(run: TrackedRun, key: str) -> str | None:
         lacking = lacking_points(client, run.id, points)
     if not lacking:
         return None
-    outbox = open_results_outbox(key)
+    outbox = open_results_outbox(run.tags[tags.RUN_KEY], run.tags.get(tags.TRAINING_ID))
     for lost in lacking:
         outbox.append(lost)
     _upload(outbox)

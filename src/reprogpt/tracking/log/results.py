@@ -13,6 +13,7 @@ from reprogpt.tags import WEIGHTS_SHA256, md5_tag
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import File, Results, ResultsOf
 from reprogpt.tracking.deliver.uploader import uploading
+from reprogpt.tracking.log.local_trainings import find_training
 from reprogpt.tracking.log.provenance import experiment_tags, git_tags
 from reprogpt.tracking.store.uri import recorded_store
 
@@ -21,8 +22,9 @@ from reprogpt.tracking.store.uri import recorded_store
 def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
     """An outbox for the MLflow run of the training with this key, uploaded while the block adds to it.
 
-    Other machines make other bits from the same inputs: of the runs with this key, it is one whose training made the
-    weights that are in data/model now or, if no run has those weights, the history.
+    Other machines make other bits from the same inputs, and equal bits at times: of the runs with this key, it is that
+    of the training here which made the weights in data/model. If they were not trained here, it is one whose training
+    made those weights or, if no run has those weights, the history.
     adds: the metric or artifact folder that tells whether the run already has this stage's results: then a repeated
     stage that is stopped leaves the run FINISHED.
     """
@@ -31,12 +33,19 @@ def log_results(run_key: str, adds: str) -> Iterator[OutboxFile]:
         yield outbox
 
 
-def open_results_outbox(run_key: str) -> OutboxFile:
-    """A new outbox, locked, for the run that log_results names."""
+def open_results_outbox(run_key: str, training_id: str | None = None) -> OutboxFile:
+    """A new outbox, locked, for the run of this training, or for the one that log_results names."""
     outbox = open_outbox()
-    experiment = os.environ.get("DVC_EXP_NAME")
-    store = recorded_store()
-    outbox.append(ResultsOf(run_key=run_key, experiment=experiment, store=store, made=_made_by_train()))
+    made = _made_by_train()
+    outbox.append(
+        ResultsOf(
+            run_key=run_key,
+            experiment=os.environ.get("DVC_EXP_NAME"),
+            store=recorded_store(),
+            made=made,
+            training_id=training_id or find_training(made.get(WEIGHTS_SHA256, "")),
+        )
+    )
     return outbox
 
 

@@ -25,6 +25,7 @@ from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import File, Model, ModelFile, Points, Start, Tags, TokenFile, TrainingRun
 from reprogpt.tracking.deliver.uploader import uploading
+from reprogpt.tracking.log.local_trainings import note_training
 from reprogpt.tracking.log.provenance import code_tags, corpus_tags, experiment_tags, git_tags, read_source, user_tags
 from reprogpt.tracking.log.results import record_evaluation, record_plots
 from reprogpt.tracking.log.system_metrics import SystemMetrics
@@ -131,6 +132,9 @@ class RunLogger:
         digests = {tags.md5_tag(out): dvc_md5(Path(out)) for out in out_paths(stage_definition("train"))}
         weights = {tags.WEIGHTS_SHA256: file_digest(MODEL / "model.safetensors"), tags.WEIGHTS_STEP: str(kept_step)}
         self._outbox.append(Tags(values=digests | weights))
+        first = self._outbox.first
+        assert isinstance(first, TrainingRun)
+        note_training(first.tags[tags.TRAINING_ID], weights[tags.WEIGHTS_SHA256])
         # If the outs have the same bits as before, DVC skips the later stages: their present results are this run's.
         if is_up_to_date("evaluate"):
             record_evaluation(self._outbox, load_params(EvaluateParams).model_dump(), self.last_step)

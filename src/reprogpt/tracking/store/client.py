@@ -16,12 +16,14 @@ import reprogpt.mlflow_settings  # noqa: F401
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db import utils as mlflow_database
 
 from reprogpt.errors import TrackingError
 from reprogpt.files import atomic_path
 from reprogpt.paths import state_dir
+from reprogpt.tags import ORIGINAL_NAME
 from reprogpt.tracking.store.artifact_locations import artifact_folder, update_locations
 from reprogpt.tracking.store.errors import REPLACED_ADVICE, store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
@@ -102,16 +104,26 @@ def _move_credentials_to_env() -> None:
 
 
 def _experiment(client: MlflowClient) -> str:
-    """The experiment's id: MLFLOW_EXPERIMENT_ID, else that of experiment_name(), created if it does not exist."""
+    """The experiment's id: MLFLOW_EXPERIMENT_ID, else that of experiment_name(), created if it does not exist.
+
+    An experiment that had this name is found by its tag, whatever its name is now.
+    """
     chosen = os.environ.get("MLFLOW_EXPERIMENT_ID")
     name = experiment_name()
     experiment = client.get_experiment(chosen) if chosen else client.get_experiment_by_name(name)
     if experiment is not None:
-        return _active_id(experiment)
+        experiment_id = _active_id(experiment)
+        if not chosen and ORIGINAL_NAME not in experiment.tags:  # of an older version
+            with suppress(MlflowException):  # the user may only be allowed to read
+                client.set_experiment_tag(experiment_id, ORIGINAL_NAME, name)
+        return experiment_id
+    for experiment in client.search_experiments(filter_string=f"tags.`{ORIGINAL_NAME}` LIKE '%'"):
+        if experiment.tags[ORIGINAL_NAME] == name:  # compared here, since a name may have quotes
+            return _active_id(experiment)
     path = sqlite_file()
     # MLflow would resolve the default against the current folder and store that path.
     location = artifact_folder(path).as_uri() if path else None
-    return str(client.create_experiment(name, artifact_location=location))
+    return str(client.create_experiment(name, artifact_location=location, tags={ORIGINAL_NAME: name}))
 
 
 def _active_id(experiment: Experiment) -> str:

@@ -25,7 +25,7 @@ from reprogpt.files import atomic_path
 from reprogpt.paths import state_dir
 from reprogpt.tags import ORIGINAL_NAME
 from reprogpt.tracking.store.artifact_locations import artifact_folder, update_locations
-from reprogpt.tracking.store.errors import REPLACED_ADVICE, store_errors
+from reprogpt.tracking.store.errors import REPLACED_ADVICE, SettingsError, store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 from reprogpt.tracking.store.uri import experiment_name, sqlite_file, sqlite_uri, store_name, store_uri
 
@@ -79,14 +79,14 @@ def _creation_lock() -> Iterator[None]:
 
 
 def _require_database(path: Path) -> None:
-    """Raise OSError if the file can't be read, TrackingError if it is no SQLite database: SQLite's messages don't say.
+    """Raise OSError if the file can't be read, SettingsError if it is no SQLite database: SQLite's messages don't say.
 
     An empty file is a new database. A read-only file passes: runs can be read from it.
     """
     with path.open("rb") as file:
         magic = file.read(len(_SQLITE_MAGIC))
     if magic not in (b"", _SQLITE_MAGIC):
-        raise TrackingError(
+        raise SettingsError(
             f"the MLflow store {store_name()} can't be used: {path} is not a SQLite database{REPLACED_ADVICE}"
         )
 

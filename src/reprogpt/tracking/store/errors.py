@@ -22,6 +22,7 @@ _ANSWER = re.compile(
 )
 _AIRPLAY_PORT = 5000
 REPLACED_ADVICE = ": restore a copy of it, or move it away, and a new one is made"
+_DATABASE_ERROR = re.compile(r"\((?:\w+\.)+\w*Error\) ([^\n]+)")
 # Words of a database's error -> what to do.
 _DATABASE_ADVICE = {
     "is full": ": free space on its disk",
@@ -56,9 +57,12 @@ def store_errors() -> Iterator[None]:
 def explain(error: Exception) -> TrackingError:
     """The error as a message that says what is wrong and what to do; a SettingsError if retrying won't help."""
     prefix = f"the MLflow store {store_name()} can't be used: "
-    if advice := _refusal_advice(str(error)) or _uri_advice(error):
+    text = str(error)
+    if advice := _refusal_advice(text) or _uri_advice(error) or _database_advice(text):
         return SettingsError(prefix + advice)
-    return TrackingError(prefix + (_proxy_advice(str(error)) or _reason(error)))
+    if isinstance(error, PermissionError | IsADirectoryError):
+        return SettingsError(prefix + _last_cause(text))
+    return TrackingError(prefix + (_proxy_advice(text) or _reason(error)))
 
 
 def _refusal_advice(text: str) -> str | None:
@@ -159,14 +163,20 @@ def _uri_advice(error: Exception) -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
-    text = str(error)
+def _database_advice(text: str) -> str | None:
+    """What to do about a database that can't be used as it is; None for other errors, such as a locked one."""
     if "mlflow db upgrade" in text:
         return f"{redact(text.splitlines()[0])}\n{_VERSION_ADVICE}"
-    database = re.search(r"\((?:\w+\.)+\w*Error\) ([^\n]+)", text)
+    database = _DATABASE_ERROR.search(text)
+    advice = next((advice for words, advice in _DATABASE_ADVICE.items() if database and words in database[1]), None)
+    return redact(database[1]) + advice if database and advice else None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    database = _DATABASE_ERROR.search(text)
     if database:
-        advice = next((advice for words, advice in _DATABASE_ADVICE.items() if words in database[1]), "")
-        return redact(database[1]) + advice
+        return redact(database[1])
     return _last_cause(text) or redact(text.splitlines()[0] if text else repr(error))
 
 

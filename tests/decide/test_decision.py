@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reprogpt.cli.compare import seeds_hint
-from reprogpt.cli.decide import report, verdicts
+from reprogpt.cli.decide_report import report, verdicts
 from reprogpt.decide.decision import Decision, Question, make_decision
 from reprogpt.decide.groups import (
     EVALUATE_KEYS,

@@ -163,6 +163,33 @@ def test_what_is_recorded_is_printed(repository: Path, capsys: pytest.CaptureFix
     assert [record.kind for record in outbox.records()] == ["file"]
 
 
+def test_a_file_with_a_secret_is_left_out_and_named(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (repository / "src/pkg/rate.py").write_text("LR = 2\n")
+    (repository / "src/pkg/tracker.py").write_text(f"PASSWORD = '{SECRET}'\n")
+    (repository / "src/pkg/secrets_local.py").write_text(f"MINE = '{SECRET}'\n")
+    patch = code_patch()
+    assert patch is not None and SECRET.encode() not in patch.content
+    assert patch.paths == ["src/pkg/rate.py", "src/pkg/secrets_local.py", "src/pkg/tracker.py"]
+    assert set(patch.left_out) == {"src/pkg/secrets_local.py", "src/pkg/tracker.py"}
+    assert runs(applied_to_a_clean_clone(repository, patch.content)) == "2\n"
+    outbox = open_outbox("a")
+    training_records._queue_patch(outbox)
+    printed = capsys.readouterr().err
+    for path in patch.left_out:
+        assert f"leaves out {path}. " in printed and f"Left out: {path}. " in patch.content.decode()
+    assert "records the uncommitted code: src/pkg/rate.py (1 in all)" in printed and SECRET not in printed
+    assert (outbox.folder / "uncommitted.patch").read_bytes() == patch.content
+
+
+def test_a_secret_that_an_edit_removes_is_not_shown_either(repository: Path) -> None:
+    (repository / "src/pkg/rate.py").write_text(f"LR = 1\nPASSWORD = '{SECRET}'\n")
+    git("commit", "-qam", "by mistake")
+    (repository / "src/pkg/rate.py").write_text("LR = 2\n")
+    patch = code_patch()
+    assert patch is not None and patch.paths == ["src/pkg/rate.py"]
+    assert patch.content == b"Left out: src/pkg/rate.py. A value with the name of a secret looks like a secret.\n"
+
+
 def test_a_patch_that_is_too_large_is_not_recorded_and_the_message_says_why(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ Behind it is PostgreSQL where that is installed, else SQLite.
 import json
 import re
 import secrets
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,15 +16,22 @@ from urllib.parse import quote
 import mlflow.pyfunc
 import pandas as pd
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus, Run
 
 from tests.end_to_end import postgres
-from tests.end_to_end.workspace import Workspace, make_workspace
+from tests.end_to_end.workspace import Workspace, documented, make_workspace
 from tools.mlflow_server import TrackingServer
 
 STEPS = 36  # of 9 an epoch: four epochs
 REPROGPT = ("python", "-m", "reprogpt")
+
+
+def documented_variable(name: str) -> tuple[str, str]:
+    """A variable and the value that docs/ give it."""
+    _, assignment = shlex.split(documented(f"export {name}="))
+    return name, assignment.removeprefix(f"{name}=")
 
 
 class Tracker:
@@ -49,6 +57,7 @@ class Tracker:
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(8),
             "PYTHONPATH": str(Path(__file__).parent),
             "TEST_TOKEN": self.token,
+            **dict(map(documented_variable, ("MLFLOW_SERVER_ALLOWED_HOSTS", "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"))),
         }
         if database:
             environment["MLFLOW_BACKEND_STORE_URI"] = database.uri
@@ -201,6 +210,29 @@ def test_the_description_says_what_the_run_is_and_how_to_restore_it(tracker: Tra
     assert "`python -m reprogpt lineage`" in run.data.tags["mlflow.note.content"]
     output = tracker.ask(clone, *REPROGPT, "lineage", run.info.run_id, URI=tracker.uri(tracker.password))
     assert f"MLflow run {run.info.run_id}" in output and "every link that can be checked holds" in output
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("mlflow.example.com", "https://mlflow.example.com", 200),
+        ("mlflow.example.com:8443", "https://mlflow.example.com", 200),
+        ("127.0.0.1:5000", "https://mlflow.example.com", 200),  # from a proxy that does not pass the Host header on
+        ("localhost:5001", "http://localhost:5001", 200),  # a forwarded port
+        ("mlflow.example.com", "https://elsewhere.example.com", 403),
+        ("elsewhere.example.com", "https://mlflow.example.com", 403),
+    ],
+)
+def test_a_browser_may_ask_through_a_proxy(tracker: Tracker, host: str, origin: str, status: int) -> None:
+    """What MLflow's pages ask for a list of runs, from the addresses of docs/tracking-server.md."""
+    answer = requests.post(
+        f"{tracker.server.uri}/ajax-api/2.0/mlflow/runs/search",
+        json={"experiment_ids": ["0"]},
+        headers={"Host": host, "Origin": origin},
+        auth=("admin", tracker.password),
+        timeout=60,
+    )
+    assert answer.status_code == status, answer.text
 
 
 def test_a_server_that_is_killed_in_mid_run_and_restarted_misses_nothing(tracker: Tracker, clone: Workspace) -> None:

@@ -39,5 +39,5 @@ def sync() -> int:
         print_lines(str(error).split("\n"))
         return 1
     if rebuilt:
-        print_lines(rebuilt.split("\n"))
+        print_lines([rebuilt])
     return 1 if uploads.waiting or uploads.set_aside else 0

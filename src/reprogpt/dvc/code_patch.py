@@ -7,10 +7,13 @@ an edit of the same length within the second in which DVC wrote the file.
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from reprogpt.dvc.git import git
+from reprogpt.dvc.secret_scan import secret_in
+from reprogpt.messages import visible
 from reprogpt.params.loader import DVC_FILE, read_mapping
 
 MAX_PATCH_BYTES = 1_000_000  # all code of this repository is a third of that
@@ -19,6 +22,7 @@ _CODE = ("src/", "stages/", "requirements.lock")  # how deps in dvc.yaml begin t
 OBSERVERS = (
     "src/reprogpt/dvc/code_patch.py",
     "src/reprogpt/dvc/git.py",
+    "src/reprogpt/dvc/secret_scan.py",
     "src/reprogpt/messages.py",
     "src/reprogpt/mlflow_settings.py",
     "src/reprogpt/process/streams.py",
@@ -36,10 +40,15 @@ _PATCH_FORM = (
 
 @dataclass(frozen=True)
 class CodePatch:
-    """Changes of the stages' code since the commit. content: for `git apply`. paths: the files that it changes."""
+    """Changes of the stages' code since the commit.
+
+    content: for `git apply`, without the files of left_out, which it names. paths: all files that were changed.
+    left_out: path -> what in its changes looks like a secret.
+    """
 
     content: bytes
     paths: list[str]
+    left_out: Mapping[str, str]
 
 
 def code_patch() -> CodePatch | None:
@@ -58,10 +67,15 @@ def code_patch() -> CodePatch | None:
             index.run("update-index", "--add", "--remove", "-z", "--stdin", stdin="\0".join(stage_code()).encode())
             changed = index.run("diff-index", "--cached", "--name-only", "--relative", "-z", "HEAD")
             names = [name for name in changed.decode("utf-8", "surrogateescape").split("\0") if name]
-            content = index.run("diff-index", "--cached", *_PATCH_FORM, "HEAD") if names else b""
+            diffs = {name: index.run("diff-index", "--cached", *_PATCH_FORM, "HEAD", "--", name) for name in names}
         except (OSError, subprocess.CalledProcessError):
             return None
-    return CodePatch(content, names)
+    found = {name: secret_in(name, diff.decode("utf-8", "replace")) for name, diff in diffs.items()}
+    left_out = {name: what for name, what in found.items() if what}
+    # `git apply` skips what comes before the first file.
+    notes = [f"Left out: {visible(name)}. {what} looks like a secret.\n" for name, what in left_out.items()]
+    kept = [diff for name, diff in diffs.items() if name not in left_out]
+    return CodePatch("".join(notes).encode("utf-8", "replace") + b"".join(kept), names, left_out)
 
 
 def stage_code() -> list[str]:
@@ -91,6 +105,15 @@ class _FreshIndex:
         self._env.pop("GIT_DIFF_OPTS", None)
 
     def run(self, *arguments: str, stdin: bytes = b"") -> bytes:
-        command = ["git", "-c", "core.safecrlf=false", "-c", "core.fsmonitor=false", "-c", "core.splitIndex=false"]
+        command = [
+            "git",
+            "--literal-pathspecs",
+            "-c",
+            "core.safecrlf=false",
+            "-c",
+            "core.fsmonitor=false",
+            "-c",
+            "core.splitIndex=false",
+        ]
         command += ["-c", "diff.suppressBlankEmpty=false", *arguments]
         return subprocess.run(command, env=self._env, input=stdin, capture_output=True, check=True).stdout

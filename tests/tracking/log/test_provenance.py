@@ -2,11 +2,13 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from reprogpt.tracking.log.provenance import git_tags, user_tags
+from reprogpt.tracking.log.training import _warn_without_commit
 
 FILES = {
     "dvc.yaml": "stages: {train: {deps: [src/helper.py, stages/train.py]}}\n",
@@ -60,6 +62,37 @@ def test_outside_a_repository_nothing_is_claimed(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     (tmp_path / ".git").rename(tmp_path / "away")
     assert git_tags() == {}
+
+
+@pytest.mark.parametrize(
+    ("break_git", "words"),
+    [
+        (lambda patch: patch.setenv("PATH", ""), ["git can't be started: No such file or directory"]),
+        # As of a checkout that another user owns.
+        (
+            lambda patch: patch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1"),
+            ["detected dubious ownership in repository at", "\n      git config --global --add safe.directory "],
+        ),
+        (lambda _: Path(".git").rename("away"), ["not a git repository"]),
+    ],
+    ids=["no git", "another owner", "no repository"],
+)
+def test_a_training_says_why_it_has_no_commit(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    break_git: Callable[[pytest.MonkeyPatch], object],
+    words: list[str],
+) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(Path.cwd().parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # where safe.directory may allow all
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
+    _warn_without_commit()
+    assert capsys.readouterr().err == ""
+    break_git(monkeypatch)
+    _warn_without_commit()
+    printed = capsys.readouterr().err
+    assert "neither `commit` nor `dirty`" in printed
+    assert [word for word in words if word not in printed] == []
 
 
 def test_the_user_is_recorded_where_the_system_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def message(status: int, body: str) -> str:
         (401, "", "authentication failed (401). Set\nMLFLOW_TRACKING_USERNAME"),
         (403, "Permission denied", "permission denied (403); the server's administrator can grant EDIT"),
         (403, '{"error_code": "PERMISSION_DENIED", "message": "no"}', "permission denied (403); the server's"),
-        (403, HOST_CHECK, "(403, Invalid Host header). Start it with\n--allowed-hosts tracking.example:5000"),
+        (403, HOST_CHECK, "Where it is started,\nadd tracking.example:5000 to MLFLOW_SERVER_ALLOWED_HOSTS or"),
         (403, "", "as AirPlay does, which listens on port 5000 of macOS: start\nthe server on another port"),
         (403, PAGE, "a proxy or firewall before the MLflow server refuses (403) with a web page"),
         (200, PAGE, "it answers with a web page, such as one to log in, not as an MLflow server does"),

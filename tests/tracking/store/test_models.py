@@ -26,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 FILES = {
     "MLmodel",
     "checkpoint/config.json",
+    "checkpoint/generation_config.json",
+    "checkpoint/gpt_config.json",
     "checkpoint/model.safetensors",
     *(f"code/reprogpt/{name}" for name in CODE),
     "conda.yaml",

@@ -59,7 +59,7 @@ def rebuild_run() -> str | None:
     here = find_training(active[0].tags.get(tags.WEIGHTS_SHA256, ""))
     own = [run for run in active if run.tags.get(tags.TRAINING_ID) == here]
     done = [_add_points([*own, *active][0]), *map(_finish_without_records, own)]
-    return "\n".join(filter(None, done)) or None
+    return "; ".join(filter(None, done)) or None
 
 
 def _rebuild_whole() -> str:

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ import numpy as np
 from reprogpt import tags
 from reprogpt.dvc.code_patch import MAX_PATCH_BYTES, code_patch
 from reprogpt.dvc.digest import cached_md5, dvc_md5
+from reprogpt.dvc.git import git_error
 from reprogpt.dvc.pipeline import is_up_to_date, out_paths, stage_definition
 from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
-from reprogpt.messages import print_message
+from reprogpt.messages import print_message, visible
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import PARAMS_FILE, load_params
 from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, TRAIN_TOKENS, VAL_TOKENS, state_dir
@@ -174,6 +176,15 @@ def _warn_of_fallback(path: str) -> None:
     )
 
 
+def _warn_without_commit() -> None:
+    reason = git_error("rev-parse", "--verify", "HEAD")
+    if reason is not None:
+        print_message(
+            "\n  WARNING: the MLflow run will have neither `commit` nor `dirty`, nor the uncommitted code:\n\n"
+            f"{textwrap.indent(reason.expandtabs(2), '    ')}\n"
+        )
+
+
 def step_metrics(record: StepRecord, best_val_loss: float) -> dict[str, float]:
     """The metrics of a step that MLflow records.
 
@@ -214,6 +225,7 @@ def open_training_outbox(identity: RunIdentity, params: Mapping[str, Any], more_
     name = experiment.get(tags.EXPERIMENT_NAME, f"repro-{identity.run_key[:8]}")
     outbox = open_outbox(identity.training_id)
     if outbox.first is None:
+        _warn_without_commit()
         provenance = git_tags() | user_tags() | code_tags() | experiment | corpus_tags(source) | _token_tags()
         description = {tags.DESCRIPTION: _description(_corpus_name(source), more_tags[tags.TOTAL_STEPS])}
         folder = identity.run_dir
@@ -280,13 +292,20 @@ def _queue_patch(outbox: OutboxFile) -> None:
         print_message(f"{PATCH} is not recorded: git could not compare the code with the commit")
     if patch is None or not patch.paths:
         return
-    files = f"{', '.join(patch.paths[:5])}{' ...' if len(patch.paths) > 5 else ''} ({len(patch.paths)} in all)"
+    for path, what in patch.left_out.items():
+        print_message(
+            f"{PATCH} leaves out {visible(path)}. {what} looks like a secret. If it is one, keep it in\n"
+            "the environment instead; if not, commit the file, so that the run can be reproduced"
+        )
+    recorded = [path for path in patch.paths if path not in patch.left_out]
+    files = f"{', '.join(recorded[:5])}{' ...' if len(recorded) > 5 else ''} ({len(recorded)} in all)"
     if len(patch.content) > MAX_PATCH_BYTES:
         print_message(
             f"{PATCH} is not recorded: the changes of {files} since the commit have {len(patch.content)} bytes, "
             f"more than {MAX_PATCH_BYTES}. Commit the code, so that the run can be reproduced"
         )
         return
-    print_message(f"{PATCH} records the uncommitted code: {files}")
+    if recorded:
+        print_message(f"{PATCH} records the uncommitted code: {files}")
     write_bytes_atomic(outbox.folder / PATCH, patch.content)
     outbox.append(File(kept=outbox.keep_file(outbox.folder / PATCH), folder=""))

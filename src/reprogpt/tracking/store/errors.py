@@ -100,8 +100,8 @@ def _forbidden_advice(body: str | None) -> str:
     uri = _server()
     if "Invalid Host header" in (body or ""):
         return (
-            f"the server does not know itself by the name {uri.netloc} (403, Invalid Host header). Start it with\n"
-            f"--allowed-hosts {uri.netloc}, beside its other names"
+            f"the server does not know the name {uri.netloc} (403, Invalid Host header). Where it is started,\n"
+            f"add {uri.netloc} to MLFLOW_SERVER_ALLOWED_HOSTS or --allowed-hosts"
         )
     if re.search("<html|<!doctype", body or "", re.IGNORECASE):
         proxy = _proxy()

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import reprogpt.mlflow_settings  # noqa: F401
 
 # isort: split
 from mlflow.exceptions import MlflowException
-from requests.utils import get_environ_proxies, select_proxy
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from reprogpt.errors import PipelineError, TrackingError
@@ -142,8 +142,9 @@ def _server() -> SplitResult:
 
 def _proxy() -> str:
     """The proxy that the environment sets for requests to the store, without its password; "" for none."""
-    uri = store_uri()
-    return redact(select_proxy(uri, get_environ_proxies(uri)) or "")
+    uri = _server()
+    proxies = {} if proxy_bypass(uri.hostname or "") else getproxies()
+    return redact(proxies.get(uri.scheme) or proxies.get("all", ""))
 
 
 def _uri_advice(error: Exception) -> str | None:

@@ -6,7 +6,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui demo docs screenshots kill bench bench-costs large test test-full check lock clean
+.PHONY: repro ui demo docs screenshots results kill bench bench-costs large test test-full check lock clean
 .DEFAULT_GOAL := repro
 
 repro: .venv/installed  ## set up, check params.yaml, run the pipeline
@@ -28,6 +28,9 @@ demo: .venv/installed  ## the pipeline and one experiment on a small model, in a
 
 docs: .venv/installed-dev  ## the documentation as a searchable site, in site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+
+results: .venv/installed  ## the tables and figures that are made from docs/results.csv
+	python -m tools.results pages
 
 kill: .venv/installed-dev  ## kill a tiny pipeline at 100 random moments and compare everything: a quarter of an hour
 	OMP_NUM_THREADS=1 python -m tools.kill_trial --kills 100

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from reprogpt.cli import verify as command
 from reprogpt.cli.verify import conclusion, explanation, survived, table
 from reprogpt.params.loader import read_mapping
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import Link
+from reprogpt.runs.results import COLUMNS
 from reprogpt.runs.verify import STAGES, RunEnvironments
+from reprogpt.runs.verify_row import RowRerun
 
 TAGS = {"device": "cpu", "matmul": "onednn", "instruction_set": "AVX512", "torch": "2.9", "numpy": "2.0"} | {
     "threads": "2",
@@ -44,6 +47,42 @@ def test_the_table_has_a_second_line_for_what_the_rerun_made() -> None:
     assert conclusion(one) == "NOT the same: 1 of 2 outs of 2 stages is not as dvc.lock records"
     same = "the same: all 2 outs of stage split have the digests that dvc.lock records"
     assert conclusion({"split": [text, text]}) == same
+
+
+def test_a_row_is_announced_with_its_cost_and_each_value_is_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = {"overrides": "peak_lr=0.001", "seed": "3", "weights": "abcdef12" + "0" * 56, "commit": "c" * 40}
+    environment = {"device": "cpu", "matmul": "portable", "torch": "2.9", "cpu_model": "EPYC", "threads": "2"}
+    row = dict.fromkeys(COLUMNS, "") | named | environment | {"seconds": "1320"}
+    links = [Link("final_val_loss", "6.5", "6.5"), Link("weights", named["weights"], named["weights"])]
+    pins = [Change("numpy", "2.4.6", "2.4.5")]
+    done = RowRerun(links, RunEnvironments(environment, environment | {"threads": "1"}, pins), reuses_text=False)
+    monkeypatch.setattr(command, "rerun_row", lambda row: done)
+    assert command._verify_row(row) == 0
+    out, err = capsys.readouterr()
+    assert err == (
+        "row abcdef12 (peak_lr=0.001, seed 3) of commit cccccccccccc\n"
+        "it took 22 minutes on: EPYC, threads 2, matmul portable, torch 2.9\n"
+    )
+    assert out.splitlines() == [
+        "  status    number                        in docs/results.csv (and found)",
+        "",
+        "row abcdef12",
+        "  same      final_val_loss                6.5",
+        f"  same      weights                       {named['weights']}",
+        "",
+        "the environment differs, which changed nothing (recorded -> here)",
+        "  numpy: 2.4.6 (pinned) -> 2.4.5",
+        "",
+        "the same: all 2 values of row abcdef12 are identical to the bit",
+    ]
+    links[0] = Link("final_val_loss", "6.5", "6.25")
+    assert command._verify_row(row) == 1
+    out = capsys.readouterr().out
+    assert "  DIFFERS   final_val_loss                6.5\n            found                         6.25\n" in out
+    assert "the difference begins at evaluate\n" in out
+    assert out.endswith("\nNOT the same: 1 of 2 values of row abcdef12\n")
 
 
 def explained(*stages: str, pins: Any = None, text: Any = None, **here: str) -> str:

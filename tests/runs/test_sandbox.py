@@ -12,7 +12,7 @@ import pytest
 
 from reprogpt.errors import PipelineError
 from reprogpt.runs import sandbox
-from reprogpt.runs.sandbox import sandbox_clone, sandbox_env
+from reprogpt.runs.sandbox import commit_clone, sandbox_clone, sandbox_env
 
 
 @pytest.fixture
@@ -44,6 +44,29 @@ def test_the_clone_is_a_repository_with_the_files_and_is_gone_afterwards(
         assert "sub/a.txt" in listed
         raise error
     assert list(folder.iterdir()) == []
+
+
+def git(*arguments: str, folder: Path = Path()) -> str:
+    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t.invalid", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_commit_is_cloned_as_it_was_though_edited_since_and_in_no_branch(folder: Path) -> None:
+    git("init", "-q")
+    git("add", "--all")
+    git("commit", "-qm", "one")
+    commit = git("rev-parse", "HEAD")
+    Path("sub/a.txt").write_text("edited", "utf-8")
+    git("commit", "-qa", "--amend", "-m", "other")
+    with commit_clone(commit, needed_bytes=0) as clone:
+        assert (clone / "sub/a.txt").read_text("utf-8") == "a"
+        assert git("rev-parse", "HEAD", folder=clone) == commit
+        assert "dir = cache" in (clone / ".dvc/config.local").read_text("utf-8")
+    assert list(folder.iterdir()) == []
+    git("clone", "-q", "--depth", "1", Path.cwd().as_uri(), str(folder / "shallow"))
+    os.chdir(folder / "shallow")
+    with commit_clone(git("rev-parse", "HEAD"), needed_bytes=0) as clone:
+        assert (clone / "sub/a.txt").read_text("utf-8") == "edited"
 
 
 def test_nothing_in_the_environment_leads_out_of_the_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

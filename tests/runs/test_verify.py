@@ -123,12 +123,11 @@ def test_every_recorded_tag_of_the_environment_is_compared() -> None:
     assert set(ENVIRONMENT_TAGS) <= set(STAGE_DEPENDENCIES["train"])
 
 
-def test_installed_versions_are_compared_with_the_pins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "PINS", tmp_path / "requirements.lock")
+def test_installed_versions_are_compared_with_the_pins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "version", {"torch": "2.13.0+cpu", "numpy": "2.4.6"}.__getitem__)
     monkeypatch.setattr(verify, "PackageNotFoundError", KeyError)
-    verify.PINS.write_text("# pins\ntorch==2.13.0\nnumpy==2.4.7\nnvidia-cublas==13.0 ; platform_system\n", "utf-8")
-    assert verify._unpinned_versions() == [Change("numpy", "2.4.7", "2.4.6")]
+    pins = "# pins\ntorch==2.13.0\nnumpy==2.4.7\nnvidia-cublas==13.0 ; platform_system\n"
+    assert verify.unpinned_versions(pins) == [Change("numpy", "2.4.7", "2.4.6")]
 
 
 def workspace(init_from: str = "") -> Workspace:

@@ -4,8 +4,8 @@ import click
 
 from reprogpt.cli.command import Command
 from reprogpt.messages import print_lines
+from reprogpt.runs.rebuild import UnconfirmedError, rebuild_run
 from reprogpt.tracking.deliver.uploader import upload_abandoned
-from reprogpt.tracking.log.rebuild import UnconfirmedError, rebuild_run
 from reprogpt.tracking.store.uri import store_name
 
 

@@ -1,4 +1,4 @@
-"""`reprogpt verify [--stage NAME]`: rerun the recorded stages and compare the bits."""
+"""`reprogpt verify [ROW]`: rerun the recorded stages, or train a row of the results again, and compare the bits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from textwrap import wrap
@@ -6,11 +6,13 @@ from textwrap import wrap
 import click
 
 from reprogpt.cli.command import Command
-from reprogpt.messages import print_lines
+from reprogpt.messages import print_lines, print_message
 from reprogpt.paths import RAW_TEXT
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link
+from reprogpt.runs.results import SHOWN_DIGITS, Row, find_row, label
 from reprogpt.runs.verify import STAGES, RunEnvironments, depended_on, rerun
+from reprogpt.runs.verify_row import rerun_row
 from reprogpt.tracking.log.environment import RARELY_RELEVANT
 
 WIDTH = 80
@@ -18,15 +20,28 @@ OUT_WIDTH = 28  # the longest path of an out
 STATUS_WORDS = {HOLDS: "same", DIFFERS: "DIFFERS", NOT_HERE: "missing"}
 
 
+HEADING = "out                           md5 in dvc.lock (and found)"
+REUSES_TEXT = f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded"
+ROW_HEADING = "number                        in docs/results.csv (and found)"
+
+
 @click.command(cls=Command)
+@click.argument(
+    "row",
+    required=False,
+    help="a row of docs/results.csv, by the first 6 or more digits of the weights' SHA-256, as the tables show them",
+)
 @click.option(
     "--stage",
     metavar="NAME",
     type=click.Choice(STAGES),
     help=f"Rerun only this stage, from the recorded data of the stages before it: {', '.join(STAGES)}.",
 )
-def verify(stage: str | None) -> int:
+def verify(row: str | None, stage: str | None) -> int:
     """Rerun what dvc.lock records in a temporary clone, and compare every out with the recorded digest.
+
+    With ROW, a training of the documentation's tables is repeated instead, from its own commit, which git must have,
+    with this Python's packages. Each number is compared, and the weights.
 
     The clone is removed afterwards; workspace, DVC cache and MLflow store are not changed. If an out differs, the
     command names the first stage that differs, and what explains it: differences in text, environment and versions.
@@ -34,29 +49,62 @@ def verify(stage: str | None) -> int:
 
     \b
     Exit codes:
-      0  every out is identical to the bit
-      1  an out differs
+      0  every out, or number and weights of the row, is identical to the bit
+      1  one differs
       2  not rerun: code, parameters or data are not the recorded ones, there
-         is no room in the temporary folder (TMPDIR), or a stage fails
+         is no room in the temporary folder (TMPDIR), a stage fails, or
+         there is no such row or commit
 
     \b
     Examples:
       reprogpt verify                      takes as long as `dvc repro --force`
       reprogpt verify --stage tokenize     one stage
+      reprogpt verify 1f6d4ea9             a training of docs/results.md
     """
+    if row is not None:
+        if stage is not None:
+            raise click.UsageError("--stage is for what dvc.lock records: leave it out, or ROW")
+        return _verify_row(find_row(row))
     done = rerun(stage)
     remarks = survived(done.outs, done.environments) if done.is_same else explanation(done.origins, done.environments)
     lines = table(done.outs)
     lines += ["", *remarks, ""] if remarks else [""]
     if done.reuses_text:
-        lines.append(f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded")
+        lines.append(REUSES_TEXT)
     print_lines([*lines, conclusion(done.outs)])
     return 0 if done.is_same else 1
 
 
-def table(outs: Mapping[str, Sequence[Link]]) -> list[str]:
+def _verify_row(row: Row) -> int:
+    """Say what the row is and how long it took, train it again, and print the comparison; returns the exit code."""
+    title = f"row {row['weights'][:SHOWN_DIGITS]}"
+    print_message(f"{title} ({label(row)}) of commit {row['commit'][:12]}\n{_cost(row)}")
+    done = rerun_row(row)
+    if done.is_same:
+        remarks = survived(["train", "evaluate"], done.environments)
+    else:
+        remarks = explanation([done.begins], done.environments)
+    lines = table({title: done.links}, ROW_HEADING)
+    lines += ["", *remarks, ""] if remarks else [""]
+    if done.reuses_text:
+        lines.append(REUSES_TEXT)
+    num_other = sum(link.status != HOLDS for link in done.links)
+    same = f"the same: all {len(done.links)} values of {title} are identical to the bit"
+    print_lines([*lines, f"NOT the same: {num_other} of {len(done.links)} values of {title}" if num_other else same])
+    return 0 if done.is_same else 1
+
+
+def _cost(row: Row) -> str:
+    """How long the training took, and on what."""
+    seconds = int(row["seconds"])
+    took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds} seconds"
+    machine = row["cpu_model"] if row["device"] == "cpu" else row["device"]
+    return f"it took {took} on: {machine}, threads {row['threads']}, matmul {row['matmul']}, torch {row['torch']}"
+
+
+def table(outs: Mapping[str, Sequence[Link]], heading: str = HEADING) -> list[str]:
     """A line per out under its stage, with a second line where the rerun's digest is another."""
-    lines = ["  status    out                           md5 in dvc.lock (and found)"]
+    lines = [f"  status    {heading}"]
     for stage, links in outs.items():
         lines += ["", stage] if links else []
         for out in links:

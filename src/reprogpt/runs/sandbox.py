@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from reprogpt.dvc.git import git
 from reprogpt.errors import PipelineError
 from reprogpt.messages import print_message
 from reprogpt.tracking.store.uri import sqlite_uri
@@ -28,6 +29,34 @@ def sandbox_clone(paths: Iterable[str], *, needed_bytes: int) -> Iterator[Path]:
     paths: files, relative to the current folder. needed_bytes: the free disk space required.
     Raises PipelineError if it can't be made.
     """
+    with _temporary_clone(needed_bytes) as clone:
+        for path in paths:
+            (clone / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, clone / path)
+        _isolate(clone)
+        identity = ("-c", "user.name=reprogpt", "-c", "user.email=reprogpt@localhost")
+        _git(clone, "add", "--all")
+        _git(clone, *identity, "commit", "--quiet", "-m", "as recorded")
+        yield clone
+
+
+@contextmanager
+def commit_clone(commit: str, *, needed_bytes: int) -> Iterator[Path]:
+    """The same with a commit of this repository, whose objects are read in place: it may be in no branch.
+
+    commit: its full hash.
+    """
+    objects = Path(git("rev-parse", "--git-path", "objects") or "").resolve()
+    with _temporary_clone(needed_bytes) as clone:
+        (clone / ".git/objects/info/alternates").write_text(f"{objects}\n", encoding="utf-8")
+        _git(clone, "checkout", "--quiet", "--detach", commit)
+        _isolate(clone)
+        yield clone
+
+
+@contextmanager
+def _temporary_clone(needed_bytes: int) -> Iterator[Path]:
+    """An empty git repository in a temporary folder, on a disk with so many free bytes."""
     place = Path(tempfile.gettempdir()).resolve()
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
@@ -37,13 +66,15 @@ def sandbox_clone(paths: Iterable[str], *, needed_bytes: int) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place) as folder:
         clone = Path(folder) / "clone"
-        for path in paths:
-            (clone / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, clone / path)
-        (clone / ".dvc").mkdir(parents=True, exist_ok=True)
-        (clone / ".dvc" / "config.local").write_text(SETTINGS, encoding="utf-8")
-        _make_repository(clone)
+        clone.mkdir()
+        _git(clone, "init", "--quiet", "--template=")
         yield clone
+
+
+def _isolate(clone: Path) -> None:
+    """Give it a DVC cache of its own."""
+    (clone / ".dvc").mkdir(exist_ok=True)
+    (clone / ".dvc" / "config.local").write_text(SETTINGS, encoding="utf-8")
 
 
 def sandbox_env(clone: Path) -> dict[str, str]:
@@ -106,17 +137,10 @@ def _kill_group(process: "subprocess.Popen[bytes]", patience_seconds: float = 5.
             time.sleep(0.02)
 
 
-def _make_repository(clone: Path) -> None:
-    """Create a git repository with one commit of all files."""
-    identity = ("-c", "user.name=reprogpt", "-c", "user.email=reprogpt@localhost")
-    for arguments in (
-        ["init", "--quiet", "--template="],
-        ["add", "--all"],
-        [*identity, "commit", "--quiet", "-m", "as recorded"],
-    ):
-        done = subprocess.run(["git", *arguments], cwd=clone, env=sandbox_env(clone), capture_output=True, check=False)
-        if done.returncode:
-            raise PipelineError(f"git could not make the temporary clone {clone}: {os.fsdecode(done.stderr).strip()}")
+def _git(clone: Path, *arguments: str) -> None:
+    done = subprocess.run(["git", *arguments], cwd=clone, env=sandbox_env(clone), capture_output=True, check=False)
+    if done.returncode:
+        raise PipelineError(f"git could not make the temporary clone {clone}: {os.fsdecode(done.stderr).strip()}")
 
 
 def _in_gb(num_bytes: int) -> str:

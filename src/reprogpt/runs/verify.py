@@ -114,7 +114,7 @@ def rerun(stage: str | None) -> Rerun:
         environments = RunEnvironments(
             recorded,
             _present_environment(workspace, clone, stages),
-            _unpinned_versions(),
+            unpinned_versions(PINS.read_text("utf-8")),
             _corpus_change(workspace, clone),
         )
     return Rerun(outs, environments, reuses_text, origins(outs, workspace.stages))
@@ -230,7 +230,7 @@ def _tags_of_newest(tags: Mapping[str, str | None]) -> dict[str, str] | None:
 
 def _present_environment(workspace: Revision, clone: Path, stages: Sequence[str]) -> dict[str, str]:
     """Tags of the rerun's training; if train was not rerun, the tags that it would have."""
-    with _store_of(clone):
+    with store_of(clone):
         tags = _tags_of_newest({"run_key": workspace.lock_key})
     if tags is not None:
         return tags
@@ -250,7 +250,7 @@ def _present_environment(workspace: Revision, clone: Path, stages: Sequence[str]
 
 
 @contextmanager
-def _store_of(clone: Path) -> Iterator[None]:
+def store_of(clone: Path) -> Iterator[None]:
     """While the block runs, search_runs() reads the clone's store."""
     before = dict(os.environ)
     variables = {"MLFLOW_TRACKING_URI": sandbox_store_uri(clone), "DVC_ROOT": str(clone)}
@@ -263,12 +263,12 @@ def _store_of(clone: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _unpinned_versions() -> list[Change]:
-    """Packages whose installed version differs from requirements.lock.
+def unpinned_versions(pins: str) -> list[Change]:
+    """Packages whose installed version differs from these pins, the text of requirements.lock.
 
     Packages that are not installed are left out: a CPU build of torch needs no CUDA, for example.
     """
-    pinned = re.findall(r"^([\w.-]+)==([^\s;]+)", PINS.read_text("utf-8"), flags=re.MULTILINE)
+    pinned = re.findall(r"^([\w.-]+)==([^\s;]+)", pins, flags=re.MULTILINE)
     unpinned = []
     for name, wanted in pinned:
         try:

@@ -14,13 +14,13 @@ from reprogpt.dvc.digest import dvc_md5
 from reprogpt.errors import TrackingError
 from reprogpt.files import file_digest
 from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
+from reprogpt.runs.rebuild import rebuild_run
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import open_outbox
 from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Tags, TrainingRun
 from reprogpt.tracking.deliver.uploader import upload_abandoned
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.local_trainings import find_training, note_training
-from reprogpt.tracking.log.rebuild import rebuild_run
 from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
 from reprogpt.tracking.store.uri import store_name
 

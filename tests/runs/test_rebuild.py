@@ -12,7 +12,7 @@ from reprogpt.dvc.digest import dvc_md5
 from reprogpt.dvc.pipeline import out_paths, run_key, stage_definition, stage_inputs
 from reprogpt.dvc.revisions import Workspace
 from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY
-from reprogpt.tracking.log.rebuild import UnconfirmedError, _confirmed_key
+from reprogpt.runs.rebuild import UnconfirmedError, _confirmed_key
 
 CODE, TOKENS, WEIGHTS = Path("src/loop.py"), Path("data/tokens/train.npy"), MODEL / "model.safetensors"
 DEFINITION = {

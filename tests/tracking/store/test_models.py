@@ -191,10 +191,8 @@ def test_models_are_named_after_their_runs_and_ranked_by_their_final_loss(client
         ("final_val_loss", 4.0),
         ("final_val_loss", 5.0),
     ]
-    best = ranked[0]
-    assert client.list_artifacts(
-        str(best.source_run_id), f"{best.name}/checkpoint"
-    )  # as `mlflow artifacts download` does
+    best = ranked[0]  # whose files `mlflow artifacts download` finds by the name
+    assert client.list_artifacts(str(best.source_run_id), f"{best.name}/checkpoint")
     upload_results("1" * 32, 5.0)  # evaluated again
     assert len(client.get_logged_model(ranked[2].model_id).metrics or []) == 1
 

@@ -1,4 +1,4 @@
-"""What `sync` does for the training that made data/model: completes its run, never makes a second one."""
+"""Records that still wait, or that nothing can upload: `sync` completes their run, and makes no second one."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ from mlflow.entities import Run
 from reprogpt.cli.sync import sync as sync_command
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY, state_dir
+from reprogpt.runs import rebuild
 from reprogpt.tags import WEIGHTS_SHA256, md5_tag
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import End, Points, Results, ResultsOf, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
-from reprogpt.tracking.log import rebuild
 from reprogpt.tracking.log.local_trainings import note_training
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name

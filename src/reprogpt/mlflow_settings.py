@@ -7,6 +7,7 @@ import os
 
 _SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # a run's address, each time that a stage's records are uploaded
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the uploader retries, and says so
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds without an answer
     "PGCONNECT_TIMEOUT": "10",  # seconds, of PostgreSQL's client; it would wait for minutes

@@ -12,6 +12,7 @@ TRAINING_ID = "training_id"
 REBUILT_FROM = "rebuilt_from"  # the file that the points of a rebuilt run come from
 EVALUATION_ID = "evaluation"  # of a child run: digest of its parameters and origin
 ERROR = "error"  # why a run FAILED
+NOT_RECORDED = "not_recorded"  # what a run lacks since a person gave up its records
 
 # What it was made from.
 COMMIT = "commit"

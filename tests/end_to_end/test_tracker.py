@@ -186,6 +186,7 @@ def test_a_server_that_is_down_or_refuses_costs_nothing_and_sync_uploads_later(
     assert "authentication failed (401). Set\nMLFLOW_TRACKING_USERNAME and" in output
     right = {"URI": tracker.server.uri, "USERNAME": "admin", "PASSWORD": tracker.password}
     assert f"records uploaded to {tracker.server.uri}\n" in tracker.ask(clone, *REPROGPT, "sync", **right)
+    assert "View run" not in tracker.printed  # MLflow's words, once for each upload
     (run,) = tracker.runs()
     assert_complete(tracker, run, clone)
     assert not list((clone.path / ".reprogpt/outbox").iterdir())

@@ -16,9 +16,9 @@ from reprogpt.params.train import TrainParams
 from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY
 from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link, check_links
 from reprogpt.step_record import StepRecord
-from reprogpt.tracking.deliver.outbox import OutboxFile
+from reprogpt.tracking.deliver.outbox import OutboxFile, is_queued
 from reprogpt.tracking.deliver.records import End, Points
-from reprogpt.tracking.deliver.writer import lacking_points, upload
+from reprogpt.tracking.deliver.writer import LACKS_RECORDS, lacking_points, upload
 from reprogpt.tracking.log.local_trainings import find_training
 from reprogpt.tracking.log.results import open_results_outbox
 from reprogpt.tracking.log.training import RunIdentity, RunLogger, open_training_outbox, step_metrics
@@ -39,10 +39,15 @@ def rebuild_run() -> str | None:
     A training without a run gets one: parameters, points, model, digests and present results, but neither the times,
     samples and environment of the training nor its system metrics, which no file holds. A run that lacks points gets
     those. A run that was deleted in MLflow stays deleted.
+    A run of this repository that lacks records which are not in the outbox any more, since a person gave them up, ends
+    FINISHED. Nothing is done while the outbox has records of this training.
     Raises UnconfirmedError if a run of the present files would say what is not known of them, and TrackingError if the
     store can't be used.
     """
     if not HISTORY.exists():
+        return None
+    key = Workspace().summary_key
+    if key and is_queued(key):
         return None
     same = search_runs({tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
     runs = [run for run in same if tags.RUN_KEY in run.tags]
@@ -52,7 +57,9 @@ def rebuild_run() -> str | None:
     if not active:
         return f"run {runs[0].id} of data/model was deleted; bring it back: mlflow runs restore --run-id {runs[0].id}"
     here = find_training(active[0].tags.get(tags.WEIGHTS_SHA256, ""))
-    return _add_points(next((run for run in active if run.tags.get(tags.TRAINING_ID) == here), active[0]))
+    own = [run for run in active if run.tags.get(tags.TRAINING_ID) == here]
+    done = [_add_points([*own, *active][0]), *map(_finish_without_records, own)]
+    return "; ".join(filter(None, done)) or None
 
 
 def _rebuild_whole() -> str:
@@ -123,6 +130,19 @@ def _add_points(run: TrackedRun) -> str | None:
         outbox.append(lost)
     _upload(outbox)
     return f"run {run.id} lacked points of {len(lacking)} steps, which are uploaded from {HISTORY}"
+
+
+def _finish_without_records(run: TrackedRun) -> str | None:
+    """End a run that is FAILED only for the lack of records; its end time stays."""
+    reason = run.tags.get(tags.ERROR, "")
+    if LACKS_RECORDS not in reason:
+        return None
+    client, _ = open_store()
+    with store_errors():
+        client.set_tag(run.id, tags.NOT_RECORDED, reason)
+        client.delete_tag(run.id, tags.ERROR)
+        client.set_terminated(run.id, "FINISHED", end_time=client.get_run(run.id).info.end_time)
+    return f"run {run.id} lacks records that are not in the outbox any more: it is FINISHED without them"
 
 
 def _upload(outbox: OutboxFile) -> None:

@@ -11,9 +11,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import File, Points, Start, TrainingRun
-from reprogpt.tracking.deliver.uploader import uploading
+from reprogpt.tracking.deliver.uploader import upload_abandoned, uploading
+from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
 
@@ -94,6 +96,67 @@ def test_an_outbox_that_fails_in_the_middle_does_not_end_the_stage(
     monkeypatch.setattr(function, fail(errno.EIO))
     log_training(outbox)
     assert "Input/output error" in capsys.readouterr().err
+
+
+class FullDisk:
+    """The file of an outbox whose disk is full, but for `room` bytes once the outbox has freed its reserve."""
+
+    def __init__(self, outbox: OutboxFile, room: int) -> None:
+        self.file: Any = outbox._file
+        self.reserve = outbox.folder / "reserve"
+        self.room = room
+        assert self.reserve.stat().st_size >= room
+
+    def write(self, data: bytes) -> int:
+        if self.reserve.exists() or len(data) > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return int(self.file.write(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize(
+    ("room", "status", "error"),
+    [
+        (10_000, "FINISHED", None),
+        (1_000, "FAILED", "the stage ended well; not recorded: the last 50 records: No space left on device"),
+    ],
+)
+def test_a_disk_that_is_full_in_the_middle_has_room_for_the_end_of_the_run(
+    client: MlflowClient,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    room: int,
+    status: str,
+    error: str | None,
+) -> None:
+    outbox = open_outbox("1")
+    tags = {"training_id": "1", "run_key": "k"}
+    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store_name()))
+    with uploading(outbox):
+        monkeypatch.setattr(outbox, "_file", FullDisk(outbox, room))
+        for step in range(50):
+            outbox.append(Points(step=step, values={"loss": 1.0}))
+    run = only_run(client)
+    assert (run.info.status, run.data.tags.get("error")) == (status, error)
+    num_points = 50 if error is None else 0
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == num_points
+    assert ("not recorded is the last 50 records" in capsys.readouterr().err) == (error is not None)
+    assert list(Path(".reprogpt/outbox").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_not_the_store(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = open_outbox("1")
+    tags = {"training_id": "1", "run_key": "k"}
+    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store_name()))
+    monkeypatch.setattr("reprogpt.tracking.deliver.outbox.write_text_atomic", fail(errno.ENOSPC))
+    with pytest.raises(TrackingError, match=f"^{outbox.folder} can't be written: No space left on device$"):
+        upload(outbox)
+    outbox.release()
+    assert upload_abandoned().waiting == [f"{outbox.folder} can't be written: No space left on device"]
 
 
 def test_records_are_written_again_after_an_error_that_left_half_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_point_that_is_refused_is_set_aside_and_all_else_is_uploaded(
         refuse_points(patch, status, step=3)
         assert sync() == 1
     printed = capsys.readouterr()
-    assert f"MLflow refused a record of kind metrics: HTTP {status}" in printed.err
+    assert f"a record is not in MLflow: metrics of step 3: HTTP {status}" in printed.err
     assert "It is kept: line 7 of" in printed.err and "2 records of" in printed.out
     assert set(runs(client)) == {"a", "b"}
     for name in ("a", "b"):
@@ -126,7 +126,9 @@ def test_a_file_that_is_too_large_for_a_proxy_does_not_block_later_runs(
             with uploader.uploading(start(name)) as _:
                 pass
     printed = capsys.readouterr().err
-    assert printed.count("records of this run were refused and are kept in") == 2 and "HTTP 413" in printed
+    assert printed.count("records of this run were refused and are kept in") == 2
+    assert printed.count("a record is not in MLflow: file params.yaml (7 bytes): HTTP 413") == 2
+    assert all("file params.yaml (7 bytes): HTTP 413" in run.data.tags["error"] for run in runs(client).values())
     assert {run.info.status for run in runs(client).values()} == {"FAILED"} and len(runs(client)) == 2
     assert sync() == 0
     assert {run.info.status for run in runs(client).values()} == {"FINISHED"}
@@ -174,6 +176,7 @@ def test_a_line_that_is_no_record_is_set_aside_and_named(
     assert sync() == 1
     printed = capsys.readouterr()
     assert "refused: 2 records of" in printed.out and "line 4 of" in printed.err
+    assert "a record is not in MLflow: damaged line: " in printed.err
     assert steps(client, "a") == list(range(NUM_STEPS)) and runs(client)["a"].info.status == "FAILED"
     assert_whole(client, "b")
 

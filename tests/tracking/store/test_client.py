@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -25,7 +24,7 @@ from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, ope
 from reprogpt.tracking.deliver.records import Points, Tags, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store, search_runs
-from reprogpt.tracking.store.errors import AuthenticationError, SettingsError, store_errors
+from reprogpt.tracking.store.errors import SettingsError, store_errors
 from reprogpt.tracking.store.uri import store_name
 
 
@@ -139,11 +138,13 @@ def with_schema(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_of_another_mlflow_is_named_as_such_and_training_goes_on(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 0.2)
+    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 60)  # no further try would help
+    started = time.monotonic()
     with_schema("f" * 12, monkeypatch)
     outbox = training_outbox()
     with uploader.uploading(outbox):
         outbox.append(Points(step=0, values={"loss": 1.0}))
+    assert time.monotonic() - started < 30
     printed = capsys.readouterr().err
     assert f"found version {'f' * 12}" in printed and "If a newer MLflow wrote it, use that version" in printed
     (waiting,) = abandoned_outboxes()
@@ -253,20 +254,6 @@ def test_the_experiment_may_be_chosen_as_mlflow_users_do(client: MlflowClient, m
         open_store()
 
 
-@pytest.mark.parametrize(
-    ("error", "advice"),
-    [
-        ("API request failed with error code 401 != 200", r"authentication failed \(401\)"),
-        ("API request failed with error code 403 != 200", r"permission denied \(403\)"),
-        ("PERMISSION_DENIED: not allowed", r"permission denied \(403\)"),
-    ],
-)
-def test_a_refused_user_is_told_from_a_server_that_fails(error: str, advice: str) -> None:
-    """Retrying won't help: the uploader gives up at once."""
-    with pytest.raises(AuthenticationError, match=advice), store_errors():
-        raise MlflowException(error)
-
-
 @pytest.fixture
 def other_user(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """This process as a user who may read the repository's root, its current folder, but owns nothing there."""
@@ -314,8 +301,8 @@ def test_an_unusable_database_is_one_message_at_once_and_the_stage_ends_well(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """MLflow opens a database ten times, which takes 102 seconds."""
-    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 0.2)
+    """MLflow opens a database ten times, which takes 102 seconds; and no further try would help."""
+    monkeypatch.setattr(uploader, "CLOSE_TIMEOUT", 60)
     as_owner(lambda: damage(other_user / "mlflow.db"))
     started = time.monotonic()
     outbox = training_outbox()

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.utils.rest_utils import verify_rest_response
 
 from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import ModelFile, TrainingRun
+from reprogpt.tracking.deliver.records import End, File, ModelFile, Results, ResultsOf, TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
@@ -24,6 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 FILES = {
     "MLmodel",
     "checkpoint/config.json",
+    "checkpoint/generation_config.json",
+    "checkpoint/gpt_config.json",
     "checkpoint/model.safetensors",
     *(f"code/reprogpt/{name}" for name in CODE),
     "conda.yaml",
@@ -56,13 +60,21 @@ def root(client: MlflowClient, saved_model: Path) -> Path:
     return Path.cwd()
 
 
-def ended_training(training_id: str = "1" * 32) -> OutboxFile:
+def ended_training(training_id: str = "1" * 32, name: str = "n") -> OutboxFile:
     """The outbox of a training that has recorded its model."""
     outbox = open_outbox(training_id)
-    tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append(TrainingRun(name="n", tags=tags, params=PARAMS, datasets=[], store=store_name()))
+    tags = {"training_id": training_id, "run_key": training_id}
+    outbox.append(TrainingRun(name=name, tags=tags, params=PARAMS, datasets=[], store=store_name()))
     record_model(outbox)
     return outbox
+
+
+def upload_results(training_id: str, val_loss: float) -> None:
+    """As evaluate does."""
+    outbox = open_outbox()
+    outbox.append(ResultsOf(run_key=training_id, experiment=None, store=store_name()))
+    outbox.append(Results(values={"final_val_loss": val_loss}, step=9, sampling={"top_k": 25}))
+    upload(outbox)
 
 
 def models(client: MlflowClient) -> list[LoggedModel]:
@@ -89,7 +101,7 @@ def test_a_training_uploads_one_complete_model_and_leaves_nothing(client: Mlflow
     outbox = ended_training()
     assert upload(outbox) == NUM_RECORDS
     model = assert_one_complete_model(client, root)
-    assert model.params["emb_dim"] == "32" and model.name == "gpt"
+    assert model.params["emb_dim"] == "32" and model.name == "n"
     stored = Path(model.artifact_location.removeprefix("file://"))
     assert file_digest(stored / "checkpoint/model.safetensors") == file_digest(root / "data/model/model.safetensors")
     assert f"model_id: {model.model_id}" in (stored / "MLmodel").read_text()
@@ -166,6 +178,37 @@ def test_trainings_of_their_own_have_models_of_their_own(client: MlflowClient, r
     assert len({str(model.source_run_id) for model in logged}) == len(logged) == 2
 
 
+def test_models_are_named_after_their_runs_and_ranked_by_their_final_loss(client: MlflowClient, root: Path) -> None:
+    for training_id, name, val_loss in (("1", "worst", 5.0), ("2", "lr-0.001:best", 3.0), ("3", "middle", 4.0)):
+        upload(ended_training(training_id * 32, name))
+        upload_results(training_id * 32, val_loss)
+    experiment = client.get_experiment_by_name("reprogpt")
+    by_loss: Any = [{"field_name": "metrics.final_val_loss", "ascending": True}]
+    ranked = client.search_logged_models([experiment.experiment_id], order_by=by_loss)
+    assert [model.name for model in ranked] == ["lr-0-001-best", "middle", "worst"]  # MLflow takes no . and : in a name
+    assert [(metric.key, metric.value) for model in ranked for metric in model.metrics or []] == [
+        ("final_val_loss", 3.0),
+        ("final_val_loss", 4.0),
+        ("final_val_loss", 5.0),
+    ]
+    best = ranked[0]  # whose files `mlflow artifacts download` finds by the name
+    assert client.list_artifacts(str(best.source_run_id), f"{best.name}/checkpoint")
+    upload_results("1" * 32, 5.0)  # evaluated again
+    assert len(client.get_logged_model(ranked[2].model_id).metrics or []) == 1
+
+
+def test_another_model_of_the_run_stays(client: MlflowClient, root: Path) -> None:
+    """Such as one that a notebook has logged to the run."""
+    outbox = ended_training()
+    upload(outbox)
+    outbox.release()
+    (ours,) = models(client)
+    client.finalize_logged_model(ours.model_id, LoggedModelStatus.PENDING)
+    client.create_logged_model(ours.experiment_id, "quantized", ours.source_run_id)
+    upload(ended_training())
+    assert {(model.name, str(model.status)) for model in models(client)} == {("n", "READY"), ("quantized", "PENDING")}
+
+
 def test_a_model_that_a_lost_answer_left_behind_is_removed(client: MlflowClient, root: Path) -> None:
     """A server that was slow to create one: asked again meanwhile, it created two."""
     outbox = ended_training()
@@ -194,6 +237,62 @@ def test_a_model_that_lacks_a_file_is_never_complete(
     assert model.status == LoggedModelStatus.FAILED
     assert download_checkpoint(str(model.source_run_id), Path("copy")) is None
     assert register_model(str(model.source_run_id), "gpt") is None
+
+
+@pytest.fixture
+def without_logged_models(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of MLflow 2: to requests about logged models it answers 404, with a page."""
+
+    def answer(*_: Any, **__: Any) -> None:
+        response = requests.Response()
+        response.status_code = 404
+        response._content = b"<!doctype html>\n<title>404 Not Found</title>"
+        verify_rest_response(response, "/api/2.0/mlflow/logged-models")
+
+    for call in ("search_logged_models", "create_logged_model", "log_outputs", "log_model_artifact"):
+        monkeypatch.setattr(MlflowClient, call, answer)
+
+
+@pytest.mark.usefixtures("without_logged_models")
+def test_a_server_without_logged_models_has_the_model_in_the_runs_artifacts(
+    client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = open_outbox("1" * 32)
+    tags = {"training_id": "1" * 32, "run_key": "1" * 32}
+    outbox.append(TrainingRun(name="n", tags=tags, params=PARAMS, datasets=[], store=store_name()))
+    upload(outbox)  # as soon as the training starts
+    assert "has no logged models" in capsys.readouterr().err
+    outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder="samples"))
+    record_model(outbox)
+    outbox.append(End(status="FINISHED", adds=None))
+    upload(outbox)
+    (outbox.folder / "delivered").unlink()  # as if nothing had been noted, though the files are gone from here
+    upload(outbox)
+    upload_results("1" * 32, 5.0)
+    assert capsys.readouterr().err.count("\n") == 3  # the same once more, nothing else
+    (run,) = client.search_runs([client.get_experiment_by_name("reprogpt").experiment_id])
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"final_val_loss": 5.0})
+    stored = root / "mlruns" / run.info.run_id / "artifacts/model"
+    assert {path.relative_to(stored).as_posix() for path in stored.rglob("*") if path.is_file()} == FILES
+    assert f"run_id: {run.info.run_id}" in (stored / "MLmodel").read_text()
+    copy = download_checkpoint(run.info.run_id, root / "copy")
+    assert copy is not None
+    assert file_digest(copy / "model.safetensors") == file_digest(root / "data/model/model.safetensors")
+    assert register_model(run.info.run_id, "gpt") == RegisteredModel("gpt", 1, new=True)
+    assert register_model(run.info.run_id, "gpt") == RegisteredModel("gpt", 1, new=False)
+    assert Path(client.get_model_version_download_uri("gpt", "1").removeprefix("file://")) == stored
+
+
+@pytest.mark.usefixtures("without_logged_models")
+def test_a_file_that_is_gone_before_it_is_an_artifact_is_missed(
+    client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outbox = ended_training()
+    shutil.rmtree(outbox.folder / "files")
+    upload(outbox)
+    assert capsys.readouterr().err.count("is missing: the MLflow run has no model") == len(FILES) - 1
+    (run,) = client.search_runs([client.get_experiment_by_name("reprogpt").experiment_id])
+    assert register_model(run.info.run_id, "gpt") is None
 
 
 def test_a_model_is_downloaded_bit_for_bit(client: MlflowClient, root: Path) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from reprogpt.errors import TrackingError
 from reprogpt.files import fsync_folder, write_text_atomic
 from reprogpt.messages import print_message
 from reprogpt.paths import state_dir
@@ -38,7 +39,8 @@ from reprogpt.tracking.deliver.records import (
 )
 
 RECORDS, _DELIVERED, _FILES, _LOCK, _SET_ASIDE = "records.jsonl", "delivered", "files", "lock", "set-aside.json"
-_PROBE_BYTES = 1 << 16  # written on opening, to notice a full or failing disk
+_RESERVE = "reserve"  # a file that is removed when a stage ends: on a disk that is full by then, the last records fit
+_RESERVE_BYTES = 1 << 20  # some 5,000 points; written on opening, to notice a full or failing disk
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,18 @@ class OutboxFile:
             self._unwritten = b""
         return None
 
+    def make_room(self) -> None:
+        """Free the reserve for the last records, and give up those that don't fit, so that the run's end does."""
+        with suppress(OSError):
+            (self.folder / _RESERVE).unlink(missing_ok=True)
+        error = self.flush()
+        if error is None:
+            return
+        with self._writing:
+            num_lost = self._unwritten.count(b"\n")
+            self._unwritten = b""
+        self._lose(f"the last {num_lost} records: {error.strerror}")
+
     def keep_file(self, path: Path) -> str:
         """Keep a file as it is now, to be uploaded; returns what a record of it has as `kept`.
 
@@ -109,9 +123,11 @@ class OutboxFile:
         try:
             yield
         except OSError as error:
-            reason = f"{what}: {error.strerror or error}"
-            print_message(f"{self.folder} can't be used; not recorded is {reason}")
-            self.losses.append(reason)
+            self._lose(f"{what}: {error.strerror or error}")
+
+    def _lose(self, reason: str) -> None:
+        print_message(f"{self.folder} can't be used; not recorded is {reason}")
+        self.losses.append(reason)
 
     def records(self) -> Iterator[Record]:
         """All records, uploaded or not, from the first; without damaged lines."""
@@ -155,11 +171,11 @@ class OutboxFile:
         for line in self._read(self.num_uploaded_bytes, end):
             if isinstance(line.record, ModelFile) and line.start not in set_aside:
                 shutil.rmtree(self.kept_file(line.record.kept).parent, ignore_errors=True)
-        write_text_atomic(self.folder / _DELIVERED, str(end))
+        _write_text(self.folder / _DELIVERED, str(end))
 
     def mark_nothing_uploaded(self) -> None:
         """Upload again from the first record, as into a new run."""
-        write_text_atomic(self.folder / _DELIVERED, "0")
+        _write_text(self.folder / _DELIVERED, "0")
         (self.folder / _SET_ASIDE).unlink(missing_ok=True)
 
     def set_aside(self) -> list[tuple[Line, str]]:
@@ -179,8 +195,11 @@ class OutboxFile:
         self._write_set_aside([pair for pair in self.set_aside() if pair[0] != line])
 
     def _write_set_aside(self, pairs: list[tuple[Line, str]]) -> None:
+        if not pairs:
+            (self.folder / _SET_ASIDE).unlink(missing_ok=True)
+            return
         listed = [{"start": line.start, "end": line.end, "reason": reason} for line, reason in pairs]
-        write_text_atomic(self.folder / _SET_ASIDE, json.dumps(listed, indent=2, ensure_ascii=False))
+        _write_text(self.folder / _SET_ASIDE, json.dumps(listed, indent=2, ensure_ascii=False))
 
     def line_number(self, line: Line) -> int:
         """The 1-based number of a record's line in the file."""
@@ -190,6 +209,7 @@ class OutboxFile:
     def release(self) -> None:
         """Unlock the outbox; remove it if all is uploaded and the training that it belongs to can't be resumed."""
         with suppress(OSError):  # then it stays
+            (self.folder / _RESERVE).unlink(missing_ok=True)
             first = self.first
             kept_for = first.kept_for if isinstance(first, TrainingRun) else None
             is_complete = self.num_uploaded_bytes >= self.num_bytes and not self.set_aside()
@@ -223,7 +243,7 @@ def open_outbox(name: str | None = None) -> OutboxFile:
     folder = _folder() / (name or uuid.uuid4().hex)
     try:
         outbox = _locked(folder)
-        _write_probe(folder)
+        _write_reserve(folder)
     except OSError as error:
         temporary = Path(tempfile.mkdtemp(prefix="reprogpt-outbox-"))
         print_message(
@@ -241,6 +261,14 @@ def open_outbox(name: str | None = None) -> OutboxFile:
     return _locked(folder)
 
 
+def _write_text(path: Path, text: str) -> None:
+    """Write a file of an outbox. Raises TrackingError: an OSError would pass for one of the MLflow store."""
+    try:
+        write_text_atomic(path, text)
+    except OSError as error:
+        raise TrackingError(f"{path.parent} can't be written: {error.strerror or error}") from None
+
+
 def _locked(folder: Path) -> OutboxFile:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / _LOCK)
@@ -248,34 +276,47 @@ def _locked(folder: Path) -> OutboxFile:
     return OutboxFile(folder, lock)
 
 
-def _write_probe(folder: Path) -> None:
+def _write_reserve(folder: Path) -> None:
     """Raise OSError if the folder's disk is full or fails."""
-    probe = folder / "probe"
+    reserve = folder / _RESERVE
     try:
-        with probe.open("wb") as file:
-            file.write(bytes(_PROBE_BYTES))
+        with reserve.open("wb") as file:
+            file.write(os.urandom(_RESERVE_BYTES))  # a disk may compress zeros
             file.flush()
             os.fsync(file.fileno())
-    finally:
-        probe.unlink(missing_ok=True)
+    except OSError:
+        reserve.unlink(missing_ok=True)
+        raise
 
 
 def queued_trainings(run_key: str) -> set[str]:
     """The ids of the trainings with this key whose outboxes, locked or not, have records that are not uploaded."""
-    ids = set()
+    return {
+        first.tags[TRAINING_ID]
+        for folder, first in _first_records(run_key)
+        if isinstance(first, TrainingRun) and not _is_delivered(folder)
+    }
+
+
+def is_queued(run_key: str) -> bool:
+    """Whether an outbox, locked or not, has records of a training with this key, or results of one: also set aside."""
+    return any(not _is_delivered(folder) or (folder / _SET_ASIDE).exists() for folder, _ in _first_records(run_key))
+
+
+def _first_records(run_key: str) -> Iterator[tuple[Path, FirstRecord]]:
+    """The outboxes for a training with this key, or for its results: folder and first record."""
     for path in _folder().glob(f"*/{RECORDS}"):
-        with suppress(OSError), path.open("rb") as file:  # OSError: another process has uploaded it
-            first = from_line(file.readline())
-            if not isinstance(first, TrainingRun) or _is_delivered(path):
-                continue
-            if first.tags.get(RUN_KEY) == run_key:
-                ids.add(first.tags[TRAINING_ID])
-    return ids
+        match _first_record(path):
+            case TrainingRun() as first if first.tags.get(RUN_KEY) == run_key:
+                yield path.parent, first
+            case ResultsOf() as first if first.run_key == run_key:
+                yield path.parent, first
 
 
-def _is_delivered(records: Path) -> bool:
+def _is_delivered(folder: Path) -> bool:
+    """Whether all records are uploaded or set aside, without locking the outbox."""
     try:
-        return int(records.with_name(_DELIVERED).read_text()) >= records.stat().st_size
+        return int((folder / _DELIVERED).read_text()) >= (folder / RECORDS).stat().st_size
     except (OSError, ValueError):
         return False
 
@@ -298,12 +339,16 @@ def _folder() -> Path:
 
 def _created(path: Path) -> int:
     """The time of the first record; 0 if there is none."""
+    record = _first_record(path)
+    return 0 if isinstance(record, Damaged) else record.time
+
+
+def _first_record(path: Path) -> Record | Damaged:
     try:
         with path.open("rb") as file:
-            record = from_line(file.readline())
-    except OSError:
-        return 0
-    return 0 if isinstance(record, Damaged) else record.time
+            return from_line(file.readline())
+    except OSError as error:
+        return Damaged(str(error))
 
 
 def _whole_lines(path: Path) -> int:

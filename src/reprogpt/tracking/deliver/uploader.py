@@ -102,16 +102,23 @@ class Uploader:
             self._report(_why_others_wait())
             upload(self._outbox)
         except Exception as error:  # training must not stop, whatever a tracking server does
-            message = str(error) if isinstance(error, TrackingError) else redact(repr(error))
+            message = self._words(error)
             if self._failure is None:
-                print_message(f"\n{message}\nThe stage continues; its records wait for the store in .reprogpt/outbox")
+                print_message(f"\n{message}\nThe stage continues; its records wait in .reprogpt/outbox")
             self._failure = message
             self._is_permanent = isinstance(error, SettingsError)
             return False
         if self._failure is not None:
-            print_message("\nthe MLflow store is available again: no record is missing")
+            print_message("\nrecords are uploaded to MLflow again")
         self._failure = None
         return True
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, TrackingError):
+            return str(error)
+        if isinstance(error, OSError) and error.strerror:
+            return f"{error.filename or self._outbox.folder} can't be used: {error.strerror}"
+        return redact(repr(error))
 
     def _report(self, reasons: list[str]) -> None:
         """Say once why records of earlier runs wait."""
@@ -150,6 +157,8 @@ def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
         except (TrackingError, RecordError) as error:
             open_store()  # if that fails, no outbox can be uploaded
             waiting.append(str(error))
+        except OSError as error:
+            waiting.append(f"{error.filename or outbox.folder}: {error.strerror or error}")
         finally:
             refused = outbox.set_aside()
             if refused:
@@ -182,6 +191,7 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
         reason = str(error)
         raise
     finally:
+        outbox.make_room()
         if outbox.losses and status == "FINISHED":
             status = "FAILED"
             reason = f"the stage ended well; not recorded: {'; '.join(outbox.losses)}"

@@ -38,9 +38,15 @@ from reprogpt.tracking.deliver.records import (
     TokenFile,
     TrainingRun,
 )
-from reprogpt.tracking.store.client import open_store
+from reprogpt.tracking.store.client import open_store, run_artifacts
 from reprogpt.tracking.store.errors import RecordError, store_errors
-from reprogpt.tracking.store.models import finalize_model, upload_model_file
+from reprogpt.tracking.store.models import (
+    FOLDER,
+    finalize_model,
+    has_logged_models,
+    model_id_of,
+    upload_model_file,
+)
 from reprogpt.tracking.store.uri import is_present_store, store_name
 from reprogpt.urls import redact
 
@@ -50,6 +56,9 @@ MAX_STARTS = 3  # times that a run is uploaded from its first record before we g
 # about the whole server, 408, 425 and 429 about the moment.
 PERMANENT_ERRORS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST")
 PERMANENT_STATUSES = (400, 406, 409, 410, 411, 412, 413, 414, 415, 422, 431, 451)
+
+
+LACKS_RECORDS = "records of this run are not in MLflow, but in .reprogpt/outbox,"  # in the tag `error`
 
 
 class _IncompleteError(Exception):
@@ -134,10 +143,11 @@ def _write_or_set_aside(client: MlflowClient, run_id: str, outbox: OutboxFile, b
             middle = len(batch) // 2
             halves = (batch[:middle], batch[middle:])
             return sum(_write_or_set_aside(client, run_id, outbox, half) for half in halves)
-        outbox.put_aside(batch[0], str(error))
+        reason = f"{_describe(outbox, batch[0].record)}: {error}"
+        outbox.put_aside(batch[0], reason)
         if batch[0] not in already_aside:
             print_message(
-                f"MLflow refused a record of kind {batch[0].record.kind}: {error}\n"
+                f"a record is not in MLflow: {reason}\n"
                 f"It is kept: line {outbox.line_number(batch[0])} of {outbox.folder / RECORDS}; "
                 "`python -m reprogpt sync` tries it again"
             )
@@ -146,6 +156,18 @@ def _write_or_set_aside(client: MlflowClient, run_id: str, outbox: OutboxFile, b
         if line in already_aside:
             outbox.take_back(line)
     return len(batch)
+
+
+def _describe(outbox: OutboxFile, record: Record | Damaged) -> str:
+    """What a record is, for a message: of a file its path in MLflow and its size, of points their step."""
+    match record:
+        case File() | ModelFile():
+            path = outbox.kept_file(record.kept)
+            size = f" ({path.stat().st_size:,} bytes)" if path.exists() else ""
+            return f"{record.kind} {Path(record.folder, path.name).as_posix()}{size}"
+        case Points():
+            return f"{record.kind} of step {record.step}"
+    return record.kind
 
 
 def _write_batch(client: MlflowClient, run_id: str, outbox: OutboxFile, batch: list[Line]) -> None:
@@ -197,6 +219,11 @@ def _write_record(client: MlflowClient, run_id: str, outbox: OutboxFile, record:
         case TrainingRun():
             client.log_batch(run_id, params=_params(record.params))
             client.log_inputs(run_id, [_dataset(file) for file in record.datasets])
+            if not has_logged_models(client, run_id):
+                print_message(
+                    f"\nthe MLflow server {store_name()} has no logged models, which MLflow 3 has: the model will be\n"
+                    f"in the folder {FOLDER} of the run's artifacts, and not in the Models tab"
+                )
         case Start():
             client.update_run(run_id, status="RUNNING", name=record.name)
         case Tags():
@@ -226,9 +253,12 @@ def _end_if_complete(client: MlflowClient, run_id: str, outbox: OutboxFile, reco
     """
     run = client.get_run(run_id)
     if record.status == "FINISHED" and missing:
-        reason = f"{len(missing)} records of this run are not in MLflow, the first since: {missing[0]}"
+        reason = f"{len(missing)} {LACKS_RECORDS} {outbox.folder.name}, the first since: {missing[0]}"
         _end(client, run, replace(record, status="FAILED", error=reason))
         raise RecordError(reason)
+    lacks = run.data.tags.get(tags.ERROR, "")
+    if record.adds is not None and LACKS_RECORDS in lacks and outbox.folder.name not in lacks:
+        return  # results don't make up for the records that another outbox has
     if record.status == "FINISHED":
         _check_complete(client, run, outbox)
     _end(client, run, record)
@@ -248,7 +278,7 @@ def _check_complete(client: MlflowClient, run: Run, outbox: OutboxFile) -> None:
                     raise _IncompleteError(f"run {run_id} lacks the parameters {', '.join(lacking)}")
             case File(sampling=None):
                 path = str(Path(record.folder, Path(record.kept).name))
-                if path not in {file.path for file in client.list_artifacts(run_id, record.folder or None)}:
+                if path not in run_artifacts(run, record.folder):
                     raise _IncompleteError(f"run {run_id} lacks the artifact {path}")
     lost = lacking_points(client, run_id, points)
     if lost:
@@ -282,7 +312,7 @@ def _end(client: MlflowClient, run: Run, record: End) -> None:
     end_time = record.time
     if record.adds is not None:
         end_time = run.info.end_time or end_time
-        has_results = record.adds in run.data.metrics or client.list_artifacts(run_id, record.adds)
+        has_results = record.adds in run.data.metrics or run_artifacts(run, record.adds)
         if run.info.status == "FINISHED" and (record.status == "FINISHED" or has_results):
             return
     if record.error is not None:
@@ -366,10 +396,14 @@ def _find_or_create_child(
 
 
 def _log_results(client: MlflowClient, run_id: str, record: Results) -> None:
-    """Log the final metrics that the run does not have yet: a repeated stage adds no second point."""
+    """Log the final metrics that the run does not have yet: a repeated stage adds no second point.
+
+    MLflow shows them with the run's model, too, and can order models by them.
+    """
     run = client.get_run(run_id)
     new = {key: value for key, value in record.values.items() if run.data.metrics.get(key) != value}
-    client.log_batch(run_id, metrics=_metrics(replace(record, values=new)))
+    model_id = model_id_of(client, run)
+    client.log_batch(run_id, metrics=_metrics(replace(record, values=new), model_id))
     lacking = sorted(new.keys() - client.get_run(run_id).data.metrics.keys())
     if lacking:
         raise _IncompleteError(f"run {run_id} lacks the results {', '.join(lacking)}")
@@ -403,5 +437,5 @@ def _as_stored(value: Any) -> str:
     return str(value)[:MAX_PARAM_VAL_LENGTH]
 
 
-def _metrics(record: Points | Results) -> list[Metric]:
-    return [Metric(key, value, record.time, record.step) for key, value in record.values.items()]
+def _metrics(record: Points | Results, model_id: str | None = None) -> list[Metric]:
+    return [Metric(key, value, record.time, record.step, model_id=model_id) for key, value in record.values.items()]

@@ -17,6 +17,7 @@ from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.store.db import utils as mlflow_database
 
 from reprogpt.errors import TrackingError
@@ -24,7 +25,7 @@ from reprogpt.files import atomic_path
 from reprogpt.paths import state_dir
 from reprogpt.tags import ORIGINAL_NAME
 from reprogpt.tracking.store.artifact_locations import artifact_folder, update_locations
-from reprogpt.tracking.store.errors import REPLACED_ADVICE, store_errors
+from reprogpt.tracking.store.errors import REPLACED_ADVICE, SettingsError, store_errors
 from reprogpt.tracking.store.tracked_run import TrackedRun
 from reprogpt.tracking.store.uri import experiment_name, sqlite_file, sqlite_uri, store_name, store_uri
 
@@ -78,14 +79,14 @@ def _creation_lock() -> Iterator[None]:
 
 
 def _require_database(path: Path) -> None:
-    """Raise OSError if the file can't be read, TrackingError if it is no SQLite database: SQLite's messages don't say.
+    """Raise OSError if the file can't be read, SettingsError if it is no SQLite database: SQLite's messages don't say.
 
     An empty file is a new database. A read-only file passes: runs can be read from it.
     """
     with path.open("rb") as file:
         magic = file.read(len(_SQLITE_MAGIC))
     if magic not in (b"", _SQLITE_MAGIC):
-        raise TrackingError(
+        raise SettingsError(
             f"the MLflow store {store_name()} can't be used: {path} is not a SQLite database{REPLACED_ADVICE}"
         )
 
@@ -177,6 +178,15 @@ def metric_histories(run_id: str, keys: Iterable[str]) -> dict[str, dict[int, fl
     return histories
 
 
+def run_artifacts(run: Run, folder: str = "") -> set[str]:
+    """The paths of the files and folders in a folder of the run's artifacts, "" for their root.
+
+    MLflow's own list adds the files of logged models, and fails on a server that has none.
+    """
+    repository = get_artifact_repository(run.info.artifact_uri, tracking_uri=store_uri())
+    return {file.path for file in repository.list_artifacts(folder or None)}
+
+
 def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
     """Download a folder of a run's artifacts into `folder`; returns its path.
 
@@ -184,7 +194,7 @@ def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
     """
     client, _ = open_store()
     with store_errors():
-        if not client.list_artifacts(run_id, path):
+        if not run_artifacts(client.get_run(run_id), path):
             return None
         return Path(client.download_artifacts(run_id, path, str(folder)))
 

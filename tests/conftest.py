@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,14 @@ def signal_handlers_of_a_terminal() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchs_product_library_restored() -> Iterator[None]:
+    """A training in this process selects a library for products: the next file's tests must not find it selected."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].backends.mkldnn.matmul.fp32_precision = "none"
 
 
 @pytest.fixture(scope="module")

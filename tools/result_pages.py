@@ -117,6 +117,9 @@ def render(text: str, results: Results) -> str:
         name, *arguments = match[2].split()
         if name not in BLOCKS:
             raise PipelineError(f"results: {name} is none of {', '.join(BLOCKS)}")
+        words = [word.split("=")[0] for word in arguments]
+        if unknown := [word for word in words if word not in NUMBERS and word not in results.params]:
+            raise PipelineError(f"results: {', '.join(unknown)}: neither a number of a row nor a parameter")
         lines = "\n".join(BLOCKS[name](results, *arguments))
         return f"{match[1]}\n{lines}\n\n{match[3]}" if lines else f"{match[1]}{match[3]}"
 

@@ -63,7 +63,7 @@ def test_a_row_is_announced_with_its_cost_and_each_value_is_compared(
     out, err = capsys.readouterr()
     assert err == (
         "row abcdef12 (peak_lr=0.001, seed 3) of commit cccccccccccc\n"
-        "it took 22 minutes on: EPYC, threads 2, matmul portable, torch 2.9\n"
+        "when it was recorded, it took 22 minutes on: EPYC, threads 2, matmul portable, torch 2.9\n"
     )
     assert out.splitlines() == [
         "  status    number                        in docs/results.csv (and found)",

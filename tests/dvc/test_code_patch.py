@@ -176,7 +176,7 @@ def test_a_file_with_a_secret_is_left_out_and_named(repository: Path, capsys: py
     training_records._queue_patch(outbox)
     printed = capsys.readouterr().err
     for path in patch.left_out:
-        assert f"leaves out {path}. " in printed and f"Left out: {path}. " in patch.content.decode()
+        assert f"leaves out {path}, " in printed and f"Left out: {path}, " in patch.content.decode()
     assert "records the uncommitted code: src/pkg/rate.py (1 in all)" in printed and SECRET not in printed
     assert (outbox.folder / "uncommitted.patch").read_bytes() == patch.content
 
@@ -187,7 +187,7 @@ def test_a_secret_that_an_edit_removes_is_not_shown_either(repository: Path) -> 
     (repository / "src/pkg/rate.py").write_text("LR = 2\n")
     patch = code_patch()
     assert patch is not None and patch.paths == ["src/pkg/rate.py"]
-    assert patch.content == b"Left out: src/pkg/rate.py. A value with the name of a secret looks like a secret.\n"
+    assert patch.content == b"Left out: src/pkg/rate.py, which may hold a secret: a value with the name of a secret.\n"
 
 
 def test_a_patch_that_is_too_large_is_not_recorded_and_the_message_says_why(

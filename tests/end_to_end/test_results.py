@@ -31,6 +31,9 @@ def test_a_row_is_trained_again_from_its_commit_with_another_number_of_threads(t
     assert done.returncode == 1, done.stderr
     assert (clone.files(), clone.succeed("git", "status", "--porcelain")) == before
     assert len(clone.runs()) == 1
-    assert re.search(rf"row {digits} \(peak_lr=0.002, seed 3\) of commit \w+\nit took \d+ seconds on: ", done.stderr)
+    assert re.search(
+        rf"row {digits} \(peak_lr=0.002, seed 3\) of commit \w+\nwhen it was recorded, it took \d+ seconds on: ",
+        done.stderr,
+    )
     assert re.findall(r"(?m)^  DIFFERS +(\w+)", done.stdout) == ["val_accuracy"]
     assert done.stdout.endswith(f"\nNOT the same: 1 of 13 values of row {digits}\n")

@@ -39,8 +39,10 @@ def test_a_row_is_named_by_the_first_digits_of_its_weights(folder: Path) -> None
     assert find_row("ABCDEF22") == rows[1]
     with pytest.raises(PipelineError, match=r"names 2 rows[^$]*peak_lr=0.001, seed 1"):
         find_row("abcdef")
-    for digits in ("abcde", "abcdef3", "abcdeg", ""):
-        with pytest.raises(PipelineError, match="names none of the 2 rows"):
+    with pytest.raises(PipelineError, match="abcdef3 names none of the 2 rows"):
+        find_row("abcdef3")
+    for digits in ("abcde", "abcdeg", ""):
+        with pytest.raises(PipelineError, match=f"^{digits} is no digest: give the first 6 or more hexadecimal"):
             find_row(digits)
 
 

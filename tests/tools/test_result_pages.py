@@ -153,10 +153,27 @@ def test_the_small_models_tables_compare_with_its_own_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["trainings a", "seeds a", "steps", "book", "decide peak_lr x", "verdict x", "small keep"]
+    "name",
+    [
+        "trainings loss_jump",
+        "seeds loss_jump",
+        "steps",
+        "book",
+        "decide peak_lr loss_jump",
+        "verdict loss_jump",
+        "small keep",
+    ],
 )
 def test_a_block_whose_trainings_are_not_there_yet_is_empty(name: str) -> None:
-    assert block(name) == block(name, row("beta1=0.8", 99)) == block("others a", row()) == []
+    assert block(name) == block(name, row("beta1=0.8", 99)) == block("others loss_jump", row()) == []
+
+
+@pytest.mark.parametrize("name", ["trainings nonsense", "decide peek_lr loss_jump", "decide peak_lr loss_jump kep=1"])
+def test_a_misspelled_argument_of_a_block_is_named(name: str) -> None:
+    with pytest.raises(
+        PipelineError, match=r"results: (nonsense|peek_lr|kep): neither a number of a row nor a parameter"
+    ):
+        block(name, row())
 
 
 def test_a_block_that_does_not_exist_is_named() -> None:

@@ -90,6 +90,17 @@ def test_adding_a_run_again_changes_nothing_and_other_weights_are_another_row(mo
     assert len(read_table(EVALUATIONS)) == 2
 
 
+def test_another_training_with_the_same_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "search_runs", lambda: [RUN, replace(RUN, id="2" * 32)])
+    monkeypatch.setattr("reprogpt.runs.find.list_experiments", dict)
+    read_run = results.read_run
+    monkeypatch.setattr(
+        results, "read_run", lambda run: (read_run(run)[0] | {"overrides": f"eval_iter={run.id[0]}"}, [])
+    )
+    with pytest.raises(PipelineError, match="it has the weights of the row eval_iter=1, seed 3"):
+        results.add(["111111", "222222"])
+
+
 def test_a_refused_run_leaves_the_file_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "search_runs", lambda: [RUN, replace(RUN, id="2" * 32, status="FAILED")])
     monkeypatch.setattr("reprogpt.runs.find.list_experiments", dict)

@@ -29,7 +29,9 @@ def sync() -> int:
       MLFLOW_TRACKING_URI=http://127.0.0.1:5000 reprogpt sync
     """
     uploads = upload_abandoned(retry=True)
-    lines = [f"{uploads.num_uploaded or 'no'} records uploaded to {store_name()}"]
+    is_empty = not (uploads.num_uploaded or uploads.waiting or uploads.set_aside)
+    done = "nothing to upload" if is_empty else f"{uploads.num_uploaded or 'no'} records uploaded"
+    lines = [f"{done} to {store_name()}"]
     lines += [line for reason in uploads.waiting for line in f"not uploaded: {reason}".split("\n")]
     lines += [f"refused: {what}" for what in uploads.set_aside]
     print_lines(lines)

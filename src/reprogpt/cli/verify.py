@@ -59,11 +59,11 @@ def verify(row: str | None, stage: str | None) -> int:
     Examples:
       reprogpt verify                      takes as long as `dvc repro --force`
       reprogpt verify --stage tokenize     one stage
-      reprogpt verify 1f6d4ea9             a training of docs/results.md
+      reprogpt verify 0a0ad06f             a training of docs/results.md
     """
     if row is not None:
         if stage is not None:
-            raise click.UsageError("--stage is for what dvc.lock records: leave it out, or ROW")
+            raise click.UsageError("--stage and ROW exclude each other: --stage reruns what dvc.lock records")
         return _verify_row(find_row(row))
     done = rerun(stage)
     remarks = survived(done.outs, done.environments) if done.is_same else explanation(done.origins, done.environments)
@@ -99,7 +99,8 @@ def _cost(row: Row) -> str:
     seconds = int(row["seconds"])
     took = f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds} seconds"
     machine = row["cpu_model"] if row["device"] == "cpu" else row["device"]
-    return f"it took {took} on: {machine}, threads {row['threads']}, matmul {row['matmul']}, torch {row['torch']}"
+    environment = f"{machine}, threads {row['threads']}, matmul {row['matmul']}, torch {row['torch']}"
+    return f"when it was recorded, it took {took} on: {environment}"  # where other work may have run beside it
 
 
 def table(outs: Mapping[str, Sequence[Link]], heading: str = HEADING) -> list[str]:

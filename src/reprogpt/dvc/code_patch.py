@@ -73,7 +73,7 @@ def code_patch() -> CodePatch | None:
     found = {name: secret_in(name, diff.decode("utf-8", "replace")) for name, diff in diffs.items()}
     left_out = {name: what for name, what in found.items() if what}
     # `git apply` skips what comes before the first file.
-    notes = [f"Left out: {visible(name)}. {what} looks like a secret.\n" for name, what in left_out.items()]
+    notes = [f"Left out: {visible(name)}, which may hold a secret: {what}.\n" for name, what in left_out.items()]
     kept = [diff for name, diff in diffs.items() if name not in left_out]
     return CodePatch("".join(notes).encode("utf-8", "replace") + b"".join(kept), names, left_out)
 

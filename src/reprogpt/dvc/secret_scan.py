@@ -13,18 +13,18 @@ _NAME = (
 _QUOTED = re.compile(_NAME + r"""["']?\]?\s*(?::[^=\n"']{0,80}=|[=:])[\s(+]*[a-zA-Z]?(["'])(?!\1|[{<$])""")
 _UNQUOTED = re.compile(_NAME + r"\s*[=:]\s*[^\s\"'{<$]")
 _FORMS = {
-    "A private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
-    "A password in a URL": r"\w://[^\s/:@\"']*:(?!(?i:password)@|[{<$*.…])[^\s/@\"']+@",
-    "An AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    "An Azure key": r"AccountKey=[\w+/]{20}",
-    "A GitHub token": r"\b(?:gh[oprsu]_|github_pat_)\w{22}",
-    "A GitLab token": r"\bglpat-[\w-]{20}",
-    "A Google key": r"\bAIza[\w-]{35}",
-    "A Hugging Face token": r"\bhf_[a-zA-Z0-9]{30}",
-    "A JSON Web Token": r"\beyJ[\w-]{10,500}\.eyJ",
-    "An npm or PyPI token": r"\b(?:npm_|pypi-)[\w-]{36}",
-    "A Slack token": r"\bxox[a-z]-[\w-]{10}",
-    "A key of OpenAI, Anthropic or Stripe": r"\b(?:sk-|[rs]k_live_)[\w-]{20}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY",
+    "a password in a URL": r"\w://[^\s/:@\"']*:(?!(?i:password)@|[{<$*.…])[^\s/@\"']+@",
+    "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
+    "an Azure key": r"AccountKey=[\w+/]{20}",
+    "a GitHub token": r"\b(?:gh[oprsu]_|github_pat_)\w{22}",
+    "a GitLab token": r"\bglpat-[\w-]{20}",
+    "a Google key": r"\bAIza[\w-]{35}",
+    "a Hugging Face token": r"\bhf_[a-zA-Z0-9]{30}",
+    "a JSON Web Token": r"\beyJ[\w-]{10,500}\.eyJ",
+    "an npm or PyPI token": r"\b(?:npm_|pypi-)[\w-]{36}",
+    "a Slack token": r"\bxox[a-z]-[\w-]{10}",
+    "a key of OpenAI, Anthropic or Stripe": r"\b(?:sk-|[rs]k_live_)[\w-]{20}",
 }
 
 
@@ -34,7 +34,7 @@ def secret_in(path: str, text: str) -> str | None:
     path: of the file. Python needs quotes around a string; other files, such as dvc.yaml, don't.
     """
     if _FILE.search(PurePosixPath(path).stem):
-        return "The file's name"
+        return "the file's name"
     if _QUOTED.search(text) or (not path.endswith(".py") and _UNQUOTED.search(text)):
-        return "A value with the name of a secret"
+        return "a value with the name of a secret"
     return next((kind for kind, form in _FORMS.items() if re.search(form, text)), None)

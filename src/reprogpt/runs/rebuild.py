@@ -58,7 +58,7 @@ def rebuild_run() -> str | None:
         return f"run {runs[0].id} of data/model was deleted; bring it back: mlflow runs restore --run-id {runs[0].id}"
     here = find_training(active[0].tags.get(tags.WEIGHTS_SHA256, ""))
     own = [run for run in active if run.tags.get(tags.TRAINING_ID) == here]
-    done = [_add_points([*own, *active][0]), *map(_finish_without_records, own)]
+    done = [_add_points((own or active)[0]), *map(_finish_without_records, own)]
     return "; ".join(filter(None, done)) or None
 
 
@@ -82,8 +82,12 @@ def _confirmed_key(workspace: Workspace) -> str:
 
     dvc.lock alone says nothing: `dvc commit -f` records any files as made from whatever lies beside them.
     """
-    locked = {name: entry for name, entry in workspace.lock.items() if name == "train"}
-    (train,) = check_links(locked, {"train": workspace.stages["train"]}, workspace.params, workspace.digest)
+    (train,) = check_links(
+        {"train": workspace.lock["train"]} if "train" in workspace.lock else {},
+        {"train": workspace.stages["train"]},
+        workspace.params,
+        workspace.digest,
+    )
     changed = [link for link in (*train.inputs, *train.outs) if link.status == DIFFERS or _is_missing(link)]
     key = workspace.summary_key
     recorded = [Link(str(TRAIN_SUMMARY), workspace.lock_key, key), *_committed_weights(workspace, key or "")]
@@ -107,7 +111,7 @@ def _is_missing(link: Link) -> bool:
 def _committed_weights(workspace: Workspace, key: str) -> list[Link]:
     """The digest of data/model in each commit that has the present history, against the present one."""
     outs = workspace.recorded_outs
-    commits = [commit.recorded_outs for commit in commits_with_run_key(key) if key]
+    commits = [commit.recorded_outs for commit in commits_with_run_key(key)] if key else []
     same = [recorded for recorded in commits if recorded.get(str(HISTORY)) == outs.get(str(HISTORY))]
     return [Link(f"{MODEL} in git", recorded.get(str(MODEL)), outs.get(str(MODEL))) for recorded in same]
 

@@ -57,12 +57,14 @@ def table_csv(columns: Iterable[str], rows: Iterable[Row]) -> str:
 def find_row(digits: str) -> Row:
     """The row whose weights' digest begins so. Raises PipelineError if there is none, or several."""
     rows = read_table(RESULTS)
-    named = [row for row in rows if row["weights"].startswith(digits.lower())]
-    if not re.fullmatch(f"[0-9a-fA-F]{{{MIN_DIGITS},64}}", digits) or not named:
+    if not re.fullmatch(f"[0-9a-fA-F]{{{MIN_DIGITS},64}}", digits):
         raise PipelineError(
-            f"{digits} names none of the {len(rows)} rows of {RESULTS}: give the first {MIN_DIGITS} or more digits of "
-            "the weights' SHA-256,\nas the tables of docs/results.md have them"
+            f"{digits} is no digest: give the first {MIN_DIGITS} or more hexadecimal digits of the weights' SHA-256,\n"
+            "as the tables of docs/results.md have them"
         )
+    named = [row for row in rows if row["weights"].startswith(digits.lower())]
+    if not named:
+        raise PipelineError(f"{digits} names none of the {len(rows)} rows of {RESULTS}; docs/results.md has them")
     if len(named) > 1:
         listed = "\n".join(f"  {row['weights'][:16]}  {label(row)}" for row in named)
         raise PipelineError(f"{digits} names {len(named)} rows of {RESULTS}; give more digits:\n{listed}")
@@ -79,7 +81,9 @@ def overrides_of(params: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 
     The words are separated as in a shell; each value is YAML.
     """
-    changed = {key: params[key] for key in sorted(params) if key != "seed" and params[key] != base.get(key, ...)}
+    changed = {
+        key: params[key] for key in sorted(params) if key != "seed" and (key not in base or params[key] != base[key])
+    }
     return shlex.join(f"{key}={_yaml(value)}" for key, value in changed.items())
 
 

@@ -294,8 +294,9 @@ def _queue_patch(outbox: OutboxFile) -> None:
         return
     for path, what in patch.left_out.items():
         print_message(
-            f"{PATCH} leaves out {visible(path)}. {what} looks like a secret. If it is one, keep it in\n"
-            "the environment instead; if not, commit the file, so that the run can be reproduced"
+            f"{PATCH} leaves out {visible(path)}, which may hold a secret: {what}.\n"
+            "If it is one, keep it in the environment instead; if not, commit the file, so that the run can be\n"
+            "reproduced"
         )
     recorded = [path for path in patch.paths if path not in patch.left_out]
     files = f"{', '.join(recorded[:5])}{' ...' if len(recorded) > 5 else ''} ({len(recorded)} in all)"

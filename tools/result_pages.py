@@ -39,9 +39,12 @@ PART = re.compile(r"(<!-- results: ([^\n]+?) -->\n).*?(<!-- /results -->)", re.D
 HIGHER = "peak_lr=0.001"
 BOOK = f"{HIGHER} random_order=book"
 TRAININGS = ("", HIGHER, BOOK)
-PAIRED, SEEDS = ("", HIGHER), tuple(map(str, range(1, 8)))  # full-size pairs
 SMALL_PEAK_LR = "0.005"  # of the small model, where another key is changed
-FIGURES = {"final_val_loss": "peak-lr-full-size", "best_val_loss": "peak-lr-full-size-best"}
+# Name of an image of `decide` -> arguments of its block.
+FIGURES = {
+    "decide-peak-lr": ("small", "peak_lr", "final_val_loss"),
+    "decide-tie-weights": ("small", "tie_weights", "final_val_loss"),
+}
 OLDER = "†"
 FORMATS = {"val_perplexity": ".0f", "best_step": ".0f", "loss_jump": "+.2f", "loss_jump_step": ".0f"}
 
@@ -63,8 +66,10 @@ class Results:
 
     @property
     def pairs(self) -> list[Row]:
-        """The full-size rows of both peak_lr with SEEDS."""
-        return [row for row in self.full_size if row["seed"] in SEEDS and row["overrides"] in PAIRED]
+        """The full-size rows of both peak_lr, of the seeds that both have."""
+        rows = [row for row in self.full_size if row["overrides"] in ("", HIGHER)]
+        seeds = [row["seed"] for row in rows]
+        return [row for row in rows if seeds.count(row["seed"]) == 2]
 
     @property
     def small(self) -> list[Row]:
@@ -118,7 +123,7 @@ def render(text: str, results: Results) -> str:
         if name not in BLOCKS:
             raise PipelineError(f"results: {name} is none of {', '.join(BLOCKS)}")
         words = [word.split("=")[0] for word in arguments]
-        if unknown := [word for word in words if word not in NUMBERS and word not in results.params]:
+        if unknown := [word for word in words if word not in (*NUMBERS, *results.params, "full", "small")]:
             raise PipelineError(f"results: {', '.join(unknown)}: neither a number of a row nor a parameter")
         lines = "\n".join(BLOCKS[name](results, *arguments))
         return f"{match[1]}\n{lines}\n\n{match[3]}" if lines else f"{match[1]}{match[3]}"
@@ -237,18 +242,32 @@ def compared(results: Results, decided: Decision) -> list[Row]:
     return [row for row in results.rows if row["weights"] in weights]
 
 
-def decide(results: Results, key: str, metric: str, *where: str) -> list[str]:
-    """The output of `decide` for the full-size trainings, or of the pairs for peak_lr. where: NAME=VALUE."""
-    rows = results.pairs if key == "peak_lr" else results.full_size
-    decided = decision(results, rows, key, metric, **dict(word.split("=", 1) for word in where))
+def decide(results: Results, size: str, key: str, metric: str, *where: str) -> list[str]:
+    """The output of `decide` for the trainings of this size, full or small. where: NAME=VALUE."""
+    decided = _decision_of(results, size, key, metric, *where)
     return ["```text", *report(decided), "```", *results.remark(compared(results, decided))] if decided else []
 
 
-def verdict(results: Results, *metrics: str) -> list[str]:
-    """The verdict on the full-size pairs by each of these metrics, as a list."""
-    decisions = {metric: decision(results, results.pairs, "peak_lr", metric) for metric in metrics}
-    said = {f"- By `{metric}`: {verdicts(decided)[0]}.": decided for metric, decided in decisions.items() if decided}
-    return [*said, *results.remark([row for decided in said.values() for row in compared(results, decided)])]
+def verdict(results: Results, size: str, key: str, *metrics: str) -> list[str]:
+    """What `decide` says of each value of the key by each of these metrics, as a list."""
+    decisions = [_decision_of(results, size, key, metric) for metric in metrics]
+    said = [
+        f"- By `{decided.question.metric}`: {line}."
+        for decided in decisions
+        if decided
+        for line in verdicts(decided)[: len(decided.comparisons)]
+    ]
+    return [*said, *results.remark([row for decided in decisions if decided for row in compared(results, decided)])]
+
+
+def _decision_of(results: Results, size: str, key: str, metric: str, *where: str) -> Decision | None:
+    """The decision of a block. The small model's baseline has SMALL_PEAK_LR."""
+    chosen = dict(word.split("=", 1) for word in where)
+    if size == "full":
+        return decision(results, results.pairs if key == "peak_lr" else results.full_size, key, metric, **chosen)
+    if key == "peak_lr":
+        return decision(results, results.small, key, metric, SMALL_PEAK_LR, **chosen)
+    return decision(results, results.small, key, metric, peak_lr=SMALL_PEAK_LR, **chosen)
 
 
 def small(results: Results, *keys: str) -> list[str]:
@@ -256,8 +275,7 @@ def small(results: Results, *keys: str) -> list[str]:
     cells: list[list[str]] = []
     rows: list[Row] = []
     for key in keys:
-        against, where = (SMALL_PEAK_LR, {}) if key == "peak_lr" else (None, {"peak_lr": SMALL_PEAK_LR})
-        decided = decision(results, results.small, key, "final_val_loss", against, **where)
+        decided = _decision_of(results, "small", key, "final_val_loss")
         if decided is None:
             continue
         rows += compared(results, decided)
@@ -291,9 +309,9 @@ BLOCKS: dict[str, Callable[..., list[str]]] = {
 
 
 def write_figures(results: Results) -> None:
-    """Draw the figures of both metrics into docs/images, as `decide` draws them."""
-    for metric, name in FIGURES.items():
-        decided = decision(results, results.pairs, "peak_lr", metric)
+    """Draw FIGURES into docs/images, as `decide` draws them."""
+    for name, arguments in FIGURES.items():
+        decided = _decision_of(results, *arguments)
         if decided is not None:
             png = next(path for path in draw(decided) if path.suffix == ".png")
             shutil.copy(png, Path("docs/images") / f"{name}.png")

@@ -102,10 +102,10 @@ def test_a_verdict_names_the_older_code_of_the_rows_it_compares() -> None:
     ]
     pair = [row(lr, seed, final_val_loss=6.5) for lr in ("", "peak_lr=0.001") for seed in (1, 2)]
     older = f"† Of older code, commit `{'c' * 12}`."
-    assert block("decide peak_lr final_val_loss", *small, *pair)[-1] == "```"
-    assert block("decide peak_lr final_val_loss", *(one | {"code": "then"} for one in pair))[-1] == older
-    assert block("verdict final_val_loss", *(one | {"code": "then"} for one in pair))[-1] == older
-    assert older not in block("verdict final_val_loss", *pair)
+    assert block("decide full peak_lr final_val_loss", *small, *pair)[-1] == "```"
+    assert block("decide full peak_lr final_val_loss", *(one | {"code": "then"} for one in pair))[-1] == older
+    assert block("verdict full peak_lr final_val_loss", *(one | {"code": "then"} for one in pair))[-1] == older
+    assert older not in block("verdict full peak_lr final_val_loss", *pair)
     small = [one | {"overrides": one["overrides"].replace("lr=1", "lr=0.005")} for one in small]
     assert block("small peak_lr", *small)[-1] == older
 
@@ -132,13 +132,23 @@ def test_evaluations_stand_beside_the_published_ones() -> None:
 
 def test_a_verdict_is_decides_own() -> None:
     rows = pairs("", *[6.5] * 7) + pairs("peak_lr=0.001", *[6.6] * 7) + [row(SMALL, 1)]
-    rows += [row(lr, final_val_loss=9.0) for lr in ("", "peak_lr=0.001")]  # of another seed
-    lines = block("decide peak_lr final_val_loss", *rows)
+    rows += [row(final_val_loss=9.0)]  # of a seed that the other value lacks
+    lines = block("decide full peak_lr final_val_loss", *rows)
     assert lines[0] == "```text" and lines[-1] == "```"
     assert lines[1].startswith("peak_lr by final_val_loss (lower is better)")
     assert any(line.startswith("peak_lr=0.001 is worse than 0.0005 for the typical seed, in 7 of 7") for line in lines)
-    (line,) = block("verdict final_val_loss best_val_loss", *rows)
+    (line,) = block("verdict full peak_lr final_val_loss best_val_loss", *rows)
     assert line.startswith("- By `final_val_loss`: peak_lr=0.001 is worse than 0.0005")
+
+
+def test_a_verdict_on_the_small_model_is_of_its_own_rate() -> None:
+    rows = pairs(f"{SMALL} peak_lr=0.005", *[6.0] * 6) + pairs(f"{SMALL} peak_lr=0.005 tie_weights=true", *[6.25] * 6)
+    rows += pairs(f"{SMALL} peak_lr=0.01", *[7.0] * 6) + pairs("", *[6.5] * 7)
+    (line,) = block("verdict small tie_weights final_val_loss", *rows)
+    assert line.startswith(
+        "- By `final_val_loss`: tie_weights=true is worse than false for the typical seed, in 6 of 6"
+    )
+    assert "in 6 of 6" in block("verdict small peak_lr final_val_loss", *rows)[0]
 
 
 def test_the_small_models_tables_compare_with_its_own_rate() -> None:
@@ -159,8 +169,9 @@ def test_the_small_models_tables_compare_with_its_own_rate() -> None:
         "seeds loss_jump",
         "steps",
         "book",
-        "decide peak_lr loss_jump",
-        "verdict loss_jump",
+        "decide full peak_lr loss_jump",
+        "decide small keep loss_jump",
+        "verdict full peak_lr loss_jump",
         "small keep",
     ],
 )
@@ -168,7 +179,9 @@ def test_a_block_whose_trainings_are_not_there_yet_is_empty(name: str) -> None:
     assert block(name) == block(name, row("beta1=0.8", 99)) == block("others loss_jump", row()) == []
 
 
-@pytest.mark.parametrize("name", ["trainings nonsense", "decide peek_lr loss_jump", "decide peak_lr loss_jump kep=1"])
+@pytest.mark.parametrize(
+    "name", ["trainings nonsense", "decide full peek_lr loss_jump", "decide full peak_lr loss_jump kep=1"]
+)
 def test_a_misspelled_argument_of_a_block_is_named(name: str) -> None:
     with pytest.raises(
         PipelineError, match=r"results: (nonsense|peek_lr|kep): neither a number of a row nor a parameter"

@@ -206,12 +206,19 @@ def book(results: Results) -> list[str]:
     ]
 
 
-def decision(
-    results: Results, rows: Sequence[Row], key: str, metric: str, against: str | None = None, **where: str
-) -> Decision | None:
-    """What `decide` would say of these rows; None if there is nothing to compare."""
-    level = None if against is None else (against,)
-    question = Question((key,), metric, level, where)
+def decision(results: Results, size: str, key: str, metric: str, *where: str) -> Decision | None:
+    """What `decide` would say of the trainings of this size, full or small; None if there is nothing to compare.
+
+    where: NAME=VALUE. The small model's baseline has SMALL_PEAK_LR.
+    """
+    rows, against, chosen = results.small, None, dict(word.split("=", 1) for word in where)
+    if size == "full":
+        rows = results.pairs if key == "peak_lr" else results.full_size
+    elif key == "peak_lr":
+        against = (SMALL_PEAK_LR,)
+    else:
+        chosen["peak_lr"] = SMALL_PEAK_LR
+    question = Question((key,), metric, against, chosen)
     try:
         return make_decision(question, [_as_run(row, results) for row in rows], results.params)
     except PipelineError:
@@ -219,7 +226,10 @@ def decision(
 
 
 def _as_run(row: Row, results: Results) -> TrackedRun:
-    """The MLflow run that a row was read from, as far as `decide` reads it."""
+    """The MLflow run that a row was read from, as far as `decide` reads it.
+
+    Rows of older code get today's defaults: their TRAIN_CODE keeps them in a group of their own.
+    """
     name = f"{row['overrides']} {row['seed']}"
     return TrackedRun(
         id=row["weights"],
@@ -244,30 +254,20 @@ def compared(results: Results, decided: Decision) -> list[Row]:
 
 def decide(results: Results, size: str, key: str, metric: str, *where: str) -> list[str]:
     """The output of `decide` for the trainings of this size, full or small. where: NAME=VALUE."""
-    decided = _decision_of(results, size, key, metric, *where)
+    decided = decision(results, size, key, metric, *where)
     return ["```text", *report(decided), "```", *results.remark(compared(results, decided))] if decided else []
 
 
 def verdict(results: Results, size: str, key: str, *metrics: str) -> list[str]:
     """What `decide` says of each value of the key by each of these metrics, as a list."""
-    decisions = [_decision_of(results, size, key, metric) for metric in metrics]
-    said = [
-        f"- By `{decided.question.metric}`: {line}."
-        for decided in decisions
-        if decided
-        for line in verdicts(decided)[: len(decided.comparisons)]
-    ]
-    return [*said, *results.remark([row for decided in decisions if decided for row in compared(results, decided)])]
-
-
-def _decision_of(results: Results, size: str, key: str, metric: str, *where: str) -> Decision | None:
-    """The decision of a block. The small model's baseline has SMALL_PEAK_LR."""
-    chosen = dict(word.split("=", 1) for word in where)
-    if size == "full":
-        return decision(results, results.pairs if key == "peak_lr" else results.full_size, key, metric, **chosen)
-    if key == "peak_lr":
-        return decision(results, results.small, key, metric, SMALL_PEAK_LR, **chosen)
-    return decision(results, results.small, key, metric, peak_lr=SMALL_PEAK_LR, **chosen)
+    said: list[str] = []
+    rows: list[Row] = []
+    for metric in metrics:
+        decided = decision(results, size, key, metric)
+        if decided is not None:
+            said += [f"- By `{metric}`: {line}." for line in verdicts(decided)[: len(decided.comparisons)]]
+            rows += compared(results, decided)
+    return said + results.remark(rows)
 
 
 def small(results: Results, *keys: str) -> list[str]:
@@ -275,7 +275,7 @@ def small(results: Results, *keys: str) -> list[str]:
     cells: list[list[str]] = []
     rows: list[Row] = []
     for key in keys:
-        decided = _decision_of(results, "small", key, "final_val_loss")
+        decided = decision(results, "small", key, "final_val_loss")
         if decided is None:
             continue
         rows += compared(results, decided)
@@ -311,7 +311,7 @@ BLOCKS: dict[str, Callable[..., list[str]]] = {
 def write_figures(results: Results) -> None:
     """Draw FIGURES into docs/images, as `decide` draws them."""
     for name, arguments in FIGURES.items():
-        decided = _decision_of(results, *arguments)
+        decided = decision(results, *arguments)
         if decided is not None:
             png = next(path for path in draw(decided) if path.suffix == ".png")
             shutil.copy(png, Path("docs/images") / f"{name}.png")

@@ -69,8 +69,10 @@ def add(names: Sequence[str]) -> None:
         run, _ = require_run(name, known)
         row, evaluated = read_run(run)
         key = tuple(row[column] for column in KEY)
-        if twin := next((other for other in rows.values() if _is_twin(row, other)), None):
-            raise _refusal(run, f"it has the weights of the row {label(twin)}, so its digest would name two rows")
+        # Two trainings have the same weights if they differ in a key that only observes, such as eval_iter.
+        twins = [other for its_key, other in rows.items() if other["weights"] == row["weights"] and its_key != key]
+        if twins:
+            raise _refusal(run, f"it has the weights of the row {label(twins[0])}, so its digest would name two rows")
         rows[key] = row
         if not is_small(row):
             evaluations |= {(line["weights"], line["step"]): line for line in evaluated}
@@ -79,11 +81,6 @@ def add(names: Sequence[str]) -> None:
     write_text_atomic(RESULTS, table_csv(COLUMNS, in_order))
     by_step = sorted(evaluations.values(), key=lambda line: (line["weights"], int(line["step"])))
     write_text_atomic(EVALUATIONS, table_csv(EVALUATION_COLUMNS, by_step))
-
-
-def _is_twin(row: Row, other: Row) -> bool:
-    """Whether the rows are of other trainings with the same weights, as of two values of eval_iter."""
-    return row["weights"] == other["weights"] and any(row[column] != other[column] for column in KEY)
 
 
 def read_run(run: TrackedRun) -> tuple[Row, list[Row]]:

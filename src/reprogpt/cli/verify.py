@@ -18,10 +18,7 @@ from reprogpt.tracking.log.environment import RARELY_RELEVANT
 WIDTH = 80
 OUT_WIDTH = 28  # the longest path of an out
 STATUS_WORDS = {HOLDS: "same", DIFFERS: "DIFFERS", NOT_HERE: "missing"}
-
-
 HEADING = "out                           md5 in dvc.lock (and found)"
-REUSES_TEXT = f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded"
 ROW_HEADING = "number                        in docs/results.csv (and found)"
 
 
@@ -67,11 +64,7 @@ def verify(row: str | None, stage: str | None) -> int:
         return _verify_row(find_row(row))
     done = rerun(stage)
     remarks = survived(done.outs, done.environments) if done.is_same else explanation(done.origins, done.environments)
-    lines = table(done.outs)
-    lines += ["", *remarks, ""] if remarks else [""]
-    if done.reuses_text:
-        lines.append(REUSES_TEXT)
-    print_lines([*lines, conclusion(done.outs)])
+    _print_report(table(done.outs), remarks, conclusion(done.outs), reuses_text=done.reuses_text)
     return 0 if done.is_same else 1
 
 
@@ -84,14 +77,19 @@ def _verify_row(row: Row) -> int:
         remarks = survived(["train", "evaluate"], done.environments)
     else:
         remarks = explanation([done.begins], done.environments)
-    lines = table({title: done.links}, ROW_HEADING)
-    lines += ["", *remarks, ""] if remarks else [""]
-    if done.reuses_text:
-        lines.append(REUSES_TEXT)
     num_other = sum(link.status != HOLDS for link in done.links)
     same = f"the same: all {len(done.links)} values of {title} are identical to the bit"
-    print_lines([*lines, f"NOT the same: {num_other} of {len(done.links)} values of {title}" if num_other else same])
+    result = f"NOT the same: {num_other} of {len(done.links)} values of {title}" if num_other else same
+    _print_report(table({title: done.links}, ROW_HEADING), remarks, result, reuses_text=done.reuses_text)
     return 0 if done.is_same else 1
+
+
+def _print_report(lines: list[str], remarks: Sequence[str], result: str, *, reuses_text: bool) -> None:
+    """Print the table, what explains it, and the result."""
+    lines = [*lines, "", *remarks, ""] if remarks else [*lines, ""]
+    if reuses_text:
+        lines.append(f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded")
+    print_lines([*lines, result])
 
 
 def _cost(row: Row) -> str:

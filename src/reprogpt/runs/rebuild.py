@@ -46,13 +46,14 @@ def rebuild_run() -> str | None:
     """
     if not HISTORY.exists():
         return None
-    key = Workspace().summary_key
+    workspace = Workspace()
+    key = workspace.summary_key
     if key and is_queued(key):
         return None
     same = search_runs({tags.md5_tag(HISTORY): dvc_md5(HISTORY)}, with_deleted=True)
     runs = [run for run in same if tags.RUN_KEY in run.tags]
     if not runs:
-        return _rebuild_whole() if MODEL.exists() else None
+        return _rebuild_whole(workspace) if MODEL.exists() else None
     active = [run for run in runs if not run.is_deleted]
     if not active:
         return f"run {runs[0].id} of data/model was deleted; bring it back: mlflow runs restore --run-id {runs[0].id}"
@@ -62,8 +63,8 @@ def rebuild_run() -> str | None:
     return "; ".join(filter(None, done)) or None
 
 
-def _rebuild_whole() -> str:
-    key = _confirmed_key(Workspace())
+def _rebuild_whole(workspace: Workspace) -> str:
+    key = _confirmed_key(workspace)
     facts = json.loads(TRAIN_SUMMARY.read_text("utf-8"))
     params = load_params(TrainParams).model_dump()
     more_tags = {tags.REBUILT_FROM: str(HISTORY)} | {name: str(facts[name]) for name in _PLAN}

@@ -142,10 +142,7 @@ class OutboxFile:
     @property
     def num_uploaded_bytes(self) -> int:
         """The end of the last record that was uploaded or set aside; 0 if the file's mark is not the end of a line."""
-        try:
-            position = int((self.folder / _DELIVERED).read_text())
-        except (OSError, ValueError):
-            return 0
+        position = _mark(self.folder)
         return position if 0 < position <= self.num_bytes and self._ends_a_line(position) else 0
 
     def pending(self) -> list[Line]:
@@ -316,9 +313,17 @@ def _first_records(run_key: str) -> Iterator[tuple[Path, FirstRecord]]:
 def _is_delivered(folder: Path) -> bool:
     """Whether all records are uploaded or set aside, without locking the outbox."""
     try:
-        return int((folder / _DELIVERED).read_text()) >= (folder / RECORDS).stat().st_size
-    except (OSError, ValueError):
+        return _mark(folder) >= (folder / RECORDS).stat().st_size
+    except OSError:
         return False
+
+
+def _mark(folder: Path) -> int:
+    """The number of bytes that _DELIVERED says are uploaded or set aside; 0 if it says nothing."""
+    try:
+        return int((folder / _DELIVERED).read_text())
+    except (OSError, ValueError):
+        return 0
 
 
 def abandoned_outboxes() -> Iterator[OutboxFile]:

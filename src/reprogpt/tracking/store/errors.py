@@ -61,7 +61,7 @@ def explain(error: Exception) -> TrackingError:
     if advice := _refusal_advice(text) or _uri_advice(error) or _database_advice(text):
         return SettingsError(prefix + advice)
     if isinstance(error, PermissionError | IsADirectoryError):
-        return SettingsError(prefix + _last_cause(text))
+        return SettingsError(prefix + _reason(error))
     return TrackingError(prefix + (_proxy_advice(text) or _reason(error)))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from reprogpt.errors import PipelineError
 from reprogpt.paths import TRAIN_SUMMARY
-from reprogpt.runs.find import find_run, find_run_of_name, require_run
+from reprogpt.runs.find import find_run_of_name, require_run
 from reprogpt.tags import PARENT_RUN_ID
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
@@ -40,17 +40,15 @@ RUNS = [NEW, OLD, SLOW, CLASH]  # newest first
     [(SLOW.id, SLOW), ("cccccc", SLOW), ("CCCCCC00", SLOW), ("aaaaaa2", CLASH), ("renamed", SLOW), ("slow", SLOW)],
 )
 def test_an_id_its_start_a_name_or_an_experiment_names_the_run(what: str, run: TrackedRun) -> None:
-    assert find_run(what, RUNS) == (run, "")
+    assert require_run(what, RUNS) == (run, "")
 
 
 def test_an_id_goes_before_a_name() -> None:
-    assert find_run("bbbbbb", RUNS) == (OLD, "")
+    assert require_run("bbbbbb", RUNS) == (OLD, "")
 
 
 def test_of_several_runs_with_one_name_the_newest_is_taken_with_a_remark() -> None:
-    found = find_run("repro-1", RUNS)
-    assert found is not None
-    run, remark = found
+    run, remark = require_run("repro-1", RUNS)
     assert run is NEW
     assert remark.startswith("2 runs are named repro-1; this is the newest:")
     assert "aaaaaa10" in remark and "bbbbbb00" in remark
@@ -58,12 +56,12 @@ def test_of_several_runs_with_one_name_the_newest_is_taken_with_a_remark() -> No
 
 def test_digits_that_several_ids_start_with_are_refused_with_their_names() -> None:
     with pytest.raises(PipelineError, match=r"aaaaaa begins the ids of 2 runs; give more digits:\n.*repro-1\n.*bbbbbb"):
-        find_run("aaaaaa", RUNS)
+        require_run("aaaaaa", RUNS)
 
 
 @pytest.mark.parametrize("what", ["ccccc", "repro", "unknown", "", "ffffff", "0" * 40])
 def test_too_few_digits_and_unknown_words_name_none_and_what_is_known_is_listed(what: str) -> None:
-    assert find_run(what, RUNS) is None
+    assert find_run_of_name(what, RUNS) is None
     with pytest.raises(PipelineError, match=f"no MLflow run has the id or name {what}, (.|\n)*cccccc00  renamed"):
         require_run(what, RUNS)
 
@@ -107,11 +105,11 @@ def test_a_renamed_experiment_is_found_by_its_new_name_and_by_its_old_one(folder
     result("old", "k")
     subprocess.run([*dvc, "exp", "rename", "old", "new"], env=env, check=True, capture_output=True)
     run = trained("dddddd", "old", "k")
-    assert find_run("old", [NEW, run]) == (run, "")
-    assert find_run("new", [NEW, run]) == (run, f"the DVC experiment new has the result of run {run.id}, old")
-    assert require_run("new", [NEW, run])[0] is run
+    assert require_run("old", [NEW, run]) == (run, "")
+    assert require_run("new", [NEW, run]) == (run, f"the DVC experiment new has the result of run {run.id}, old")
     assert find_run_of_name("new", [NEW, run]) is None
-    assert find_run("new", [NEW]) is None
+    with pytest.raises(PipelineError, match="no MLflow run has the id or name new"):
+        require_run("new", [NEW])
 
 
 def test_a_name_that_another_experiment_has_now_is_that_experiments(folder: Path) -> None:
@@ -119,15 +117,14 @@ def test_a_name_that_another_experiment_has_now_is_that_experiments(folder: Path
     git("init", "-q")
     result("slow", "new")
     runs = [trained("eeeeee", "slow", "former"), trained("dddddd", "quick", "new")]
-    found = find_run("slow", runs)
-    assert found is not None and found[0].name == "quick"
-    assert find_run("slow", runs[:1]) == (runs[0], "")
+    assert require_run("slow", runs)[0].name == "quick"
+    assert require_run("slow", runs[:1]) == (runs[0], "")
     evaluated = a_run("abcdef", "slow", **{PARENT_RUN_ID: runs[1].id})
-    assert find_run("slow", [evaluated, runs[1]]) == (evaluated, "")
+    assert require_run("slow", [evaluated, runs[1]]) == (evaluated, "")
 
 
 def test_of_runs_that_trained_an_experiments_result_the_newest_with_its_weights_is_taken(folder: Path) -> None:
     git("init", "-q")
     result("new", "k")
     runs = [trained("111111", "a", "k", "x.dir"), trained("222222", "b", "k"), trained("333333", "c", "k")]
-    assert [found[0].name for part in (runs, runs[:1]) if (found := find_run("new", part))] == ["b", "a"]
+    assert [require_run("new", part)[0].name for part in (runs, runs[:1])] == ["b", "a"]

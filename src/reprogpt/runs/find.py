@@ -25,12 +25,12 @@ MODEL_TAG = tags.md5_tag(MODEL)
 MAX_LISTED = 10
 
 
-def find_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | None:
-    """The run that `what` names, and a remark to print ("" usually); None if there is none.
+def require_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str]:
+    """The run that `what` names, and a remark to print ("" usually).
 
     what: as in find_run_of_name; or a DVC experiment, which stands for the run that trained its result: that has
     another name if the experiment was renamed, or if DVC had the result already.
-    runs: newest first. Raises PipelineError if several ids start with the digits.
+    runs: newest first. Raises PipelineError if there is none, or if several ids start with the digits.
     """
     named = find_run_of_name(what, runs)
     if named:
@@ -38,7 +38,11 @@ def find_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str] | 
     experiment = list_experiments().get(what)
     trained = run_that_trained(experiment, runs) if experiment else None
     if trained is None:
-        return None
+        raise PipelineError(
+            f"no MLflow run has the id or name {what}, nor an id that begins with it (6 digits at least), and\n"
+            "no DVC experiment of that name has the result of one.\n"
+            f"Known:{format_runs(runs)}"
+        )
     return trained, f"the DVC experiment {what} has the result of run {trained.id}, {visible(trained.name)}"
 
 
@@ -85,18 +89,6 @@ def run_that_trained(revision: Revision, runs: Sequence[TrackedRun]) -> TrackedR
     weights = revision.recorded_outs.get(str(MODEL))
     with_weights = [run for run in of_key if weights is not None and run.tags.get(MODEL_TAG) == weights]
     return next(iter([*with_weights, *of_key]), None)
-
-
-def require_run(what: str, runs: Sequence[TrackedRun]) -> tuple[TrackedRun, str]:
-    """find_run, where finding none is a PipelineError that lists what is known."""
-    named = find_run(what, runs)
-    if named is None:
-        raise PipelineError(
-            f"no MLflow run has the id or name {what}, nor an id that begins with it (6 digits at least), and\n"
-            "no DVC experiment of that name has the result of one.\n"
-            f"Known:{format_runs(runs)}"
-        )
-    return named
 
 
 @dataclass(frozen=True)

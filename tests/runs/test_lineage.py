@@ -1,4 +1,4 @@
-"""Which links of a dvc.lock hold, on a pipeline small enough to see."""
+"""Which links of a dvc.lock hold, on a pipeline small enough to see, and the commands that repeat a run."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import pytest
 
 from reprogpt.dvc.lock import recorded_inputs
 from reprogpt.dvc.pipeline import run_key, run_key_of
-from reprogpt.runs.lineage import UNLISTED, Link, check_links
+from reprogpt.runs.lineage import UNLISTED, Link, check_links, repeat_commands
+from reprogpt.tracking.store.tracked_run import TrackedRun
 
 FILES = {"code.py": "c0", "raw.txt": "r0", "ids.npy": "i0", "model": "m0.dir", "train.json": "j0"}
 STAGES: dict[str, Any] = {
@@ -23,6 +24,8 @@ STAGES: dict[str, Any] = {
     },
 }
 PARAMS = {"seed": 123, "peak_lr": 0.001, "top_k": 25}
+
+DOWNLOAD = "mlflow artifacts download -r a1 -a"
 
 
 def entries(*paths: str) -> list[dict[str, str]]:
@@ -143,3 +146,19 @@ def test_the_key_of_recorded_inputs_is_the_run_key_of_the_same_inputs(
     assert run_key_of(recorded_inputs(entry)) == run_key()
     entry["params"]["params.yaml"]["flag"] = True
     assert run_key_of(recorded_inputs(entry)) != run_key()
+
+
+@pytest.mark.parametrize(
+    ("dirty", "patch"),
+    [("false", []), ("true", [f"{DOWNLOAD} uncommitted.patch -d .", "git apply uncommitted.patch"])],
+)
+def test_a_run_is_repeated_from_its_commit_its_edits_and_its_parameters(dirty: str, patch: list[str]) -> None:
+    run = TrackedRun(id="a1", name="n", status="FINISHED", tags={"commit": "c0", "dirty": dirty})
+    first, *rest = repeat_commands(run)
+    assert first == "git checkout c0"
+    assert rest[:-2] == patch
+    assert rest[-2] == f"{DOWNLOAD} params.yaml -d ." and rest[-1].startswith("dvc repro")
+
+
+def test_a_run_without_a_commit_can_not_be_repeated() -> None:
+    assert repeat_commands(TrackedRun(id="a1", name="n", status="FINISHED")) == []

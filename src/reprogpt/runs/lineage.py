@@ -13,8 +13,7 @@ from reprogpt.dvc.revisions import Commit, Workspace, resolve_commit
 from reprogpt.params.loader import PARAMS_FILE, listed_keys
 from reprogpt.paths import EVAL_RESULTS, MODEL, TRAIN_SUMMARY
 from reprogpt.runs.find import MODEL_TAG, Subject, revision_holding
-from reprogpt.runs.restore import experiment_commands, repeat_commands
-from reprogpt.tags import COMMIT, RUN_KEY
+from reprogpt.tags import COMMIT, DIRTY, RUN_KEY
 from reprogpt.tracking.store.tracked_run import TrackedRun
 
 HOLDS = "holds"
@@ -204,11 +203,27 @@ def restore_commands(lineage: Lineage) -> list[str]:
     if isinstance(revision, Workspace) and run:
         revision = revision_holding(run)
     if isinstance(revision, Commit):
-        name = revision.experiment
-        return experiment_commands(name) if name else [f"git checkout {revision.commit}", "dvc checkout"]
+        if revision.experiment:
+            return [f"dvc exp apply {revision.experiment}", "dvc repro"]  # its outs come from DVC's cache
+        return [f"git checkout {revision.commit}", "dvc checkout"]
     if run is None:
         return []
     commit = run.tags.get(COMMIT, "")
     if not resolve_commit(commit):
         return [f"impossible here: this repository lacks the run's commit {commit or '(none is on record)'}"]
     return repeat_commands(run)
+
+
+def repeat_commands(run: TrackedRun) -> list[str]:
+    """Commands that train a run again from its commit and parameters; [] if it has no commit."""
+    commit = run.tags.get(COMMIT)
+    if not commit:
+        return []
+    download = f"mlflow artifacts download -r {run.id} -a"
+    patch = [f"{download} uncommitted.patch -d .", "git apply uncommitted.patch"]
+    return [
+        f"git checkout {commit}",
+        *(patch if run.tags.get(DIRTY) == "true" else []),
+        f"{download} params.yaml -d .",
+        "dvc repro  # trains again, unless DVC's cache has the result",
+    ]

@@ -59,8 +59,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recorded(root: Path) -> dict[str, Run]:
-    """A training with data/other in its model, an evaluation of it, a training that was killed, and one from before
-    runs had models, with the checkpoint folder among its artifacts."""
+    """A training with data/other in its model, an evaluation of it, and a training that was killed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         client, experiment = open_store()
@@ -68,13 +67,11 @@ def recorded(root: Path) -> dict[str, Run]:
         for path in (root / "data/other").iterdir():
             upload_model_file(client, trained.info.run_id, path, "checkpoint")
         finalize_model(client, trained.info.run_id, Model().to_dict())
-        former = client.create_run(experiment, run_name="former")
-        client.log_artifacts(former.info.run_id, str(root / "data/other"), "checkpoint")
         tags = {"mlflow.parentRunId": trained.info.run_id}
         evaluated = client.create_run(experiment, run_name="evaluated", tags=tags)
         killed = client.create_run(experiment, run_name="killed")
         upload_model_file(client, killed.info.run_id, root / "data/other/config.json", "checkpoint")
-        return {"trained": trained, "evaluated": evaluated, "killed": killed, "former": former}
+        return {"trained": trained, "evaluated": evaluated, "killed": killed}
 
 
 @pytest.fixture
@@ -276,7 +273,7 @@ def test_output_that_can_not_be_written_is_exit_code_2(root: Path, target: str, 
     assert (done.returncode, done.stderr) == (2, f"\nerror: standard output {fault}\n")
 
 
-@pytest.mark.parametrize("what", ["trained", "evaluated", "id", "former"])
+@pytest.mark.parametrize("what", ["trained", "evaluated", "id"])
 def test_the_model_of_a_run_is_used(
     root: Path,
     recorded: dict[str, Run],
@@ -285,7 +282,7 @@ def test_the_model_of_a_run_is_used(
     tmp_path: Path,
     what: str,
 ) -> None:
-    trained = recorded["former" if what == "former" else "trained"].info
+    trained = recorded["trained"].info
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     text, messages = generate("A", *SHORT, "--run", trained.run_id[:10] if what == "id" else what)
     assert messages == f"model of run {trained.run_id}  {trained.run_name}\n"

@@ -69,8 +69,7 @@ def register(name: str, run: str | None) -> int:
     training = chosen[0]
     raise PipelineError(
         f"run {training.id} ({visible(training.name)}, {training.status}) has no model: it is uploaded when a\n"
-        "training ends. `reprogpt sync` uploads one that still waits; a run from before runs had models needs\n"
-        "`dvc repro -f train` with its parameters, which gives the same weights"
+        "training ends. `reprogpt sync` uploads one that still waits"
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import make_url
 
 from reprogpt.errors import TrackingError
-from reprogpt.tracking.store.client import download_artifacts, open_store
+from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.models import _find_or_create_model, finalize_model, register_model, upload_model_file
 from reprogpt.tracking.store.uri import is_present_store, recorded_store, sqlite_path, sqlite_uri, store_name, store_uri
 
@@ -45,8 +45,8 @@ def test_a_store_works_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     version = register_model(run, "gpt")
     assert version is not None and version.new and register_model(run, "gpt") is not None
-    downloaded = download_artifacts(run, "samples", tmp_path)
-    assert downloaded is not None and (downloaded / "weights").read_text() == "1"
+    downloaded = client.download_artifacts(run, "samples", str(tmp_path))
+    assert Path(downloaded, "weights").read_text() == "1"
     model = _find_or_create_model(client, run)
     assert list((root / "mlruns").rglob(f"{model.model_id}/artifacts/checkpoint/weights"))
     assert {path.name for path in tmp_path.iterdir()} == {JAPANESE, "samples"}

@@ -187,18 +187,6 @@ def run_artifacts(run: Run, folder: str = "") -> set[str]:
     return {file.path for file in repository.list_artifacts(folder or None)}
 
 
-def download_artifacts(run_id: str, path: str, folder: Path) -> Path | None:
-    """Download a folder of a run's artifacts into `folder`; returns its path.
-
-    None if the run has nothing at that path. Raises TrackingError if the store, or folder, can't be used.
-    """
-    client, _ = open_store()
-    with store_errors():
-        if not run_artifacts(client.get_run(run_id), path):
-            return None
-        return Path(client.download_artifacts(run_id, path, str(folder)))
-
-
 def to_tracked_run(run: Run) -> TrackedRun:
     """An MLflow run as plain values."""
     inputs = [item.dataset for item in run.inputs.dataset_inputs] if run.inputs else []

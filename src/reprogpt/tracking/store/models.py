@@ -27,7 +27,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from mlflow.utils.uri import append_to_uri_path
 
 from reprogpt.paths import CHECKPOINT_ARTIFACT
-from reprogpt.tracking.store.client import download_artifacts, open_store, run_artifacts
+from reprogpt.tracking.store.client import open_store, run_artifacts
 from reprogpt.tracking.store.errors import RecordError, store_errors
 from reprogpt.tracking.store.uri import store_uri
 
@@ -122,10 +122,10 @@ def download_checkpoint(run_id: str, folder: Path) -> Path | None:
     client, _ = open_store()
     with store_errors():
         model = _complete_model(client, run_id)
-        if model is not None:
-            uri = append_to_uri_path(model.location, CHECKPOINT_ARTIFACT)
-            return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
-    return download_artifacts(run_id, CHECKPOINT_ARTIFACT, folder)  # older runs have it as an artifact
+        if model is None:
+            return None
+        uri = append_to_uri_path(model.location, CHECKPOINT_ARTIFACT)
+        return Path(artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=store_uri()))
 
 
 def register_model(run_id: str, name: str) -> RegisteredModel | None:

@@ -1,8 +1,8 @@
 """Where a run comes from: commit, DVC experiment and corpus."""
 
 import getpass
-import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from reprogpt.dvc.code_patch import code_patch
 from reprogpt.dvc.digest import dvc_md5
 from reprogpt.dvc.git import git
 from reprogpt.dvc.pipeline import run_key_of, stage_definition
-from reprogpt.paths import SOURCE
 
 
 def code_tags() -> dict[str, str]:
@@ -50,16 +49,7 @@ def experiment_tags() -> dict[str, str]:
     return {tag: os.environ[variable] for tag, variable in names.items() if os.environ.get(variable)}
 
 
-def read_source() -> dict[str, Any]:
-    """What fetch wrote of the corpus (url or path, sha256, bytes, characters), {} if there is nothing."""
-    try:
-        source: dict[str, Any] = json.loads(SOURCE.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return source
-
-
-def corpus_tags(source: dict[str, Any]) -> dict[str, str]:
-    """Tags that say which text was trained on."""
+def corpus_tags(source: Mapping[str, Any]) -> dict[str, str]:
+    """Tags that say which text was trained on. source: what fetch wrote of it, {} if there is nothing."""
     keys = {tags.CORPUS_URL: "url", tags.CORPUS_PATH: "path", tags.CORPUS_SHA256: "sha256"}
     return {tag: str(source[key]) for tag, key in keys.items() if key in source}

@@ -16,11 +16,11 @@ from reprogpt.dvc.code_patch import MAX_PATCH_BYTES, code_patch
 from reprogpt.dvc.digest import cached_md5, dvc_md5
 from reprogpt.dvc.git import git_error
 from reprogpt.dvc.pipeline import is_up_to_date, out_paths, stage_definition
-from reprogpt.files import file_digest, write_bytes_atomic, write_text_atomic
+from reprogpt.files import file_digest, read_json_or_empty, write_bytes_atomic, write_text_atomic
 from reprogpt.messages import print_message, visible
 from reprogpt.params.evaluate import EvaluateParams
 from reprogpt.params.loader import PARAMS_FILE, load_params
-from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, TRAIN_TOKENS, VAL_TOKENS, state_dir
+from reprogpt.paths import CHECKPOINT_ARTIFACT, MODEL, RAW_TEXT, SOURCE, TRAIN_TOKENS, VAL_TOKENS, state_dir
 from reprogpt.progress import TrainingProgress
 from reprogpt.serving.mlflow_model import write_mlflow_model
 from reprogpt.step_record import EVAL_METRICS, STEP_METRICS, StepRecord
@@ -28,7 +28,7 @@ from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
 from reprogpt.tracking.deliver.records import File, Model, ModelFile, Points, Start, Tags, TokenFile, TrainingRun
 from reprogpt.tracking.deliver.uploader import uploading
 from reprogpt.tracking.log.local_trainings import note_training
-from reprogpt.tracking.log.provenance import code_tags, corpus_tags, experiment_tags, git_tags, read_source, user_tags
+from reprogpt.tracking.log.provenance import code_tags, corpus_tags, experiment_tags, git_tags, user_tags
 from reprogpt.tracking.log.results import record_evaluation, record_plots
 from reprogpt.tracking.log.system_metrics import SystemMetrics
 from reprogpt.tracking.store.uri import recorded_store
@@ -157,7 +157,7 @@ def start_run(
     params: train's. environment: environment_tags. size: total_steps and other numbers of the training, as tags.
     decode_sample: token ids -> text.
     """
-    source = read_source()
+    source = read_json_or_empty(SOURCE)
     if "path" in source:
         _warn_of_fallback(source["path"])
     outbox = open_training_outbox(identity, params, dict(environment) | {key: str(n) for key, n in size.items()})
@@ -220,7 +220,7 @@ def open_training_outbox(identity: RunIdentity, params: Mapping[str, Any], more_
 
     params: train's. more_tags: of the run, with those of its provenance.
     """
-    source = read_source()
+    source = read_json_or_empty(SOURCE)
     experiment = experiment_tags()
     name = experiment.get(tags.EXPERIMENT_NAME, f"repro-{identity.run_key[:8]}")
     outbox = open_outbox(identity.training_id)

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from reprogpt.cli.sync import sync as sync_command
-from reprogpt.tracking.deliver.outbox import abandoned_outboxes, open_outbox
+from reprogpt.paths import state_dir
+from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
 from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.uri import is_present_store, recorded_store
@@ -22,11 +23,11 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def training(store: str) -> None:
+def training(store: str, kept_for: str | None = None) -> OutboxFile:
     outbox = open_outbox("a")
     tags = {"training_id": "a", "run_key": "k"}
-    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store))
-    outbox.release()
+    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store, kept_for=kept_for))
+    return outbox
 
 
 def num_waiting() -> int:
@@ -61,7 +62,7 @@ def test_a_store_is_the_same_however_its_uri_is_spelled(
 
 
 def test_records_for_the_default_store_belong_to_it_after_a_move(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    training(recorded_store())
+    training(recorded_store()).release()
     (root / "clone").rename(root / "moved")
     monkeypatch.chdir(root / "moved")
     assert sync() == 0
@@ -71,10 +72,19 @@ def test_records_for_the_default_store_belong_to_it_after_a_move(root: Path, mon
 def test_records_for_another_store_are_counted_and_stay_until_it_is_the_present_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    training("sqlite:///other.db")
+    training("sqlite:///other.db").release()
     assert sync() == 1
     assert "not uploaded: 1 records are for the store sqlite:///other.db; set MLFLOW_T" in capsys.readouterr().out
     assert search_runs() == [] and num_waiting() == 1
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert sync() == 0 and num_waiting() == 0
     assert [run.name for run in search_runs()] == ["a"]
+
+
+def test_an_uploaded_outbox_that_is_kept_for_another_store_does_not_wait(capsys: pytest.CaptureFixture[str]) -> None:
+    outbox = training("sqlite:///other.db", kept_for="checkpoints")
+    (state_dir() / "checkpoints").mkdir()
+    outbox.mark_uploaded(outbox.pending()[-1].end)
+    outbox.release()
+    assert sync() == 0 and outbox.folder.exists()
+    assert capsys.readouterr().out.startswith("nothing to upload")

@@ -198,7 +198,7 @@ def test_a_refused_record_is_reported_and_the_rest_uploaded(
 
 def test_records_for_another_store_stay_pending(client: MlflowClient) -> None:
     outbox = training_outbox(store="http://elsewhere")
-    with pytest.raises(TrackingError, match="this run is in the MLflow store http://elsewhere"):
+    with pytest.raises(TrackingError, match="2 records are for the store http://elsewhere; set MLFLOW_TRACKING_URI"):
         upload(outbox)
     assert len(outbox.pending()) == 2 and runs(client) == []
 

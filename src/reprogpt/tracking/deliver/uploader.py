@@ -15,7 +15,6 @@ from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.errors import RecordError, SettingsError
 from reprogpt.tracking.store.file_store import file_store_warning, is_default_store
-from reprogpt.tracking.store.uri import is_present_store
 from reprogpt.urls import redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
@@ -147,13 +146,7 @@ def upload_abandoned(*, retry: bool = False) -> AbandonedUploads:
     waiting = []
     for outbox in abandoned_outboxes():
         try:
-            if outbox.first and not is_present_store(outbox.first.store):
-                waiting.append(
-                    f"{outbox.num_pending} records are for the store {outbox.first.store}; "
-                    "set MLFLOW_TRACKING_URI to it and run `python -m reprogpt sync`"
-                )
-            else:
-                num_uploaded += upload(outbox, retry=retry)
+            num_uploaded += upload(outbox, retry=retry)
         except (TrackingError, RecordError) as error:
             open_store()  # if that fails, no outbox can be uploaded
             waiting.append(str(error))

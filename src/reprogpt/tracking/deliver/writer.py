@@ -74,7 +74,8 @@ def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
     Raises TrackingError if the store can't be used or is not the one that the records are for, RecordError if the
     outbox does not say which run it is for: records that are not uploaded stay in the outbox.
     """
-    if not outbox.pending() and not (retry and outbox.set_aside()):
+    num_waiting = outbox.num_pending + (len(outbox.set_aside()) if retry else 0)
+    if not num_waiting:
         return 0
     first = outbox.first
     if first is None:
@@ -83,7 +84,10 @@ def upload(outbox: OutboxFile, *, retry: bool = False) -> int:
             "They are not uploaded; delete the folder if you don't need them"
         )
     if not is_present_store(first.store):
-        raise TrackingError(f"this run is in the MLflow store {first.store}: set MLFLOW_TRACKING_URI to it")
+        raise TrackingError(
+            f"{num_waiting} records are for the store {first.store}; "
+            "set MLFLOW_TRACKING_URI to it and run `python -m reprogpt sync`"
+        )
     for _ in range(MAX_STARTS):
         try:
             return _upload_to_run(outbox, first, retry=retry)

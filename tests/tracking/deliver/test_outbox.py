@@ -101,6 +101,14 @@ def test_a_damaged_line_in_the_middle_hides_no_later_record(line: bytes) -> None
     assert outbox.line_number(outbox.pending()[1]) == 2
 
 
+def test_a_record_that_is_appended_during_the_flush_is_not_pending_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut could undo it."""
+    outbox = open_outbox("a")
+    outbox.append(training())
+    monkeypatch.setattr(os, "fsync", lambda _: outbox.append(Start(name="later")))
+    assert pending_names(outbox) == ["a"]
+
+
 @pytest.mark.parametrize("mark", ["999999", "3", "-1", "x", ""])
 def test_a_mark_that_is_no_end_of_a_record_counts_as_nothing_uploaded(mark: str) -> None:
     outbox = open_outbox("a")

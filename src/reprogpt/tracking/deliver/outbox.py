@@ -147,9 +147,10 @@ class OutboxFile:
 
     def pending(self) -> list[Line]:
         """The records not yet uploaded, in order, flushed to disk: a power cut can't undo an uploaded record."""
+        end = self.num_bytes  # what the stage appends from here on may not be on disk yet
         os.fsync(self._file.fileno())
         fsync_folder(self.folder)
-        return list(self._read(self.num_uploaded_bytes, self.num_bytes))
+        return list(self._read(self.num_uploaded_bytes, end))
 
     @property
     def num_pending(self) -> int:
@@ -328,8 +329,8 @@ def _mark(folder: Path) -> int:
 
 def abandoned_outboxes() -> Iterator[OutboxFile]:
     """The outboxes that no process has locked, the oldest first. Release each before taking the next."""
-    folders = [path.parent for path in _folder().glob(f"*/{RECORDS}")]
-    for folder in sorted(folders, key=lambda path: _created(path / RECORDS)):
+    paths = sorted(_folder().glob(f"*/{RECORDS}"), key=lambda path: getattr(_first_record(path), "time", 0))
+    for folder in [path.parent for path in paths]:
         lock = FileLock(folder / _LOCK)
         try:
             lock.acquire(timeout=0)
@@ -340,12 +341,6 @@ def abandoned_outboxes() -> Iterator[OutboxFile]:
 
 def _folder() -> Path:
     return state_dir() / "outbox"
-
-
-def _created(path: Path) -> int:
-    """The time of the first record; 0 if there is none."""
-    record = _first_record(path)
-    return 0 if isinstance(record, Damaged) else record.time
 
 
 def _first_record(path: Path) -> Record | Damaged:

@@ -72,7 +72,7 @@ def test_neither_are_they_in_what_verify_says_of_the_recorded_environment(
     verify = import_module("reprogpt.cli.verify")
     environments = RunEnvironments({"torch": HOSTILE}, {"torch": "2.9"})
     outs = {"train": [Link("data/model", "1", "2")]}
-    monkeypatch.setattr(verify, "rerun", lambda stage: Rerun(outs, environments, reuses_text=False, origins=["train"]))
+    monkeypatch.setattr(verify, "rerun", lambda stage: Rerun(outs, environments, origins=["train"]))
     assert verify.verify.callback(row=None, stage=None) == 1
     printed = capsys.readouterr().out
     assert SHOWN in printed and not CONTROL.search(printed)

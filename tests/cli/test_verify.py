@@ -57,7 +57,7 @@ def test_a_row_is_announced_with_its_cost_and_each_value_is_compared(
     row = dict.fromkeys(COLUMNS, "") | named | environment | {"seconds": "1320"}
     links = [Link("final_val_loss", "6.5", "6.5"), Link("weights", named["weights"], named["weights"])]
     pins = [Change("numpy", "2.4.6", "2.4.5")]
-    done = RowRerun(links, RunEnvironments(environment, environment | {"threads": "1"}, pins), reuses_text=False)
+    done = RowRerun(links, RunEnvironments(environment, environment | {"threads": "1"}, pins))
     monkeypatch.setattr(command, "rerun_row", lambda row: done)
     assert command._verify_row(row) == 0
     out, err = capsys.readouterr()

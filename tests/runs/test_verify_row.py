@@ -36,7 +36,7 @@ def recorded(made: Path) -> Row:
 
 
 def rerun(row: Row, made: Path) -> RowRerun:
-    return RowRerun(_links(row, made), RunEnvironments({}, {}), reuses_text=False)
+    return RowRerun(_links(row, made), RunEnvironments({}, {}))
 
 
 def test_numbers_evaluations_and_weights_are_compared(made: Path) -> None:

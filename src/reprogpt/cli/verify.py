@@ -7,7 +7,6 @@ import click
 
 from reprogpt.cli.command import Command
 from reprogpt.messages import print_lines, print_message
-from reprogpt.paths import RAW_TEXT
 from reprogpt.runs.compare import Change
 from reprogpt.runs.lineage import DIFFERS, HOLDS, NOT_HERE, Link
 from reprogpt.runs.results import SHOWN_DIGITS, Row, find_row, label
@@ -64,7 +63,7 @@ def verify(row: str | None, stage: str | None) -> int:
         return _verify_row(find_row(row))
     done = rerun(stage)
     remarks = survived(done.outs, done.environments) if done.is_same else explanation(done.origins, done.environments)
-    _print_report(table(done.outs), remarks, conclusion(done.outs), reuses_text=done.reuses_text)
+    _print_report(table(done.outs), remarks, conclusion(done.outs))
     return 0 if done.is_same else 1
 
 
@@ -80,16 +79,14 @@ def _verify_row(row: Row) -> int:
     num_other = sum(link.status != HOLDS for link in done.links)
     same = f"the same: all {len(done.links)} values of {title} are identical to the bit"
     result = f"NOT the same: {num_other} of {len(done.links)} values of {title}" if num_other else same
-    _print_report(table({title: done.links}, ROW_HEADING), remarks, result, reuses_text=done.reuses_text)
+    _print_report(table({title: done.links}, ROW_HEADING), remarks, result)
     return 0 if done.is_same else 1
 
 
-def _print_report(lines: list[str], remarks: Sequence[str], result: str, *, reuses_text: bool) -> None:
+def _print_report(lines: list[str], remarks: Sequence[str], result: str) -> None:
     """Print the table, what explains it, and the result."""
-    lines = [*lines, "", *remarks, ""] if remarks else [*lines, ""]
-    if reuses_text:
-        lines.append(f"{RAW_TEXT} was copied from the workspace, where it has corpus_sha256; it was not downloaded")
-    print_lines([*lines, result])
+    explained = [*remarks, ""] if remarks else []
+    print_lines([*lines, "", *explained, result])
 
 
 def _cost(row: Row) -> str:

@@ -74,14 +74,10 @@ class RunEnvironments:
 
 @dataclass(frozen=True)
 class Rerun:
-    """The outs of the rerun stages, by stage: the digest in dvc.lock, and the rerun's (None if it did not make it).
-
-    reuses_text: whether raw text was copied from the workspace, which has the digest of params.yaml.
-    """
+    """The outs of the rerun stages, by stage: the digest in dvc.lock, and the rerun's (None if it did not make it)."""
 
     outs: dict[str, list[Link]]
     environments: RunEnvironments
-    reuses_text: bool
     origins: list[str]  # the stages at which a difference begins
 
     @property
@@ -107,8 +103,9 @@ def rerun(stage: str | None) -> Rerun:
     stages = [stage] if stage else [name for name in STAGES if name in workspace.stages]
     _require_recorded_state(workspace, stages)
     recorded = _tags_of_newest({RUN_KEY: workspace.lock_key, MODEL_TAG: workspace.recorded_outs.get(str(MODEL))})
-    reuses_text = str(RAW_TEXT) in _outs(workspace, stages) and _is_recorded_text(workspace)
-    files = _files_to_copy(workspace, stages) + ([str(RAW_TEXT)] if reuses_text else [])
+    files = _files_to_copy(workspace, stages)
+    if str(RAW_TEXT) in _outs(workspace, stages) and _is_recorded_text(workspace):
+        files.append(str(RAW_TEXT))
     with sandbox_clone(files, needed_bytes=_needed_bytes(workspace, stages)) as clone:
         rerun_stages(clone, stages)
         outs = {name: _out_links(clone, workspace.lock[name]) for name in stages}
@@ -118,7 +115,7 @@ def rerun(stage: str | None) -> Rerun:
             unpinned_versions(PINS.read_text("utf-8")),
             _corpus_change(workspace, clone),
         )
-    return Rerun(outs, environments, reuses_text, origins(outs, workspace.stages))
+    return Rerun(outs, environments, origins(outs, workspace.stages))
 
 
 def obstacles(workspace: Revision, stages: Sequence[str]) -> dict[str, list[str]]:

@@ -40,7 +40,6 @@ class RowRerun:
 
     links: list[Link]
     environments: RunEnvironments
-    reuses_text: bool
 
     @property
     def is_same(self) -> bool:
@@ -61,11 +60,10 @@ def rerun_row(row: Row) -> RowRerun:
     commit = _commit_of(row)
     params = params_of(row, commit.params)
     sizes = [out.get("size", 0) for stage in ROW_STAGES for out in commit.lock.get(stage, {}).get("outs", [])]
-    reuses_text = RAW_TEXT.is_file() and file_digest(RAW_TEXT) == params.get("corpus_sha256")
     with commit_clone(commit.commit, needed_bytes=NUM_COPIES * sum(sizes)) as clone:
         # Another text would give other numbers, so the bundled one is no substitute if the host can't be reached.
         YAML().dump(params | {"offline_corpus": ""}, clone / PARAMS_FILE)
-        if reuses_text:
+        if RAW_TEXT.is_file() and file_digest(RAW_TEXT) == params.get("corpus_sha256"):
             (clone / RAW_TEXT).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(RAW_TEXT, clone / RAW_TEXT)
         rerun_stages(clone, ROW_STAGES)
@@ -75,7 +73,7 @@ def rerun_row(row: Row) -> RowRerun:
     recorded = {tag: row[tag] for tag in ENVIRONMENT}
     here = {tag: trained[tag] for tag in ENVIRONMENT if tag in trained}
     pins = unpinned_versions((commit.read(str(PINS)) or b"").decode())
-    return RowRerun(links, RunEnvironments(recorded, here, pins), reuses_text)
+    return RowRerun(links, RunEnvironments(recorded, here, pins))
 
 
 def _commit_of(row: Row) -> Commit:

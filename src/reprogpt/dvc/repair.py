@@ -1,10 +1,10 @@
 """What git and DVC need of the repository's folder, found before DVC stops over it without an explanation."""
 
-import subprocess
+import shutil
 from pathlib import Path
 
 from reprogpt.dvc.digest import cached_files
-from reprogpt.dvc.git import git, git_bytes
+from reprogpt.dvc.git import git, git_bytes, git_error
 from reprogpt.dvc.rwlock import RWLOCK, read_rwlock
 from reprogpt.errors import MergeConflictError, ParamsError, PipelineError
 from reprogpt.files import write_bytes_atomic
@@ -32,14 +32,11 @@ SHALLOW = (
 
 def require_repository() -> None:
     """Raise PipelineError, with git's reason, if the current folder is in no git repository that git can use."""
-    try:
-        question = ["git", "rev-parse", "--is-inside-work-tree"]
-        done = subprocess.run(question, capture_output=True, check=False)
-    except FileNotFoundError:
-        raise PipelineError("git is not installed, and DVC needs it") from None
-    if done.returncode == 0:
+    if shutil.which("git") is None:
+        raise PipelineError("git is not installed, and DVC needs it")
+    reason = git_error("rev-parse", "--is-inside-work-tree")  # no repository, or one of another user
+    if reason is None:
         return
-    reason = done.stderr.decode("utf-8", "replace").strip()  # no repository, or one of another user
     advice = "" if "dubious ownership" in reason else f"\n{NO_REPOSITORY}"
     raise PipelineError(f"git can't use {Path.cwd()}: {reason}{advice}")
 

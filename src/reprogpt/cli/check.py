@@ -12,7 +12,6 @@ from reprogpt.params.split import SplitParams
 from reprogpt.params.tokenize import TokenizeParams
 from reprogpt.params.train import TrainParams
 from reprogpt.process.streams import write_output
-from reprogpt.tracking.store.file_store import file_store_warning
 
 STAGES: tuple[type[Params], ...] = (FetchParams, SplitParams, TokenizeParams, TrainParams, EvaluateParams)
 
@@ -44,6 +43,5 @@ def check() -> None:
             print_message(repaired)
     # Not print: DVC, which restore_lock imports, has standard output wrapped so that errors lose their place.
     write_output(f"{PARAMS_FILE}: {len(values)} keys, all within their ranges\n")
-    for warning in (*warnings(), file_store_warning()):
-        if warning:
-            print_message(f"\nwarning: {warning}\n")
+    for warning in warnings():
+        print_message(f"\nwarning: {warning}\n")

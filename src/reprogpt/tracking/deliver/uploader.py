@@ -14,7 +14,6 @@ from reprogpt.tracking.deliver.records import End, Status
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.errors import RecordError, SettingsError
-from reprogpt.tracking.store.file_store import file_store_warning, is_default_store
 from reprogpt.urls import redact
 
 UPLOAD_INTERVAL = 5.0  # seconds; an upload per step would cost ten times as much
@@ -166,11 +165,8 @@ def uploading(outbox: OutboxFile, adds: str | None = None) -> Iterator[None]:
 
     FINISHED; KILLED after Ctrl-C, SIGTERM or the end of DVC; FAILED after any other error, with its message in the
     tag `error` if it is a PipelineError.
-    adds: as End has it. A training, for which it is None, also warns where plain `mlflow ui` would show other runs.
+    adds: as End has it.
     """
-    warning = file_store_warning() if adds is None and is_default_store() else None
-    if warning:
-        print_message(f"\nwarning: {warning}\n")
     uploader = Uploader(outbox)
     status: Status = "FAILED"
     reason = None

@@ -29,7 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Pat
     for name in ("model", "metrics"):
         (folder / "data" / name).mkdir(parents=True)
     (folder / "data/model/model.safetensors").write_bytes(b"weights")
-    (folder / "data/metrics/train.json").write_text('{"run_key": "here"}')
+    (folder / "data/metrics/train.json").write_text('{"run_key": ["here"]}')
     return folder
 
 

@@ -147,8 +147,8 @@ def test_a_commit_is_found_by_its_digits_branch_or_tag() -> None:
 
 def test_commits_with_a_run_key_come_newest_first_without_those_that_dropped_it() -> None:
     commit(date=1)
-    first = commit(date=2, **{str(TRAIN_SUMMARY): json.dumps({"run_key": KEY})})  # as it was written at first
-    commit(date=3, **{str(TRAIN_SUMMARY): json.dumps({"run_key": OTHER_KEY})})
+    first = commit(date=2, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [KEY]})})
+    commit(date=3, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [OTHER_KEY]})})
     again = commit(date=4, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [KEY]})})
     commit(date=5, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [OTHER_KEY]})})
     assert [revision.commit for revision in commits_with_run_key(KEY)] == [again, first]
@@ -158,5 +158,5 @@ def test_commits_with_a_run_key_come_newest_first_without_those_that_dropped_it(
 def test_a_commit_off_the_branches_is_found_from_head() -> None:
     commit(date=1)
     git("checkout", "-q", "--detach")
-    detached = commit(date=2, **{str(TRAIN_SUMMARY): json.dumps({"run_key": KEY})})
+    detached = commit(date=2, **{str(TRAIN_SUMMARY): json.dumps({"run_key": [KEY]})})
     assert [revision.commit for revision in commits_with_run_key(KEY)] == [detached]

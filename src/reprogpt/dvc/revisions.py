@@ -75,8 +75,7 @@ class Revision(ABC):
     @property
     def summary_key(self) -> str | None:
         """The run key in data/metrics/train.json; None if there is none."""
-        recorded = self.read_json(str(TRAIN_SUMMARY)).get("run_key")
-        return next(iter(recorded), None) if isinstance(recorded, list) else recorded  # a string in older commits
+        return next(iter(self.read_json(str(TRAIN_SUMMARY)).get("run_key", [])), None)
 
     def read_json(self, path: str) -> dict[str, Any]:
         """A JSON object of the project; {} if it does not exist or is not readable."""

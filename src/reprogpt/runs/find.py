@@ -110,7 +110,7 @@ def find_subject(what: str | None, runs: Sequence[TrackedRun]) -> Subject:
     Raises PipelineError for anything else, and for a revision without dvc.lock.
     """
     if what is None:
-        return Subject(None, _require_lock(Workspace()))
+        return Subject(None, require_lock(Workspace()))
     named = find_run_of_name(what, runs)
     if named:
         run, remark = named
@@ -126,10 +126,11 @@ def find_subject(what: str | None, runs: Sequence[TrackedRun]) -> Subject:
             f"{what} is no MLflow run (id, the first 6 or more digits of one, or name), no DVC experiment and no git\n"
             f"commit in this repository. Experiments: {known}. Runs:{format_runs(runs)}"
         )
-    return Subject(None, _require_lock(revision))
+    return Subject(None, require_lock(revision))
 
 
-def _require_lock(revision: Revision) -> Revision:
+def require_lock(revision: Revision) -> Revision:
+    """The revision. Raises PipelineError if it has no dvc.lock."""
     if not revision.lock:
         raise PipelineError(f"{revision.name} has no dvc.lock, so no result is recorded there; `dvc repro` makes one")
     return revision

@@ -22,7 +22,7 @@ from reprogpt.files import file_digest, read_json_or_empty
 from reprogpt.numerics.device import Numerics, chooses_portable, set_up_numerics
 from reprogpt.paths import MODEL, RAW_TEXT, SOURCE
 from reprogpt.runs.compare import Change, changes
-from reprogpt.runs.find import MODEL_TAG
+from reprogpt.runs.find import MODEL_TAG, require_lock
 from reprogpt.runs.lineage import HOLDS, NOT_HERE, UNLISTED, Link, check_links
 from reprogpt.runs.sandbox import rerun_stages, sandbox_clone, sandbox_store_uri
 from reprogpt.tags import RUN_KEY
@@ -97,9 +97,7 @@ def rerun(stage: str | None) -> Rerun:
     Raises PipelineError if it can't be tried: the workspace is not what was recorded, there is no room, or a stage
     fails.
     """
-    workspace = Workspace()
-    if not workspace.lock:
-        raise PipelineError("the workspace has no dvc.lock, so no run is recorded here; `dvc repro` makes one")
+    workspace = require_lock(Workspace())
     stages = [stage] if stage else [name for name in STAGES if name in workspace.stages]
     _require_recorded_state(workspace, stages)
     recorded = _tags_of_newest({RUN_KEY: workspace.lock_key, MODEL_TAG: workspace.recorded_outs.get(str(MODEL))})

@@ -17,6 +17,7 @@ from mlflow.entities import LoggedModelStatus, Run
 from ruamel.yaml import YAML
 
 from reprogpt.tracking.store.uri import sqlite_uri
+from tools.workspace import copy_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -199,16 +200,7 @@ def documented(command: str) -> str:
 
 def make_workspace(path: Path, cache: Path, **params: Any) -> Workspace:
     """A new git repository with this project's files as they are now, a tiny configuration, and no history."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-    ).stdout.decode()
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
+    copy_files(path)
     workspace = Workspace(path, cache)
     text = cache / "corpus.txt"  # a file: URL, so that no test needs a network
     cache.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import pytest
 from reprogpt.dvc.code_patch import code_patch, stage_code
 from reprogpt.tracking.deliver.outbox import open_outbox
 from reprogpt.tracking.log import training as training_records
+from tests.git import git
 
 DEPS = "data/text, requirements.lock, src/pkg, src/one.py, stages/__init__.py, stages/train.py"
 DVC = f"stages: {{train: {{deps: [{DEPS}]}}}}"
@@ -30,12 +31,6 @@ FILES = {
     ".dvc/config": "[core]\n",
 }
 SECRET = "AKIA-SECRET"
-
-
-def git(*arguments: str, folder: Path | None = None) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    done = subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True, cwd=folder)
-    return done.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from reprogpt.paths import TRAIN_SUMMARY
 from reprogpt.runs.find import find_run_of_name, require_run
 from reprogpt.tags import PARENT_RUN_ID
 from reprogpt.tracking.store.tracked_run import TrackedRun
+from tests.git import git
 
 
 @pytest.fixture(autouse=True)
@@ -76,10 +77,6 @@ def test_at_most_ten_are_listed() -> None:
 def test_of_an_empty_store_the_message_names_what_makes_a_run() -> None:
     with pytest.raises(PipelineError, match="Known: none; `dvc repro` makes one"):
         require_run("unknown", [])
-
-
-def git(*arguments: str) -> None:
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@t.invalid", *arguments], check=True)
 
 
 def result(name: str, run_key: str, weights: str = "w.dir") -> None:

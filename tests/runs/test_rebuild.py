@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from reprogpt.dvc.pipeline import out_paths, run_key, stage_definition, stage_in
 from reprogpt.dvc.revisions import Workspace
 from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY
 from reprogpt.runs.rebuild import UnconfirmedError, _confirmed_key
+from tests.git import git
 
 CODE, TOKENS, WEIGHTS = Path("src/loop.py"), Path("data/tokens/train.npy"), MODEL / "model.safetensors"
 DEFINITION = {
@@ -30,11 +30,6 @@ def dvc_commit() -> None:
     outs = [{"path": path, "md5": dvc_md5(Path(path))} for path in out_paths(stage_definition("train"))]
     entry = {"cmd": "fit", "deps": deps, "params": {"params.yaml": inputs["params"]}, "outs": outs}
     Path("dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"train": entry}}))
-
-
-def git(*arguments: str) -> None:
-    identity = ("-c", "user.name=a", "-c", "user.email=a@localhost")
-    subprocess.run(["git", *identity, *arguments], check=True, capture_output=True)
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import pytest
 from reprogpt.errors import PipelineError
 from reprogpt.runs import sandbox
 from reprogpt.runs.sandbox import commit_clone, sandbox_clone, sandbox_env
+from tests.git import git
 
 
 @pytest.fixture
@@ -44,11 +45,6 @@ def test_the_clone_is_a_repository_with_the_files_and_is_gone_afterwards(
         assert "sub/a.txt" in listed
         raise error
     assert list(folder.iterdir()) == []
-
-
-def git(*arguments: str, folder: Path = Path()) -> str:
-    command = ["git", "-c", "user.name=t", "-c", "user.email=t@t.invalid", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def test_a_commit_is_cloned_as_it_was_though_edited_since_and_in_no_branch(folder: Path) -> None:

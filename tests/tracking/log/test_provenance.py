@@ -1,7 +1,6 @@
 """Where a run comes from: what counts as dirty."""
 
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from reprogpt.tracking.log.provenance import git_tags, user_tags
 from reprogpt.tracking.log.training import _warn_without_commit
+from tests.git import git
 
 FILES = {
     "dvc.yaml": "stages: {train: {deps: [src/helper.py, stages/train.py]}}\n",
@@ -18,11 +18,6 @@ FILES = {
     "stages/train.py": "import helper\n",
     "src/helper.py": "1\n",
 }
-
-
-def git(*arguments: str) -> str:
-    identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +36,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["params.yaml", "dvc.lock", "README.md", "untracked.py", ".env"])
 def test_what_is_no_code_of_the_stages_makes_nothing_dirty(repository: Path, name: str) -> None:
     (repository / name).write_text("changed")
-    assert git_tags()["commit"] == git("rev-parse", "HEAD").strip()
+    assert git_tags()["commit"] == git("rev-parse", "HEAD")
     assert git_tags()["dirty"] == "false"
 
 

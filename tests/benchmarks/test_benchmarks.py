@@ -19,9 +19,9 @@ from benchmarks.work import CONTENDERS, PHASES, read_params
 from reprogpt.model.gpt import GPTConfig, GPTModel
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import open_outbox
-from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.deliver.writer import upload
-from reprogpt.tracking.store.uri import store_name
+from tests.git import git
+from tests.tracking.trainings import training_record
 from tools import workspace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,8 +88,7 @@ def test_the_clock_is_read_after_the_last_step_is_uploaded(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     outbox = open_outbox("0" * 32)
-    tags = {"training_id": "0", "run_key": "k"}
-    outbox.append(TrainingRun(name="n", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(training_record("0"))
     upload(outbox)
     waiting: list[int] = []
 
@@ -117,9 +116,8 @@ def test_a_copy_has_the_present_files_but_none_that_git_ignores(
     here.mkdir()
     for name, text in {".gitignore": "ignored", "edited": "old", "removed": "", "kept": "kept"}.items():
         (here / name).write_text(text, "utf-8")
-    who = ["-c", "user.name=t", "-c", "user.email=t@t.invalid"]
-    for command in (["init", "-q"], ["add", "--all"], [*who, "commit", "-qm", "old"]):
-        subprocess.run(["git", *command], cwd=here, check=True)
+    for command in (["init", "-q"], ["add", "--all"], ["commit", "-qm", "old"]):
+        git(*command, folder=here)
     (here / "removed").unlink()
     for name in ("edited", "added", "ignored"):
         (here / name).write_text("new", "utf-8")

@@ -8,9 +8,9 @@ import pytest
 from reprogpt.cli.sync import sync as sync_command
 from reprogpt.paths import state_dir
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
-from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.store.client import search_runs
 from reprogpt.tracking.store.uri import is_present_store, recorded_store
+from tests.tracking.trainings import training_record
 
 sync: Any = sync_command.callback
 
@@ -25,8 +25,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def training(store: str, kept_for: str | None = None) -> OutboxFile:
     outbox = open_outbox("a")
-    tags = {"training_id": "a", "run_key": "k"}
-    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store, kept_for=kept_for))
+    outbox.append(training_record("a", store=store, kept_for=kept_for))
     return outbox
 
 

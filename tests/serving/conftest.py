@@ -14,12 +14,11 @@ from mlflow.pyfunc import PyFuncModel
 from reprogpt.data.tokens import write_tokenizer
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
-from reprogpt.tracking.deliver.records import TrainingRun
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.client import open_store
-from reprogpt.tracking.store.uri import store_name
 from tests.tiny import PARAMS, tiny_model
+from tests.tracking.trainings import training_record
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINED_WITH = {**PARAMS, "max_new_tokens": 50, "start_context": "Every effort moves you"}  # as in params.yaml
@@ -38,8 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, own_environment: None) -> Pat
         patch.chdir(folder)
         open_store()
         outbox = open_outbox("1" * 32)
-        tags = {"training_id": "1" * 32, "run_key": "k"}
-        outbox.append(TrainingRun(name="n", tags=tags, params=TRAINED_WITH, datasets=[], store=store_name()))
+        outbox.append(training_record("1" * 32, params=TRAINED_WITH))
         record_model(outbox)
         upload(outbox)
         outbox.release()

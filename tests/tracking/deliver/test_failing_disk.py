@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import File, Points, Start, TrainingRun
+from reprogpt.tracking.deliver.records import File, Points, Start
 from reprogpt.tracking.deliver.uploader import upload_abandoned, uploading
 from reprogpt.tracking.deliver.writer import upload
-from reprogpt.tracking.store.client import open_store
-from reprogpt.tracking.store.uri import store_name
+from tests.tracking.trainings import only_run, training_record
 
 
 def fail(code: int) -> Any:
@@ -30,17 +28,11 @@ def fail(code: int) -> Any:
 def log_training(outbox: OutboxFile) -> None:
     """A stage that ends well; whatever happens to the outbox, it must."""
     Path("params.yaml").write_text("seed: 1")
-    tags = {"training_id": "1", "run_key": "k"}
-    outbox.append(TrainingRun(name="a", tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
+    outbox.append(training_record("1"))
     with uploading(outbox):
         outbox.append(Points(step=0, values={"loss": 1.0}))
         with outbox.note_losses("params.yaml"):
             outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
-
-
-def only_run(client: MlflowClient) -> Run:
-    (run,) = client.search_runs([open_store()[1]])
-    return run
 
 
 def make_unusable(folder: Path) -> None:
@@ -132,8 +124,7 @@ def test_a_disk_that_is_full_in_the_middle_has_room_for_the_end_of_the_run(
     error: str | None,
 ) -> None:
     outbox = open_outbox("1")
-    tags = {"training_id": "1", "run_key": "k"}
-    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(training_record("1"))
     with uploading(outbox):
         monkeypatch.setattr(outbox, "_file", FullDisk(outbox, room))
         for step in range(50):
@@ -150,8 +141,7 @@ def test_a_folder_that_cannot_be_written_is_named_not_the_store(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outbox = open_outbox("1")
-    tags = {"training_id": "1", "run_key": "k"}
-    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(training_record("1"))
     monkeypatch.setattr("reprogpt.tracking.deliver.outbox.write_text_atomic", fail(errno.ENOSPC))
     with pytest.raises(TrackingError, match=f"^{outbox.folder} can't be written: No space left on device$"):
         upload(outbox)

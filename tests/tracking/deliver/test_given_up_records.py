@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 
 from reprogpt.cli.sync import sync as sync_command
 from reprogpt.dvc.digest import dvc_md5
@@ -15,11 +14,12 @@ from reprogpt.paths import HISTORY, MODEL, TRAIN_SUMMARY, state_dir
 from reprogpt.runs import rebuild
 from reprogpt.tags import WEIGHTS_SHA256, md5_tag
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import End, Points, Results, ResultsOf, Tags, TrainingRun
+from reprogpt.tracking.deliver.records import End, Points, Results, ResultsOf, Tags
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.local_trainings import note_training
 from reprogpt.tracking.store.client import open_store
 from reprogpt.tracking.store.uri import store_name
+from tests.tracking.trainings import only_run, training_record
 
 KEY, WEIGHTS = "k" * 32, "a" * 64
 COLUMNS = "step,epoch,tokens_seen,loss,lr,grad_norm,max_grad,max_grad_clipped,train_loss,val_loss"
@@ -38,16 +38,10 @@ def trained(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "_rebuild_whole", lambda: pytest.fail("a second run"))
 
 
-def only_run(client: MlflowClient) -> Run:
-    (run,) = client.search_runs([open_store()[1]])
-    return run
-
-
 def training(*, damaged: bool = False) -> OutboxFile:
     """The outbox of that training, with a line that no version knows."""
     outbox = open_outbox("a")
-    tags = {"training_id": "a", "run_key": KEY}
-    outbox.append(TrainingRun(name="a", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(training_record("a", run_key=KEY))
     values = {"loss": 5.0, "lr": 0.1, "grad_norm": 1.0, "max_grad": 0.5, "max_grad_clipped": 0.5}
     outbox.append(Points(step=0, values=values))
     outbox.append(Tags(values={md5_tag(HISTORY): dvc_md5(HISTORY), WEIGHTS_SHA256: WEIGHTS}))

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import verify_rest_response
 
@@ -18,19 +16,12 @@ from reprogpt.cli.sync import sync as sync_command
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import End, File, Points, Start, TrainingRun, to_line
+from reprogpt.tracking.deliver.records import End, File, Points, Start, to_line
 from reprogpt.tracking.deliver.writer import upload
-from reprogpt.tracking.store.client import open_store
-from reprogpt.tracking.store.uri import store_name
+from tests.tracking.trainings import answer, runs, training_record
 
 NUM_STEPS = 6
 sync: Any = sync_command.callback
-
-
-def runs(client: MlflowClient) -> dict[str, Run]:
-    """The store's runs by name."""
-    _, experiment_id = open_store()
-    return {run.info.run_name: run for run in client.search_runs([experiment_id])}
 
 
 def steps(client: MlflowClient, name: str) -> list[int]:
@@ -39,8 +30,7 @@ def steps(client: MlflowClient, name: str) -> list[int]:
 
 def start(name: str) -> OutboxFile:
     outbox = open_outbox(name)
-    tags = {"training_id": name, "run_key": "k"}
-    outbox.append(TrainingRun(name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
+    outbox.append(training_record(name, params={"seed": 1}))
     Path("params.yaml").write_text("seed: 1")
     outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     outbox.append(Start(name=name))
@@ -69,13 +59,6 @@ def assert_whole(client: MlflowClient, name: str) -> None:
     )
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["params.yaml"]
     assert "error" not in run.data.tags
-
-
-def answer(status: int, body: str = "<html>") -> requests.Response:
-    response = requests.Response()
-    response.status_code = status
-    response._content = body.encode()
-    return response
 
 
 def refuse_points(monkeypatch: pytest.MonkeyPatch, status: int, *, step: int) -> None:
@@ -151,8 +134,7 @@ def test_a_run_that_the_server_fails_on_does_not_hold_up_the_others(
 ) -> None:
     training("a").release()
     outbox = open_outbox("b")
-    tags = {"training_id": "b", "run_key": "k"}
-    outbox.append(TrainingRun(name="b", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(training_record("b"))
     with monkeypatch.context() as patch:
         refuse_points(patch, 500, step=3)
         with uploader.uploading(outbox):
@@ -297,9 +279,7 @@ def test_a_run_that_vanishes_in_the_middle_is_made_again_from_its_first_record(
 def test_a_killed_run_that_was_deleted_is_whole_when_its_training_resumes(client: MlflowClient) -> None:
     Path("checkpoints").mkdir()
     outbox = open_outbox("a")
-    tags = {"training_id": "a", "run_key": "k"}
-    facts: dict[str, Any] = {"params": {"seed": 1}, "datasets": [], "kept_for": str(Path("checkpoints").resolve())}
-    outbox.append(TrainingRun(name="a", tags=tags, store=store_name(), **facts))
+    outbox.append(training_record("a", params={"seed": 1}, kept_for=str(Path("checkpoints").resolve())))
     Path("params.yaml").write_text("seed: 1")
     outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     log_steps(outbox, 0, 3)

@@ -27,10 +27,10 @@ from reprogpt.tracking.deliver.records import (
     Status,
     Tags,
     TokenFile,
-    TrainingRun,
 )
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.uri import store_name
+from tests.tracking.trainings import training_record
 
 SAMPLING = {"temperature": 1.0, "top_k": 25}
 
@@ -42,9 +42,7 @@ def runs(client: MlflowClient) -> list[Run]:
 
 def training_outbox(training_id: str = "1" * 32, **values: Any) -> OutboxFile:
     outbox = open_outbox(training_id)
-    tags = {"training_id": training_id, "run_key": "k"}
-    facts = {"name": "n", "tags": tags, "params": {"seed": 1}, "datasets": [], "store": store_name(), **values}
-    outbox.append(TrainingRun(**facts))
+    outbox.append(training_record(training_id, **{"name": "n", "params": {"seed": 1}} | values))
     outbox.append(Start(name="n"))
     return outbox
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -17,21 +16,16 @@ from reprogpt.paths import EVAL_RESULTS, HISTORY, MODEL, PLOTS, SAMPLES
 from reprogpt.runs.rebuild import rebuild_run
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import open_outbox
-from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Tags, TrainingRun
+from reprogpt.tracking.deliver.records import End, Results, ResultsOf, Start, Tags
 from reprogpt.tracking.deliver.uploader import upload_abandoned
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.local_trainings import find_training, note_training
 from reprogpt.tracking.log.results import log_results, record_evaluation, record_plots
 from reprogpt.tracking.store.uri import store_name
+from tests.tracking.trainings import runs, training_record
 
 WEIGHTS = MODEL / "model.safetensors"
 FINAL = {"final_val_loss": 4.0}
-
-
-def runs(client: MlflowClient) -> dict[str, Run]:
-    """The store's runs by name."""
-    experiment = client.get_experiment_by_name("reprogpt")
-    return {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
 
 
 def files_of(bits: str) -> None:
@@ -46,8 +40,7 @@ def train(name: str, bits: str, *, finished: bool = True) -> None:
     """A training with the one set of inputs that all tests here have."""
     files_of(bits)
     outbox = open_outbox(name)
-    tags = {"training_id": name, "run_key": "k"}
-    outbox.append(TrainingRun(name=name, tags=tags, params={"seed": 1}, datasets=[], store=store_name()))
+    outbox.append(training_record(name))
     outbox.append(Start(name=name))
     if finished:
         made = {"weights.sha256": file_digest(WEIGHTS), f"dvc.{HISTORY}.md5": dvc_md5(HISTORY)}

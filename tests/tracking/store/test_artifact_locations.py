@@ -10,13 +10,14 @@ from mlflow.artifacts import download_artifacts
 from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.tracking.deliver.outbox import open_outbox
-from reprogpt.tracking.deliver.records import File, TrainingRun
+from reprogpt.tracking.deliver.records import File
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.client import open_store, search_runs
 from reprogpt.tracking.store.models import download_checkpoint, register_model
 from reprogpt.tracking.store.uri import recorded_store
 from tests.tiny import PARAMS, tiny_model
+from tests.tracking.trainings import training_record
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -24,8 +25,7 @@ ROOT = Path(__file__).resolve().parents[3]
 def log_training(training_id: str) -> str:
     """Upload a training with params.yaml and a model; returns the run's id."""
     outbox = open_outbox(training_id)
-    tags = {"training_id": training_id, "run_key": "k"}
-    outbox.append(TrainingRun(name=training_id, tags=tags, params=PARAMS, datasets=[], store=recorded_store()))
+    outbox.append(training_record(training_id, params=PARAMS, store=recorded_store()))
     outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder=""))
     record_model(outbox)
     upload(outbox)

@@ -21,17 +21,16 @@ import reprogpt
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.deliver import uploader
 from reprogpt.tracking.deliver.outbox import OutboxFile, abandoned_outboxes, open_outbox
-from reprogpt.tracking.deliver.records import Points, Tags, TrainingRun
+from reprogpt.tracking.deliver.records import Points, Tags
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.store.client import open_store, search_runs
 from reprogpt.tracking.store.errors import SettingsError, store_errors
-from reprogpt.tracking.store.uri import store_name
+from tests.tracking.trainings import training_record
 
 
 def training_outbox() -> OutboxFile:
     outbox = open_outbox("1" * 32)
-    tags = {"training_id": "1" * 32, "run_key": "k"}
-    outbox.append(TrainingRun(name="n", tags=tags, params={}, datasets=[], store=store_name()))
+    outbox.append(training_record("1" * 32))
     outbox.append(Tags(values={f"tag{number}": "x" * 4000 for number in range(50)}))
     return outbox
 

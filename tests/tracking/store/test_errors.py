@@ -1,13 +1,13 @@
 """What a server, or what is between here and it, answers: each named by what it is, with the remedy."""
 
 import pytest
-import requests
 from mlflow.exceptions import MlflowException
 from mlflow.utils.request_utils import augmented_raise_for_status
 from mlflow.utils.rest_utils import verify_rest_response
 
 from reprogpt.errors import TrackingError
 from reprogpt.tracking.store.errors import SettingsError, explain, store_errors
+from tests.tracking.trainings import answer
 
 ENDPOINT = "/api/2.0/mlflow/experiments/get-by-name"
 PAGE = "<!DOCTYPE html>\n<html><title>Sign in</title></html>"
@@ -24,13 +24,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         for variable in (name, name.lower()):
             monkeypatch.delenv(variable, raising=False)
-
-
-def answer(status: int, body: str) -> requests.Response:
-    response = requests.Response()
-    response.status_code = status
-    response._content = body.encode()
-    return response
 
 
 def message(status: int, body: str) -> str:

@@ -15,12 +15,13 @@ from reprogpt.files import file_digest
 from reprogpt.model.gpt2_format import save_model
 from reprogpt.serving.mlflow_model import CODE
 from reprogpt.tracking.deliver.outbox import OutboxFile, open_outbox
-from reprogpt.tracking.deliver.records import End, File, ModelFile, Results, ResultsOf, TrainingRun
+from reprogpt.tracking.deliver.records import End, File, ModelFile, Results, ResultsOf
 from reprogpt.tracking.deliver.writer import upload
 from reprogpt.tracking.log.training import record_model
 from reprogpt.tracking.store.models import RegisteredModel, download_checkpoint, register_model
 from reprogpt.tracking.store.uri import store_name
 from tests.tiny import PARAMS, tiny_model
+from tests.tracking.trainings import only_run, training_record
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = {
@@ -63,8 +64,7 @@ def root(client: MlflowClient, saved_model: Path) -> Path:
 def ended_training(training_id: str = "1" * 32, name: str = "n") -> OutboxFile:
     """The outbox of a training that has recorded its model."""
     outbox = open_outbox(training_id)
-    tags = {"training_id": training_id, "run_key": training_id}
-    outbox.append(TrainingRun(name=name, tags=tags, params=PARAMS, datasets=[], store=store_name()))
+    outbox.append(training_record(training_id, run_key=training_id, name=name, params=PARAMS))
     record_model(outbox)
     return outbox
 
@@ -258,8 +258,7 @@ def test_a_server_without_logged_models_has_the_model_in_the_runs_artifacts(
     client: MlflowClient, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outbox = open_outbox("1" * 32)
-    tags = {"training_id": "1" * 32, "run_key": "1" * 32}
-    outbox.append(TrainingRun(name="n", tags=tags, params=PARAMS, datasets=[], store=store_name()))
+    outbox.append(training_record("1" * 32, run_key="1" * 32, params=PARAMS))
     upload(outbox)  # as soon as the training starts
     assert "has no logged models" in capsys.readouterr().err
     outbox.append(File(kept=outbox.keep_file(Path("params.yaml")), folder="samples"))
@@ -270,7 +269,7 @@ def test_a_server_without_logged_models_has_the_model_in_the_runs_artifacts(
     upload(outbox)
     upload_results("1" * 32, 5.0)
     assert capsys.readouterr().err.count("\n") == 3  # the same once more, nothing else
-    (run,) = client.search_runs([client.get_experiment_by_name("reprogpt").experiment_id])
+    run = only_run(client)
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"final_val_loss": 5.0})
     stored = root / "mlruns" / run.info.run_id / "artifacts/model"
     assert {path.relative_to(stored).as_posix() for path in stored.rglob("*") if path.is_file()} == FILES
@@ -291,7 +290,7 @@ def test_a_file_that_is_gone_before_it_is_an_artifact_is_missed(
     shutil.rmtree(outbox.folder / "files")
     upload(outbox)
     assert capsys.readouterr().err.count("is missing: the MLflow run has no model") == len(FILES) - 1
-    (run,) = client.search_runs([client.get_experiment_by_name("reprogpt").experiment_id])
+    run = only_run(client)
     assert register_model(run.info.run_id, "gpt") is None
 
 
